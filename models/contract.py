@@ -1,0 +1,119 @@
+"""The contract between models and everything else: what a model is given, and what it must give.
+
+Shape legend, used as a suffix of tensor names across `models/`:
+B batch (rows), L history length, K steps of a content sequence (frames or segments), V width of one step,
+H text width, D hidden width, I items (row 0 is padding).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+ContentField = Literal["sequence", "visual", "text"]
+Similarity = Literal["dot", "cosine"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step, in fixed shapes; item row 0 is padding.
+
+    user: (B,) int64, user rows. history: (B, L) int64, item rows, oldest first, padded with 0 on the right.
+    length: (B,) int64, number of real items in `history`, at least 1. target: (B,) int64, the next item (0: unknown).
+    key: (B,) int64, what diffusion noise is keyed by: distinct per (training row, epoch), or the user at evaluation.
+    """
+
+    user: Tensor
+    history: Tensor
+    length: Tensor
+    target: Tensor
+    key: Tensor
+
+    def __len__(self) -> int:
+        return self.user.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on `device` (asynchronous where memory is pinned)."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def __getitem__(self, rows: slice | Tensor) -> Batch:
+        return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+class ItemTable(Protocol):
+    """Item content by item row, wherever it is stored: on the device, in host memory, or memory-mapped on disk.
+
+    Fields: "sequence" (K, V), frames of the video or segments of the title; "visual" (V,), one vector for the
+    whole video (or the mean of the segments); "text" (H,), one vector for the title.
+    Values are standardised; an item without content has zeros and `present` False. Row 0 is padding: zeros, not present.
+    """
+
+    @property
+    def n_items(self) -> int:
+        """Rows of every field, padding row 0 included (I)."""
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one item's entry per field that the dataset has, e.g. {"sequence": (5, 768), "text": (384,)}."""
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """What each field holds, in words for messages: e.g. {"sequence": "segments"} or {"sequence": "frames"}."""
+
+    def gather(self, field: ContentField, rows: Tensor) -> Tensor:
+        """(*rows.shape, *widths[field]) float32 on the device of `rows`."""
+
+    def present(self, field: ContentField, rows: Tensor) -> Tensor:
+        """(*rows.shape,) bool on the device of `rows`: whether the item has this content."""
+
+
+@dataclass(frozen=True)
+class TrainingInteractions:
+    """Training interactions only (no validation or test item), as compressed rows: user u has
+    `items[offsets[u]:offsets[u + 1]]`, oldest first. offsets: (U + 1,) int64; items: (N,) int64 item rows.
+    """
+
+    offsets: Tensor
+    items: Tensor
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What a model is built from besides its own options."""
+
+    table: ItemTable
+    interactions: TrainingInteractions
+    max_length: int
+    seed: int
+
+
+class SequenceModel(nn.Module, ABC):
+    """A recommender: histories in, user vectors out, ranked against item vectors by `similarity`.
+
+    `forward` is the training pass, so that engines which hook it (DeepSpeed) see every use of a parameter.
+    """
+
+    needs: ClassVar[tuple[ContentField, ...]] = ()
+    similarity: Similarity = "dot"
+    #: weight of each named term of `forward` in the total loss
+    loss_weights: Mapping[str, float]
+    #: ways this model can encode users at evaluation (e.g. reverse chain or direct call); the trainer validates all
+    inference_choices: tuple[str, ...] = ("default",)
+    inference: str = "default"
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named loss terms, each a scalar: the mean over the rows of `batch`."""
+
+    @abstractmethod
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """(B, D) float32 user vectors for the histories; `batch.target` is not read. Deterministic in eval mode."""
+
+    @abstractmethod
+    def item_vectors(self) -> Tensor:
+        """(I, D) float32 item vectors; row 0 is padding and is never ranked."""

@@ -1,0 +1,186 @@
+"""What a prepared dataset says about itself: `manifest.json`, its checksums, and their verification."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.contract import ContentField
+from models.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CoreOn = Literal["both", "users", "items", "none"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Core(_Frozen):
+    """The iterated k-core filter that was applied: at least `k` interactions on the sides named by `on`."""
+
+    k: int = Field(ge=0)
+    on: CoreOn
+
+
+class ContentInfo(_Frozen):
+    """One content field. shape: of one item's entry; mean, std: (shape[-1],), over items with training occurrences."""
+
+    shape: tuple[int, ...]
+    kind: str
+    encoder: str
+    missing: int = Field(ge=0)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Statistics(_Frozen):
+    """Table 1 of the paper. sparsity is 1 - interactions / (users * items)."""
+
+    users: int
+    items: int
+    interactions: int
+    average_length: float
+    sparsity: float
+
+
+class SplitInfo(_Frozen):
+    """cold_targets: users whose target of this split never occurs at a training position."""
+
+    cold_targets: int
+
+
+class Splits(_Frozen):
+    validation: SplitInfo
+    test: SplitInfo
+
+
+class ShardInfo(_Frozen):
+    """A WebDataset shard: `rows` item or training rows in `blocks` samples, in row order over the shards of a kind."""
+
+    kind: Literal["items", "rows"]
+    blocks: int = Field(ge=0)
+    rows: int = Field(ge=0)
+
+
+class FileInfo(_Frozen):
+    """Size and checksum of one file of the dataset."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Provenance(_Frozen):
+    """What made the dataset. sources: file name -> sha256."""
+
+    command: str
+    sources: dict[str, str]
+    version: str
+    git_revision: str | None
+    time: str
+
+
+class Manifest(_Frozen):
+    """The whole of `manifest.json` (docs/dataset-format.md)."""
+
+    schema_version: int
+    users: int = Field(ge=1)
+    items: int = Field(ge=1)
+    interactions: int = Field(ge=1)
+    train_rows: int = Field(ge=0)
+    max_length: int = Field(ge=1)
+    core: Core
+    content: dict[ContentField, ContentInfo]
+    behaviours: tuple[str, ...]
+    dropped: dict[str, int]
+    statistics: Statistics
+    splits: Splits
+    shards: dict[str, ShardInfo]
+    files: dict[str, FileInfo]
+    provenance: Provenance
+    truth: dict[str, Any] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the checksums of every file: equal for equal data, whenever and wherever it was prepared."""
+        lines = sorted(f"{name} {info.sha256}" for name, info in self.files.items())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def shard_names(self, kind: Literal["items", "rows"]) -> list[str]:
+        """Paths of the shards of one kind, in row order."""
+        return sorted(name for name, shard in self.shards.items() if shard.kind == kind)
+
+    def dumps(self) -> str:
+        """The text of `manifest.json`."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def parse_manifest(text: str | bytes, where: str) -> Manifest:
+    """The manifest in `text`; `where` names it in errors.
+
+    Raises UserError: not JSON, another schema version, a missing, unknown or malformed key, a path out of the folder.
+    """
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON ({error}); prepare the dataset again") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{where} has schema version {version!r}, this program reads {SCHEMA_VERSION}; prepare the dataset again"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: key {key!r}: {first['msg']}; prepare the dataset again") from None
+    for name in (*manifest.files, *manifest.shards):
+        if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise UserError(f"{where} names the file {name!r}, which is not inside the dataset; do not use this dataset")
+    for name in manifest.shards:
+        if name not in manifest.files:
+            raise UserError(f"{where} has no checksum for shard {name!r}; prepare the dataset again")
+    return manifest
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of the dataset in `folder`. Raises UserError as `parse_manifest`, and where there is none."""
+    path = folder / MANIFEST
+    try:
+        return parse_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); is {folder} a dataset made by `mealrec prepare`?"
+        ) from None
+
+
+def file_info(path: Path) -> FileInfo:
+    """Size and sha256 of a file, read in pieces."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    return FileInfo(bytes=size, sha256=digest.hexdigest())
+
+
+def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:
+    """Check the presence, size and sha256 of `files` (paths relative to `folder`); UserError names the first bad one."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, the manifest lists it; prepare or copy the dataset again")
+        if path.stat().st_size != expected.bytes:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {expected.bytes}: "
+                "truncated or overwritten; prepare or copy the dataset again"
+            )
+        if file_info(path) != expected:
+            raise UserError(f"{path} does not match its sha256 in the manifest; prepare or copy the dataset again")

@@ -1,0 +1,51 @@
+"""What MealRec asks of the sequential recommender under it (paper, section 3.2; decision D1)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from models.contract import Batch, ModelContext, SequenceModel
+from models.loss import cosine_full_softmax_cross_entropy, full_softmax_cross_entropy
+
+
+class Backbone(SequenceModel):
+    """A sequence encoder with an item embedding table and its own rule for scoring.
+
+    Alone it is a recommender; under MealRec it gives x_0 (Eq. 12) and ranks the denoised preference by its own rule.
+    """
+
+    hidden: int
+    temperature: float = 1.0
+
+    def __init__(self, context: ModelContext, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.item_embedding = nn.Embedding(context.table.n_items, hidden, padding_idx=0)
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Tensor:
+        """(B, D) preference x_0 of each row's history (Eq. 12)."""
+
+    def auxiliary_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of this backbone besides the ranking loss; weights are in `loss_weights`."""
+        del batch
+        return {}
+
+    def ranking_loss(self, user_BD: Tensor, target_B: Tensor) -> Tensor:
+        """Full softmax cross-entropy of the target under this backbone's similarity, mean over rows (Eq. 15)."""
+        if self.similarity == "cosine":
+            return cosine_full_softmax_cross_entropy(
+                user_BD, self.item_embedding.weight, target_B, self.temperature
+            )
+        return full_softmax_cross_entropy(user_BD, self.item_embedding.weight, target_B)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"ranking": self.ranking_loss(self.encode(batch), batch.target), **self.auxiliary_losses(batch)}
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        return self.encode(batch).float()
+
+    def item_vectors(self) -> Tensor:
+        return self.item_embedding.weight.float()

@@ -1,0 +1,39 @@
+"""Item content as model input: gathered from the table, with a learned vector where an item has none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import ContentField, ItemTable
+from models.errors import UserError
+
+HOW_TO_MAKE: dict[ContentField, str] = {
+    "sequence": "frames (`--features DIR` with frames.npy) or title segments (`--text minilm --segments 5`)",
+    "visual": "video vectors (`--features DIR` with video.npy or frames.npy) or title segments (`--segments 5`)",
+    "text": "title vectors (`--text minilm`, or `--features DIR` with text.npy)",
+}
+
+
+def require_content(system: str, table: ItemTable, needs: tuple[ContentField, ...]) -> None:
+    """Raises UserError when the dataset lacks content that `system` is made of."""
+    lacking = [field for field in needs if field not in table.widths]
+    if lacking:
+        hints = "; ".join(f"{field}: prepare it with {HOW_TO_MAKE[field]}" for field in lacking)
+        raise UserError(f"{system} needs item content that this dataset lacks. {hints}")
+
+
+class ContentInput(nn.Module):
+    """One content field by item row: (...,) item rows -> (..., *width), padding rows zero, missing content learned."""
+
+    def __init__(self, table: ItemTable, field: ContentField) -> None:
+        super().__init__()
+        self.field: ContentField = field
+        self.table = table
+        self.width = table.widths[field]
+        self.missing = nn.Parameter(torch.zeros(self.width))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        values = self.table.gather(self.field, rows)
+        absent = (rows != 0) & ~self.table.present(self.field, rows)
+        return values + absent.view(*rows.shape, *(1,) * len(self.width)) * self.missing

@@ -1,0 +1,72 @@
+"""Losses over the whole catalogue that never hold a (B, I) matrix of gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Logits of one slice of rows: small enough to stay in a CPU's cache, large enough to fill a GPU.
+_SLICE_BYTES_CPU = 8 << 20
+_SLICE_BYTES_GPU = 1 << 30
+
+
+class _FullSoftmaxCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of softmax(scale * user @ item.T); gradients are formed slice by slice in forward.
+
+    A slice's probabilities are turned into gradients while they are still in cache, so neither the logits nor
+    their gradient are ever written out whole: on a CPU this is memory traffic, on a GPU memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float) -> Tensor:
+        budget = _SLICE_BYTES_GPU if user_BD.is_cuda else _SLICE_BYTES_CPU
+        rows = max(1, budget // (item_ID.shape[0] * 4))
+        user_grad_BD = torch.empty_like(user_BD)
+        item_grad_ID = torch.zeros_like(item_ID)
+        total = user_BD.new_zeros((), dtype=torch.float32)
+        for start in range(0, user_BD.shape[0], rows):
+            part = slice(start, start + rows)
+            log_p = torch.log_softmax((user_BD[part] * scale) @ item_ID.T, dim=1, dtype=_accumulate(user_BD))
+            index = target_B[part, None]
+            total = total - log_p.gather(1, index).sum()
+            gradient = log_p.exp_()
+            gradient.scatter_add_(1, index, -torch.ones_like(index, dtype=gradient.dtype))
+            gradient = gradient.mul_(scale / user_BD.shape[0]).to(user_BD.dtype)
+            torch.mm(gradient, item_ID, out=user_grad_BD[part])
+            item_grad_ID.addmm_(gradient.T, user_BD[part])
+        ctx.save_for_backward(user_grad_BD, item_grad_ID)
+        return total / user_BD.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        user_grad_BD, item_grad_ID = ctx.saved_tensors
+        return grad_outputs[0] * user_grad_BD, grad_outputs[0] * item_grad_ID, None, None
+
+
+def _accumulate(values: Tensor) -> torch.dtype:
+    """Softmax in float32 whatever the inputs are, or in float64 for checking gradients (decision D35)."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float = 1.0) -> Tensor:
+    """Scalar mean of -log softmax(scale * user . item)[target] over items 1..I-1; padding row 0 takes no part.
+
+    RecBole's softmax includes the padding column; leaving it out only removes a class that is never a target.
+    """
+    if torch.is_autocast_enabled(user_BD.device.type):
+        dtype = torch.get_autocast_dtype(user_BD.device.type)
+        user_BD, item_ID = user_BD.to(dtype), item_ID.to(dtype)
+    with torch.autocast(user_BD.device.type, enabled=False):
+        loss: Tensor = _FullSoftmaxCrossEntropy.apply(user_BD, item_ID[1:], target_B - 1, scale)
+    return loss
+
+
+def cosine_full_softmax_cross_entropy(
+    user_BD: Tensor, item_ID: Tensor, target_B: Tensor, temperature: float
+) -> Tensor:
+    """Scalar mean cross-entropy of cosine similarities over `temperature` (TedRec)."""
+    user_BD, item_ID = F.normalize(user_BD, dim=-1), F.normalize(item_ID, dim=-1)
+    return full_softmax_cross_entropy(user_BD, item_ID, target_B, 1.0 / temperature)

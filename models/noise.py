@@ -1,0 +1,80 @@
+"""Random numbers that are a pure function of (seed, key, stream): the same on every batch size and world size.
+
+A counter-based generator: each element is a 32-bit integer hash of its row's keys and its position, so no state
+exists, nothing synchronises the host, and a row draws the same noise whichever worker or batch it lands in.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+class Stream(IntEnum):
+    """Independent sequences of random numbers for the same key."""
+
+    TCD_STEP = 1
+    TCD_NOISE = 2
+    NPD_STEP = 3
+    NPD_NOISE = 4
+    GATE_NOISE = 5
+    TCD_CHAIN = 6
+    NPD_CHAIN = 7
+
+
+def hash32(x: Tensor) -> Tensor:
+    """A bijective mix of 32-bit integers held in int64 (two multiply-xorshift rounds, hash-prospector constants).
+
+    Both multipliers are below 2^31, so that products stay inside int64 and nothing relies on overflow.
+    """
+    x = x ^ (x >> 16)
+    x = (x * 0x21F0AAAD) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x735A2D97) & _MASK
+    return x ^ (x >> 15)
+
+
+def _mix(seed: int, stream: int, salt: int) -> int:
+    """One 32-bit constant per (seed, stream, salt)."""
+    state = 0x9E3779B9
+    for word in (seed & _MASK, (seed >> 32) & _MASK, stream, salt):
+        state = int(hash32(torch.tensor((state ^ word) & _MASK)).item())
+        state = (state + 0x6D2B79F5) & _MASK
+    return state
+
+
+class KeyedNoise:
+    """Draws keyed by int64 `keys` (B,); values depend on (seed, key, stream, element) and on nothing else."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._constants: dict[tuple[int, int], int] = {}
+
+    def _row_keys(self, keys_B: Tensor, stream: Stream, salt: int) -> Tensor:
+        """(B,) 32-bit row keys; different salts are independent."""
+        constant = self._constants.get((stream, salt))
+        if constant is None:
+            constant = self._constants[stream, salt] = _mix(self._seed, stream, salt)
+        low, high = keys_B & _MASK, (keys_B >> 32) & _MASK
+        return hash32(hash32(low ^ constant) ^ high ^ (constant >> 7))
+
+    def normal(self, keys_B: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
+        """(B, *shape) float32 standard normal values (Box-Muller on two hashed uniforms)."""
+        count = math.prod(shape)
+        half = (count + 1) // 2
+        counter = hash32(torch.arange(1, half + 1, device=keys_B.device))
+        first = hash32(counter ^ self._row_keys(keys_B, stream, 0)[:, None])
+        second = hash32(counter ^ self._row_keys(keys_B, stream, 1)[:, None])
+        radius = first.float().add_(0.5).mul_(2.0**-32).clamp_(max=1.0).log_().mul_(-2.0).sqrt_()
+        angle = second.float().mul_(2.0 * math.pi * 2.0**-32)
+        values = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+        return values[:, :count].reshape(-1, *shape)
+
+    def integers(self, keys_B: Tensor, low: int, high: int, stream: Stream) -> Tensor:
+        """(B,) int64 uniform on {low, ..., high}, both ends included."""
+        return low + (self._row_keys(keys_B, stream, 2) * (high - low + 1) >> 32)

@@ -1,0 +1,57 @@
+"""Every system by name. Registering one is one line in SYSTEMS: name, options class, model class."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from models.contract import ModelContext, SequenceModel
+from models.errors import UserError
+from models.mealrec import MealRec, MealRecOptions
+from models.sasrec import SASRec, SASRecOptions
+from models.tedrec import TedRec, TedRecOptions
+
+SYSTEMS: dict[str, tuple[type[Any], Callable[[Any, ModelContext], SequenceModel]]] = {
+    "sasrec": (SASRecOptions, SASRec),
+    "tedrec": (TedRecOptions, TedRec),
+    "mealrec": (MealRecOptions, MealRec),
+}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a misspelt name: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def options_class(name: str) -> type[Any]:
+    """The options dataclass of system `name`; UserError names the nearest system when there is none."""
+    if name not in SYSTEMS:
+        raise UserError(f"unknown model {name!r}: {nearest(name, list(SYSTEMS))}")
+    return SYSTEMS[name][0]
+
+
+def parse_options(cls: type[Any], values: Mapping[str, object], where: str = "model") -> Any:
+    """An options dataclass from plain values, nested dataclasses from nested mappings; unknown keys are refused."""
+    known = {f.name: f for f in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown option {where}.{key}: {nearest(key, list(known))}")
+    parsed = {}
+    for key, value in values.items():
+        default = getattr(cls(), key)
+        nested = is_dataclass(default) and isinstance(value, Mapping)
+        parsed[key] = parse_options(type(default), value, f"{where}.{key}") if nested else value
+    return cls(**parsed)
+
+
+def build(name: str, options: Mapping[str, object], context: ModelContext) -> SequenceModel:
+    """The model `name` with `options` over the data of `context`.
+
+    Raises UserError for an unknown system or option, and where the dataset lacks content that the system needs.
+    """
+    cls = options_class(name)
+    parsed = parse_options(cls, options)
+    return SYSTEMS[name][1](parsed, context)

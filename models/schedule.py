@@ -1,0 +1,62 @@
+"""The diffusion process both denoisers share: forward corruption and the reverse posterior (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ScheduleKind = Literal["linear", "cosine"]
+
+
+def betas(kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """(T,) float64 variances beta_1..beta_T.
+
+    "linear" is not rescaled by 1000/T, so that the number of steps acts as corruption strength (decision D11);
+    "cosine" is Nichol and Dhariwal's, clipped at .999.
+    """
+    if kind == "linear":
+        return torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    position = torch.arange(steps + 1, dtype=torch.float64) / steps
+    signal = torch.cos((position + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+
+
+class Diffusion:
+    """q(x_t | x_0) and q(x_s | x_t, x_0) for steps 0..T, where step 0 is the clean state.
+
+    Coefficients are float32 tensors outside of any module's buffers: a module cast to bfloat16 must not round them.
+    """
+
+    def __init__(self, kind: ScheduleKind, steps: int) -> None:
+        self.steps = steps
+        self._alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas(kind, steps), 0)])
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def _signal_noise(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(T + 1,) sqrt(alpha_bar) and sqrt(1 - alpha_bar) on `device`."""
+        if device not in self._on_device:
+            pair = (self._alpha_bar.sqrt(), (1 - self._alpha_bar).sqrt())
+            self._on_device[device] = (pair[0].float().to(device), pair[1].float().to(device))
+        return self._on_device[device]
+
+    def corrupt(self, x_0: Tensor, t_B: Tensor, noise: Tensor) -> Tensor:
+        """x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise (Eq. 2). x_0, noise: (B, ...); t_B: (B,) steps in 0..T."""
+        signal, spread = self._signal_noise(x_0.device)
+        shape = (-1,) + (1,) * (x_0.dim() - 1)
+        return signal[t_B].view(shape) * x_0 + spread[t_B].view(shape) * noise
+
+    def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: int, s: int) -> Tensor:
+        """Mean of q(x_s | x_t, x_0) for s < t (Eq. 9 without its noise, decision D13); s = 0 gives x_0 itself."""
+        ab_t, ab_s = float(self._alpha_bar[t]), float(self._alpha_bar[s])
+        ratio = ab_t / ab_s
+        return (math.sqrt(ab_s) * (1 - ratio) / (1 - ab_t)) * x_0 + (math.sqrt(ratio) * (1 - ab_s) / (1 - ab_t)) * x_t
+
+    def reverse(self, x_t: Tensor, start: int, predict: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """The deterministic reverse chain x_start -> ... -> x_0; `predict(x_t, t)` estimates x_0 (Eqs. 10 and 13)."""
+        for t in range(start, 0, -1):
+            x_t = self.posterior_mean(predict(x_t, t), x_t, t, t - 1)
+        return x_t

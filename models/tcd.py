@@ -1,0 +1,150 @@
+"""TCD, temporal-guided content diffusion (paper, section 4.3): refines the last video's content sequence.
+
+z_0 = TempAttnEnc(F_L + P) (Eq. 6), corrupted to z_t, restored by a U-Net f(z_t, t, c_v) that predicts z_0 (Eq. 8)
+under the recency-weighted context c_v of the user's videos (Eq. 7).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layout import Layout
+
+
+@dataclass(frozen=True)
+class TCDOptions:
+    """channels: of the U-Net's two levels (D7); decay: gamma of Eq. 7; null_token: see CrossAttention (D8)."""
+
+    channels: tuple[int, int] = (256, 512)
+    attention_heads: int = 8
+    decay: float = 0.9
+    dropout: float = 0.1
+    null_token: bool = True
+
+
+class TemporalAttention(nn.Module):
+    """z_0 = LN(x + MHSA(x)), x = F_L + P (Eq. 6): bidirectional over the K steps of one video, no feed-forward (D6).
+
+    The last LayerNorm has no parameters, so that L_T cannot be reduced by shrinking z_0.
+    """
+
+    def __init__(self, steps: int, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = math.gcd(width, heads)
+        self.position = nn.Parameter(torch.empty(steps, width).normal_(std=0.02))
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, sequence_BKV: Tensor) -> Tensor:
+        """(B, K, V) -> (B, K, V) with zero mean and unit variance per step."""
+        x = sequence_BKV + self.position
+        rows, steps, width = x.shape
+        split = (rows, steps, 3, self.heads, width // self.heads)
+        query, key, value = self.query_key_value(x).view(split).permute(2, 0, 3, 1, 4)
+        context = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
+        return F.layer_norm(x + self.dropout(self.out(context)), (width,))
+
+
+def recency_context(visual_NV: Tensor, layout: Layout, length_B: Tensor, decay: float) -> Tensor:
+    """(B, V) context c_v: exponentially decayed mean of the history's video vectors, most recent heaviest (Eq. 7).
+
+    visual_NV: (N, V) vectors of the kept tokens. Only real positions take part (D9).
+    """
+    age_N = length_B[layout.row()] - 1 - layout.position()
+    weight_N = torch.where(age_N >= 0, torch.exp(-decay * age_N.float()), 0.0)
+    total_B = torch.zeros(layout.rows, device=visual_NV.device).index_add_(0, layout.row(), weight_N)
+    weighted_NV = visual_NV * (weight_N / total_B[layout.row()])[:, None]
+    context_BV = torch.zeros(layout.rows, visual_NV.shape[1], dtype=weighted_NV.dtype, device=visual_NV.device)
+    return context_BV.index_add(0, layout.row(), weighted_NV)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, convolution; plus the timestep; again with dropout; plus a skip (width 3 over K steps)."""
+
+    def __init__(self, inputs: int, outputs: int, time_width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(math.gcd(8, inputs), inputs)
+        self.conv_in = nn.Conv1d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(time_width, outputs)
+        self.norm_out = nn.GroupNorm(math.gcd(8, outputs), outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = nn.Conv1d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x_BCK: Tensor, time_BE: Tensor) -> Tensor:
+        hidden = self.conv_in(F.silu(self.norm_in(x_BCK))) + self.time(time_BE)[:, :, None]
+        hidden = self.conv_out(self.dropout(F.silu(self.norm_out(hidden))))
+        return self.skip(x_BCK) + hidden  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Each step attends to the context c_v, and to a learned null token.
+
+    With c_v as the only key the softmax is 1 and the layer adds the same vector to every step. The null token makes
+    it a gate per step: how much of the context a frame takes in (decision D8). `null_token=False` is the bare form.
+    """
+
+    def __init__(self, channels: int, context: int, null_token: bool) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(8, channels), channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(context, 2 * channels)
+        self.null = nn.Parameter(torch.empty(2 * channels).normal_(std=0.02)) if null_token else None
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x_BCK: Tensor, context_BV: Tensor) -> Tensor:
+        token = self.key_value(context_BV)[:, None]
+        if self.null is not None:
+            token = torch.cat([token, self.null.to(token.dtype).expand(token.shape)], dim=1)
+        key, value = token.chunk(2, dim=-1)
+        query = self.query(self.norm(x_BCK).transpose(1, 2))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return x_BCK + self.out(attended).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def timestep_embedding(t_B: Tensor, width: int) -> Tensor:
+    """(B,) steps -> (B, width) sinusoids with wavelengths from 2 pi to 20,000 pi."""
+    half = width // 2
+    frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t_B.device))
+    angle = t_B.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class ContentUNet(nn.Module):
+    """f(z_t, t, c_v) -> z_0 estimate (Eq. 8): a U-Net over the K steps with one stride-2 level (D7).
+
+    1x1 in, ResBlock, down, ResBlock, (Res, cross-attention, Res), up to the stored length, concat, ResBlock, 1x1 out.
+    """
+
+    def __init__(self, width: int, context: int, options: TCDOptions) -> None:
+        super().__init__()
+        outer, inner = options.channels
+        time = 4 * outer
+        self.time_width = outer
+        self.time = nn.Sequential(nn.Linear(outer, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        self.read = nn.Conv1d(width, outer, 1)
+        self.down = ResBlock(outer, outer, time, options.dropout)
+        self.stride = nn.Conv1d(outer, outer, 3, stride=2, padding=1)
+        self.inner = ResBlock(outer, inner, time, options.dropout)
+        self.middle_in = ResBlock(inner, inner, time, options.dropout)
+        self.attention = CrossAttention(inner, context, options.null_token)
+        self.middle_out = ResBlock(inner, inner, time, options.dropout)
+        self.up = ResBlock(inner + outer, outer, time, options.dropout)
+        self.norm = nn.GroupNorm(math.gcd(8, outer), outer)
+        self.write = nn.Conv1d(outer, width, 1)
+
+    def forward(self, z_BKV: Tensor, t_B: Tensor, context_BV: Tensor) -> Tensor:
+        """(B, K, V) noisy sequence, (B,) steps, (B, V) context -> (B, K, V) estimate of the clean sequence."""
+        time = self.time(timestep_embedding(t_B, self.time_width))
+        skip = self.down(self.read(z_BKV.transpose(1, 2)), time)
+        x = self.middle_in(self.inner(self.stride(skip), time), time)
+        x = self.middle_out(self.attention(x, context_BV), time)
+        x = F.interpolate(x, size=skip.shape[-1], mode="nearest")
+        x = self.up(torch.cat([x, skip], dim=1), time)
+        return self.write(F.silu(self.norm(x))).transpose(1, 2)  # type: ignore[no-any-return]

@@ -1,0 +1,132 @@
+"""TedRec: text-ID semantic fusion in the frequency domain (Xu et al. 2024), from the facts of its released code.
+
+Deviations (docs/fidelity.md): padded positions are zero on both sides of the FFT, so that what a prefix gives does
+not depend on a random padding row, and only real positions are computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbone import Backbone
+from models.content import ContentInput, require_content
+from models.contract import Batch, ModelContext
+from models.layout import Layout
+from models.noise import KeyedNoise, Stream
+from models.transformer import CausalEncoder, init_weights
+
+
+@dataclass(frozen=True)
+class TedRecOptions:
+    """hidden: embedding width d; experts: of the text adaptor; temperature: of the cosine softmax."""
+
+    hidden: int = 300
+    inner: int = 256
+    layers: int = 2
+    heads: int = 2
+    experts: int = 8
+    adaptor_dropout: float = 0.2
+    attention_dropout: float = 0.5
+    hidden_dropout: float = 0.5
+    temperature: float = 0.07
+
+
+class TextAdaptor(nn.Module):
+    """Mixture of experts from text width H to D: expert e gives W_e (dropout(x) - b_e), b_e learned per position.
+
+    The gate is a dense softmax over experts; in training its logits get normal noise with a learned scale.
+    """
+
+    def __init__(self, width: int, hidden: int, length: int, experts: int, dropout: float) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.empty(experts, width, hidden).normal_(std=0.02))
+        self.shift = nn.Parameter(torch.zeros(length, experts, width))
+        self.gate = nn.Parameter(torch.zeros(width, experts))
+        self.gate_noise = nn.Parameter(torch.zeros(width, experts))
+        self.dropout = dropout
+
+    def forward(self, text_NH: Tensor, position_N: Tensor, noise_NE: Tensor | None) -> Tensor:
+        """(N, H) text and (N,) positions -> (N, D); `noise_NE` (N, E) standard normal in training, else None."""
+        logits_NE = text_NH @ self.gate
+        if noise_NE is not None:
+            logits_NE = logits_NE + noise_NE * (F.softplus(text_NH @ self.gate_noise) + 0.01)
+        gate_NE = logits_NE.softmax(dim=-1)
+        # sum_e g_e (drop_e(x) - b_e) W_e as one product: the gate weighs the inputs, experts are stacked.
+        x_NEH = text_NH[:, None].expand(-1, gate_NE.shape[1], -1)
+        x_NEH = F.dropout(x_NEH, self.dropout, self.training) - self.shift[position_N]
+        weighted = (x_NEH * gate_NE[:, :, None]).flatten(1)
+        return weighted @ self.experts.flatten(0, 1)
+
+
+class FrequencyFusion(nn.Module):
+    """Fuses ID and text sequences by products of their spectra along the history (orthonormal real FFT).
+
+    A learned complex filter on the IDs, and the product of both spectra (circular convolution), each gated per
+    position. FFTs are float32 under any autocast: half precision transforms need power-of-two lengths on CUDA.
+    """
+
+    def __init__(self, length: int, hidden: int) -> None:
+        super().__init__()
+        # complex as two reals: ZeRO flattens parameters, which complex ones do not survive
+        self.filter = nn.Parameter(0.02 * torch.randn(1, length // 2 + 1, hidden, 2))
+        self.item_gate = nn.Linear(hidden, 1)
+        self.fuse_gate = nn.Linear(hidden, 1)
+
+    def forward(self, item_BLD: Tensor, text_BLD: Tensor) -> Tensor:
+        length = item_BLD.shape[1]
+        with torch.autocast(item_BLD.device.type, enabled=False):
+            item_f = torch.fft.rfft(_full(item_BLD), dim=1, norm="ortho")
+            text_f = torch.fft.rfft(_full(text_BLD), dim=1, norm="ortho")
+            filtered = torch.fft.irfft(item_f * torch.view_as_complex(_full(self.filter)), n=length, dim=1, norm="ortho")
+            fused = torch.fft.irfft(item_f * text_f, n=length, dim=1, norm="ortho")
+            gate_item = torch.sigmoid(F.linear(filtered, _full(self.item_gate.weight), _full(self.item_gate.bias)))
+            gate_fuse = torch.sigmoid(F.linear(fused, _full(self.fuse_gate.weight), _full(self.fuse_gate.bias)))
+            return 2 * (filtered * gate_item + fused * gate_fuse)
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class TedRec(Backbone):
+    """SASRec over fused text and ID sequences; cosine similarity with the ID table."""
+
+    needs = ("text",)
+    similarity = "cosine"
+    loss_weights = {"ranking": 1.0}  # noqa: RUF012 - read-only by contract
+
+    def __init__(self, options: TedRecOptions, context: ModelContext) -> None:
+        super().__init__(context, options.hidden)
+        require_content("TedRec", context.table, self.needs)
+        self.temperature = options.temperature
+        self.noise = KeyedNoise(context.seed)
+        self.text = ContentInput(context.table, "text")
+        self.encoder = CausalEncoder(
+            context.max_length, options.hidden, options.inner, options.layers, options.heads,
+            options.attention_dropout, options.hidden_dropout,
+        )  # fmt: skip
+        self.fusion = FrequencyFusion(context.max_length, options.hidden)
+        self.apply(init_weights)
+        self.adaptor = TextAdaptor(
+            self.text.width[0], options.hidden, context.max_length, options.experts, options.adaptor_dropout
+        )
+
+    def encode(self, batch: Batch) -> Tensor:
+        layout = Layout.of(batch)
+        item_ND = self.item_embedding(layout.flatten(batch.history))
+        text_NH = self.text(layout.flatten(batch.history))
+        noise = self._gate_noise(batch, layout) if self.training else None
+        text_ND = self.adaptor(text_NH, layout.position(), noise)
+        real = (layout.flatten(batch.history) != 0)[:, None]
+        fused_BLD = self.fusion(layout.pad(item_ND * real), layout.pad(text_ND * real))
+        return self.encoder(layout.flatten(fused_BLD), layout)  # type: ignore[no-any-return]
+
+    def _gate_noise(self, batch: Batch, layout: Layout) -> Tensor:
+        """(N, E) gate noise, keyed by row so that it does not depend on how rows are batched."""
+        experts = self.adaptor.gate.shape[1]
+        return layout.flatten(self.noise.normal(batch.key, (layout.length, experts), Stream.GATE_NOISE))

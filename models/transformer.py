@@ -1,0 +1,101 @@
+"""The post-LN transformer encoder that SASRec and every system built on it share (RecBole's variant of SASRec)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layout import Layout
+
+LAYER_NORM_EPS = 1e-12
+
+
+def init_weights(module: nn.Module) -> None:
+    """Linear and Embedding weights N(0, .02), biases 0, LayerNorm 1 and 0; use with `module.apply`."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention over one row's tokens, residual and LayerNorm included (Eq. 5)."""
+
+    def __init__(self, hidden: int, heads: int, attention_dropout: float, hidden_dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key_value = nn.Linear(hidden, 2 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.attention_dropout = attention_dropout
+        self.dropout = nn.Dropout(hidden_dropout)
+
+    def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
+        """(N, D) -> (N, D), or (B, D) for the last token of each row alone."""
+        rows, length, hidden = layout.rows, layout.length, x_ND.shape[1]
+        source = x_ND.index_select(0, layout.last) if last_only else x_ND
+        query = self.query(source)
+        query = query.view(rows, 1, hidden) if last_only else layout.pad(query)
+        mask = layout.mask_B1LL
+        if last_only:  # the last token sees every real token: the mask's row at position length - 1 is "key is real"
+            mask = mask[:, :, -1:, :]
+        key, value = layout.pad(self.key_value(x_ND)).chunk(2, dim=-1)
+        context = F.scaled_dot_product_attention(
+            self._split(query, rows), self._split(key, rows), self._split(value, rows),
+            attn_mask=mask, dropout_p=self.attention_dropout if self.training else 0.0,
+        )  # fmt: skip
+        context = context.transpose(1, 2).reshape(rows, -1, hidden)
+        flat = context.squeeze(1) if last_only else layout.flatten(context)
+        return self.norm(source + self.dropout(self.out(flat)))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor, rows: int) -> Tensor:
+        return x.view(rows, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm after it."""
+
+    def __init__(
+        self, hidden: int, inner: int, heads: int, attention_dropout: float, hidden_dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(hidden, heads, attention_dropout, hidden_dropout)
+        self.inner = nn.Linear(hidden, inner)
+        self.outer = nn.Linear(inner, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(hidden_dropout)
+
+    def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
+        x = self.attention(x_ND, layout, last_only)
+        return self.norm(x + self.dropout(self.outer(F.gelu(self.inner(x)))))  # type: ignore[no-any-return]
+
+
+class CausalEncoder(nn.Module):
+    """Token embeddings to one vector per row: position embeddings, LayerNorm, dropout, layers, last real token.
+
+    Position 0 is the oldest item. The last layer is computed for the last token alone, which is exact: nothing
+    reads the other outputs.
+    """
+
+    def __init__(
+        self, length: int, hidden: int, inner: int, layers: int, heads: int,
+        attention_dropout: float, hidden_dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.position = nn.Embedding(length, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(hidden_dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(hidden, inner, heads, attention_dropout, hidden_dropout) for _ in range(layers)
+        )
+
+    def forward(self, token_ND: Tensor, layout: Layout) -> Tensor:
+        """(N, D) embeddings of the kept tokens -> (B, D) state at each row's last real token."""
+        x = self.dropout(self.norm(token_ND + self.position(layout.position())))
+        for layer in self.layers:
+            x = layer(x, layout, last_only=layer is self.layers[-1])
+        return x  # type: ignore[no-any-return]

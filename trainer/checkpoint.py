@@ -1,0 +1,287 @@
+"""Checkpoints that are whole or absent: written aside, hashed, synced, then renamed into place.
+
+One writer at a time (rank 0). On disk, below the root of a store:
+
+    step-000000123/         NAME.safetensors per group of tensors, state.json, and manifest.json, which is written last
+    .replaced-000000123/    the former checkpoint of a step, there only while a commit of the same step takes its place
+    .tmp-*, .trash-*        on the way in, on the way out; never read, removed by `prune`
+
+Nothing here is unpickled: tensors are safetensors, everything else is JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as decode_tensors
+from safetensors.torch import save as encode_tensors
+from torch import Tensor
+
+from models.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+TENSORS = ".safetensors"
+_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_FOLDER = re.compile(r"(step-|\.replaced-)(\d{9,})")
+_LEFT_OVER = (".tmp-", ".trash-")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was committed at `step`: tensors on the CPU by group and name, and the JSON state."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class FileSystem:
+    """The operations that a commit consists of, in one place so that tests can make each of them fail."""
+
+    def mkdir(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def open(self, path: Path) -> int:
+        """A descriptor of a new file, for writing."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+
+    def open_folder(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        old.rename(new)
+
+    def remove_tree(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+
+class _DamagedError(Exception):
+    """A checkpoint folder that must not be loaded; the message names the file and what is wrong with it."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, below the folder `root` (made at the first commit)."""
+
+    def __init__(self, root: Path, files: FileSystem | None = None) -> None:
+        self.root = root
+        self._files = files or FileSystem()
+
+    def commit(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        keep: Collection[int] | None = None,
+    ) -> Path:
+        """Write one checkpoint, whole or not at all; return its folder.
+
+        step: at least 0; a checkpoint of the same step is replaced. tensors: by group (one file each) and name; views
+        and tensors on other devices are copied. state: JSON values. keep: if given, older steps to keep; all others
+        are removed once the new checkpoint is in place.
+        Whatever fails, checkpoints that were there before can still be loaded. Raises UserError when the disk is
+        full, ValueError for a bad step or group name; other errors of the system pass through.
+        """
+        if step < 0 or any(not _GROUP.fullmatch(group) for group in tensors):
+            raise ValueError(f"bad step {step} or group name in {sorted(tensors)}")
+        encoded_state = json.dumps(dict(state), indent=1).encode()
+        needed = len(encoded_state) + sum(t.nbytes for group in tensors.values() for t in group.values())
+        aside = self.root / f".tmp-{uuid.uuid4().hex}"
+        try:
+            self._write_folder(aside, step, tensors, encoded_state)
+            self._put_in_place(aside, step)
+            if keep is not None:
+                self.prune({*keep, step})
+        except OSError as error:
+            # give the space back; what cannot be removed now is removed by the next prune
+            shutil.rmtree(aside, ignore_errors=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(self._full(step, needed)) from error
+            raise
+        return self._folder(step)
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint of the highest step that is whole; None if there is none. Damaged ones are logged."""
+        for step, folder in self._folders():
+            try:
+                return _read(folder, step)
+            except _DamagedError as error:  # noqa: PERF203 - the search goes on below a damaged one
+                log.warning("checkpoint of step %d is damaged and not used: %s", step, error)
+        return None
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`. Raises UserError if it is missing or damaged, naming the file."""
+        reason = f"{self._folder(step)} does not exist"
+        for found, folder in self._folders():
+            if found == step:
+                try:
+                    return _read(folder, step)
+                except _DamagedError as error:
+                    reason = str(error)
+        there = ", ".join(map(str, self.steps())) or "none"
+        raise UserError(f"no usable checkpoint of step {step}: {reason}. Steps in {self.root}: {there}.")
+
+    def steps(self) -> list[int]:
+        """Steps that have a folder, ascending, whole or not."""
+        return sorted({step for step, _ in self._folders()})
+
+    def prune(self, keep: Collection[int]) -> None:
+        """Remove all steps but `keep`, and what interrupted commits and removals left behind."""
+        folders = self._folders()
+        for step, folder in folders:
+            superseded = folder != self._folder(step) and (step, self._folder(step)) in folders
+            if step not in keep or superseded:
+                self._trash(folder)
+        for path in self._entries():
+            if path.name.startswith(_LEFT_OVER):
+                self._files.remove_tree(path)
+
+    def _write_folder(
+        self, folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], encoded_state: bytes
+    ) -> None:
+        if not self.root.exists():
+            self._files.mkdir(self.root)
+            self._sync_folder(self.root.parent)
+        self._files.mkdir(folder)
+        entries = {STATE: self._write(folder / STATE, encoded_state)}
+        for group, named in tensors.items():
+            # a copy each: safetensors refuses tensors that share storage, such as views of a flat buffer
+            own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in named.items()}
+            entries[group + TENSORS] = self._write(folder / (group + TENSORS), encode_tensors(own))
+        manifest = {"schema_version": SCHEMA_VERSION, "step": step, "files": entries}
+        self._write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        self._sync_folder(folder)
+
+    def _write(self, path: Path, data: bytes) -> dict[str, Any]:
+        descriptor = self._files.open(path)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._files.write(descriptor, rest) :]
+            self._files.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def _put_in_place(self, aside: Path, step: int) -> None:
+        final, former = self._folder(step), self.root / f".replaced-{step:09d}"
+        if final.exists():
+            if former.exists():
+                self._trash(former)
+            self._files.rename(final, former)
+        self._files.rename(aside, final)
+        self._sync_folder(self.root)
+        if former.exists():
+            self._trash(former)
+
+    def _sync_folder(self, folder: Path) -> None:
+        descriptor = self._files.open_folder(folder)
+        try:
+            self._files.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _trash(self, folder: Path) -> None:
+        # renamed first: a kill during the removal must not leave half a checkpoint under a name that is read
+        trash = self.root / f".trash-{uuid.uuid4().hex}"
+        self._files.rename(folder, trash)
+        self._files.remove_tree(trash)
+
+    def _folder(self, step: int) -> Path:
+        return self.root / f"step-{step:09d}"
+
+    def _entries(self) -> list[Path]:
+        return sorted(self.root.iterdir()) if self.root.is_dir() else []
+
+    def _folders(self) -> list[tuple[int, Path]]:
+        """Highest step first; of one step, the one in place before the one that it replaces."""
+        matches = [(path, _FOLDER.fullmatch(path.name)) for path in self._entries()]
+        found = [(int(match[2]), path) for path, match in matches if match]
+        return sorted(found, key=lambda entry: (-entry[0], entry[1].name.startswith(".")))
+
+    def _full(self, step: int, needed: int) -> str:
+        present = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        free = shutil.disk_usage(present).free
+        return (
+            f"no space left for the checkpoint of step {step}: it needs {needed / 1e6:.1f} MB in {self.root}, "
+            f"{free / 1e6:.1f} MB are free. Earlier checkpoints are untouched: free some space, "
+            "then continue with --resume."
+        )
+
+
+def _read(folder: Path, step: int) -> Checkpoint:
+    """A checkpoint whose every file is present and has its length and hash; raises _DamagedError otherwise."""
+    manifest_path = folder / MANIFEST
+    manifest = _decode_json(manifest_path, _read_bytes(manifest_path))
+    entries = manifest.get("files")
+    if manifest.get("schema_version") != SCHEMA_VERSION or manifest.get("step") != step:
+        raise _DamagedError(f"{manifest_path} is not of schema version {SCHEMA_VERSION} and step {step}")
+    if not isinstance(entries, dict) or STATE not in entries:
+        raise _DamagedError(f"{manifest_path} does not list the files")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    state: dict[str, Any] = {}
+    for name, entry in entries.items():
+        data = _read_verified(folder, name, entry)
+        if name == STATE:
+            state = _decode_json(folder / name, data)
+        else:
+            tensors[name.removesuffix(TENSORS)] = _decode_tensors(folder / name, data)
+    return Checkpoint(step, tensors, state)
+
+
+def _read_verified(folder: Path, name: str, entry: object) -> bytes:
+    path = folder / name
+    if name != STATE and not (name.endswith(TENSORS) and _GROUP.fullmatch(name.removesuffix(TENSORS))):
+        raise _DamagedError(f"{folder / MANIFEST} lists {name!r}, which is no file of a checkpoint")
+    data = _read_bytes(path)
+    if not isinstance(entry, dict) or len(data) != entry.get("bytes"):
+        raise _DamagedError(f"{path} has {len(data)} bytes, not what the manifest says")
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        raise _DamagedError(f"{path} does not have the SHA-256 of the manifest")
+    return data
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _DamagedError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode_json(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        decoded = json.loads(data)
+    except ValueError as error:  # bad UTF-8 included
+        raise _DamagedError(f"{path} is not JSON: {error}") from error
+    if not isinstance(decoded, dict):
+        raise _DamagedError(f"{path} is not a JSON object")
+    return decoded
+
+
+def _decode_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return dict(decode_tensors(data))
+    except SafetensorError as error:
+        raise _DamagedError(f"{path} is not a safetensors file: {error}") from error

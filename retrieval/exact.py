@@ -1,0 +1,185 @@
+"""Exact ranking of the whole catalogue: the reference for every index, and the ranks that metrics are made of.
+
+Shapes: B users, I items (row 0 is padding), D width of a vector. All arithmetic is float32, on the device of the users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.contract import Similarity
+from models.errors import UserError
+
+# Bytes of scores held at once. On a CPU, scores that stay in its cache are ranked several times faster.
+_CPU_BYTES = 4 << 20
+_ACCELERATOR_BYTES = 512 << 20
+_SCORE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Known items of each user as compressed rows: user b has `items[offsets[b]:offsets[b + 1]]`.
+
+    offsets: (B + 1,) int64; items: (N,) int64 item rows, in any order, duplicates and padding (0) allowed.
+    """
+
+    offsets: Tensor
+    items: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Histories:
+        """Compressed rows from one list of item rows per user."""
+        lengths = torch.tensor([0, *(len(row) for row in rows)], dtype=torch.int64)
+        return cls(lengths.cumsum(0), torch.tensor([item for row in rows for item in row], dtype=torch.int64))
+
+    def pairs(self, start: int, stop: int, n_items: int) -> tuple[Tensor, Tensor]:
+        """(user - start, item row) of the distinct real items of users start..stop."""
+        offsets = self.offsets[start : stop + 1]
+        items = self.items[int(offsets[0]) : int(offsets[-1])].long()
+        user = torch.repeat_interleave(torch.arange(stop - start, device=items.device), offsets.diff().to(items.device))
+        code = torch.unique(user * n_items + items)
+        user, items = code // n_items, code % n_items
+        real = items > 0
+        return user[real], items[real]
+
+
+class Ranks(NamedTuple):
+    """Ranks of the targets, (B,) int64, 1-based: among all items, and with the user's own history masked."""
+
+    all_items: Tensor
+    history_masked: Tensor
+
+
+def for_similarity(vectors: Tensor, similarity: Similarity) -> Tensor:
+    """Vectors whose inner product is `similarity`: as they are for "dot", of length 1 for "cosine". (N, D) float32."""
+    vectors = vectors.float()
+    return torch.nn.functional.normalize(vectors, dim=1) if similarity == "cosine" else vectors
+
+
+def check_finite(vectors: Tensor, what: str) -> None:
+    """Raise UserError naming the first row of `what` ("user vector", "item vector") that is not finite."""
+    finite = torch.isfinite(vectors).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise UserError(
+            f"{what} {row} holds NaN or an infinite value ({int((~finite).sum()):,} of {len(vectors):,} {what}s do): "
+            "nothing can be ranked; the model has diverged: train it again with a lower learning rate"
+        )
+
+
+@torch.no_grad()
+def exact_ranks(
+    users_BD: Tensor, items_ID: Tensor, targets_B: Tensor, histories: Histories, *, max_bytes: int | None = None
+) -> Ranks:
+    """Rank of each user's target, ties counted against the target.
+
+    users_BD: (B, D), items_ID: (I, D) float32 with row 0 padding, targets_B: (B,) int64 item rows in 1..I-1;
+    histories: the full known history of each user. The target itself is never masked. max_bytes bounds the scores held.
+    Rank = 1 + number of other items whose score is not lower. Raises UserError on a vector that is not finite.
+    """
+    check_finite(users_BD, "user vector")
+    check_finite(items_ID, "item vector")
+    n_items, device = len(items_ID), users_BD.device
+    targets_B = targets_B.to(device)
+    if len(targets_B) and (int(targets_B.min()) < 1 or int(targets_B.max()) >= n_items):
+        raise ValueError(f"targets must be item rows in 1..{n_items - 1}")
+    real_items = items_ID[1:].float()  # row 0 is left out of the matmul, so column c is item c + 1
+    budget = max_bytes or _default_bytes(device)
+    step = max(1, budget // (_SCORE_BYTES * max(1, n_items)))
+    all_items, masked = [], []
+    with _full_float32():
+        for start in range(0, len(users_BD), step):
+            stop = min(start + step, len(users_BD))
+            scores = users_BD[start:stop].float() @ real_items.T
+            target = targets_B[start:stop]
+            # from the same matmul as its rivals: computed apart it could differ in the last bit
+            own = scores.gather(1, target[:, None] - 1)
+            user, item = (x.to(device) for x in histories.pairs(start, stop, n_items))
+            # "not lower" rather than ">=": a score that overflowed to NaN counts against the target too
+            rival = ~(scores[user, item - 1] < own[user, 0]) & (item != target[user])
+            seen = torch.zeros_like(target).index_add_(0, user, rival.long())
+            # in place, and summed in float64: no second array of scores, exact for any catalogue
+            lower = scores.lt_(own).sum(1, dtype=torch.float64).long()
+            rank = n_items - 1 - lower
+            all_items.append(rank)
+            masked.append(rank - seen)
+    if not all_items:
+        return Ranks(targets_B.clone(), targets_B.clone())
+    return Ranks(torch.cat(all_items), torch.cat(masked))
+
+
+@torch.no_grad()
+def exact_topk(
+    users_BD: Tensor, items_ID: Tensor, k: int, exclude: Histories | None = None, *, max_bytes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k best items of each user: scores (B, k) float32, best first, and item rows (B, k) int64.
+
+    Equal scores: the lower item row first. Where fewer than k items are left (k > I - 1, or `exclude`, whose items are
+    never returned), the row ends with score -inf and item 0. Chunked over users and items, so memory is bounded by
+    max_bytes. Raises UserError on a vector that is not finite.
+    """
+    check_finite(users_BD, "user vector")
+    check_finite(items_ID, "item vector")
+    n_items, device = len(items_ID), users_BD.device
+    cells = max(1, (max_bytes or _default_bytes(device)) // _SCORE_BYTES)
+    item_step = max(1, k, min(n_items, cells // min(64, max(1, len(users_BD)))))
+    user_step = max(1, cells // item_step)
+    scores_out = torch.full((len(users_BD), k), -torch.inf, device=device)
+    ids_out = torch.zeros((len(users_BD), k), dtype=torch.int64, device=device)
+    with _full_float32():
+        for start in range(0, len(users_BD), user_step):
+            stop = min(start + user_step, len(users_BD))
+            user, item = (torch.empty(0, dtype=torch.int64),) * 2
+            if exclude is not None:
+                user, item = exclude.pairs(start, stop, n_items)
+            user, item = user.to(device), item.to(device)
+            best_scores, best_ids = scores_out[start:stop, :0], ids_out[start:stop, :0]
+            for first in range(1, n_items, item_step):
+                last = min(first + item_step, n_items)
+                scores = users_BD[start:stop].float() @ items_ID[first:last].float().T
+                inside = (item >= first) & (item < last)
+                scores[user[inside], item[inside] - first] = -torch.inf
+                ids = torch.arange(first, last, device=device).expand_as(scores)
+                chunk_scores, chunk_ids = _ordered_topk(scores, ids, k)
+                # chunks come in rising order of rows, so an earlier position is a lower row among equal scores
+                best_scores, best_ids = _ordered_topk(
+                    torch.cat([best_scores, chunk_scores], 1), torch.cat([best_ids, chunk_ids], 1), k
+                )
+            scores_out[start:stop, : best_scores.shape[1]] = best_scores
+            ids_out[start:stop, : best_ids.shape[1]] = best_ids
+    ids_out[scores_out == -torch.inf] = 0
+    return scores_out, ids_out
+
+
+def _ordered_topk(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Top-k whose equal scores keep their positions' order. torch.topk alone returns any of them, in any order."""
+    k = min(k, scores.shape[1])
+    top, column = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if top.shape[1] > k:  # a tie across the k-th place: these few rows need a full, stable sort
+        tied = (top[:, k - 1] == top[:, k]).nonzero()[:, 0]
+        if len(tied):
+            column[tied] = scores[tied].sort(dim=1, descending=True, stable=True)[1][:, : k + 1]
+    column = column[:, :k].sort(dim=1)[0]
+    top, order = scores.gather(1, column).sort(dim=1, descending=True, stable=True)
+    return top, ids.gather(1, column.gather(1, order))
+
+
+def _default_bytes(device: torch.device) -> int:
+    return _CPU_BYTES if device.type == "cpu" else _ACCELERATOR_BYTES
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Matmuls in full float32: training may have turned on TF32, whose 10 bits of mantissa make ties of near scores."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

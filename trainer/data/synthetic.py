@@ -1,0 +1,146 @@
+"""`mealrec prepare synthetic`: a world with planted truth, written as a prepared dataset.
+
+Besides the files of docs/dataset-format.md, the folder holds what no model may read, for tests and reports:
+`truth/item_topic.npy` (I + 1,) int32, `truth/item_cold.npy` (I + 1,) bool, `truth/frame_on_topic.npy` (I + 1, K) bool,
+and `truth/accidental.npy` (N,) bool along `sequences/items.npy`. Row 0 is padding (topic -1).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from models.errors import UserError
+from trainer.data.manifest import MANIFEST, Manifest, file_info
+from trainer.data.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue
+from trainer.data.world_users import best_ranking, expected_metrics, histories
+from trainer.data.writer import Content, write_dataset
+
+__all__ = ["SyntheticOptions", "generate"]
+
+_BLOCK = 8192
+
+
+def generate(out: Path, options: SyntheticOptions) -> None:
+    """Write the world of `options` as a prepared dataset into `out`, atomically; equal options give equal data.
+
+    Memory: some tens of bytes per item and per interaction, and one block of content. The manifest's `truth` holds the
+    best possible HR@10, NDCG@10, HR@20 and NDCG@20 (expected, for a ranker that knows all that the generator knows,
+    with the user's own history left out), the realised shares of accidents and of cold test targets, and the options.
+    Raises UserError: `out` exists and is not empty; a world too small for its histories.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: choose another --out, or remove it")
+    places = catalogue(options)
+    interactions, truth = _interactions(options, places)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        folder = Path(temporary) / "dataset"
+        content = ItemContent(options, places)
+        manifest = _write(folder, options, content, interactions, truth)
+        _write_truth(folder, options, places, content, interactions["accidental"], manifest)
+        folder.rename(out)
+
+
+def _interactions(options: SyntheticOptions, places: Catalogue) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Columns offsets (U + 1,), items, times, accidental (N,), and the truth for the manifest."""
+    columns: dict[str, list[Array]] = {"length": [], "items": [], "times": [], "accidental": []}
+    probabilities, cold_targets = [], 0
+    for part in histories(options, places):
+        real = part.items >= 0
+        columns["length"].append(part.length)
+        columns["items"].append(part.items[real] + 1)
+        columns["times"].append(part.times[real])
+        columns["accidental"].append(part.accidental[real])
+        probabilities.append(best_ranking(options, places, part, 20)[1])
+        cold_targets += int(places.cold[part.items[np.arange(len(part.length)), part.length - 1]].sum())
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    joined["offsets"] = np.concatenate([[0], np.cumsum(joined.pop("length"))])
+    return joined, {
+        **expected_metrics(np.concatenate(probabilities)),
+        "accidental_share": float(joined["accidental"].mean()),
+        "cold_target_share": cold_targets / options.users,
+        "options": asdict(options),
+    }
+
+
+def _write(
+    folder: Path, o: SyntheticOptions, content: ItemContent, columns: dict[str, Array], truth: dict[str, Any]
+) -> Manifest:
+    def whole(read: Callable[[int, int], Array]) -> Callable[[int, int], tuple[Array, Array]]:
+        return lambda start, stop: (read(start, stop), np.ones(stop - start, bool))
+
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(o).items())
+    k, v, h = o.frames, o.width, o.text_width
+    return write_dataset(
+        folder,
+        user_ids=_Lazy(o.users, lambda start, stop: [f"u{i}" for i in range(start, stop)]),
+        item_ids=_Lazy(o.items, lambda start, stop: [f"i{i}" for i in range(start, stop)]),
+        item_titles=_Lazy(o.items, content.titles),
+        offsets=columns["offsets"],
+        items=columns["items"],
+        times=columns["times"],
+        content={
+            "sequence": Content((k, v), whole(content.frames), "frames", "synthetic"),
+            # as a video encoder would see it: what is on topic is diluted by the filler
+            "visual": Content((v,), whole(lambda a, b: content.frames(a, b).mean(axis=1)), "video", "synthetic"),
+            "text": Content((h,), whole(content.text), "title", "synthetic"),
+        },
+        max_length=o.max_length,
+        command=f"mealrec prepare synthetic {flags}",
+        truth=truth,
+    )
+
+
+def _write_truth(
+    folder: Path,
+    options: SyntheticOptions,
+    places: Catalogue,
+    content: ItemContent,
+    accidental: Array,
+    manifest: Manifest,
+) -> None:
+    truth = folder / "truth"
+    truth.mkdir()
+    np.save(truth / "item_topic.npy", np.concatenate([[-1], places.topic]).astype(np.int32))
+    np.save(truth / "item_cold.npy", np.concatenate([[False], places.cold]))
+    np.save(truth / "accidental.npy", accidental)
+    mask = np.lib.format.open_memmap(
+        truth / "frame_on_topic.npy", mode="w+", dtype=bool, shape=(options.items + 1, options.frames)
+    )
+    for start in range(0, options.items, _BLOCK):
+        stop = min(start + _BLOCK, options.items)
+        mask[1 + start : 1 + stop] = content.on_topic(start, stop)
+    mask.flush()
+    files = manifest.files | {f"truth/{path.name}": file_info(path) for path in sorted(truth.iterdir())}
+    (folder / MANIFEST).write_text(manifest.model_copy(update={"files": files}).dumps(), encoding="utf-8")
+
+
+class _Lazy(Sequence[str]):
+    """A sequence of strings that are made when they are asked for: ids and titles of 10 million items do not fit."""
+
+    def __init__(self, count: int, make: Callable[[int, int], list[str]]) -> None:
+        self._count = count
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            rows = range(self._count)[index]
+            return self._make(rows.start, rows.stop) if rows.step == 1 and rows else [self[row] for row in rows]
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return self._make(index % self._count, index % self._count + 1)[0]

@@ -143,7 +143,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         raise UserError(f"{where}: key {key!r}: {first['msg']}; prepare the dataset again") from None
     for name in (*manifest.files, *manifest.shards):
         if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-            raise UserError(f"{where} names the file {name!r}, which is not inside the dataset; do not use this dataset")
+            raise UserError(f"{where} names the file {name!r}, which lies outside the dataset; do not use it")
     for name in manifest.shards:
         if name not in manifest.files:
             raise UserError(f"{where} has no checksum for shard {name!r}; prepare the dataset again")
@@ -172,7 +172,7 @@ def file_info(path: Path) -> FileInfo:
 
 
 def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:
-    """Check the presence, size and sha256 of `files` (paths relative to `folder`); UserError names the first bad one."""
+    """Check that `files` (relative to `folder`) are there with size and sha256; UserError names the first that is not."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():

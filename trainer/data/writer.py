@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib.metadata
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from models.contract import ContentField
-from trainer.data.manifest import Core, Manifest
+from models.errors import UserError
+from trainer.data import splits
+from trainer.data.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    ContentInfo,
+    Core,
+    Manifest,
+    Provenance,
+    ShardInfo,
+    SplitInfo,
+    Splits,
+    Statistics,
+    file_info,
+)
+from trainer.data.progress import Progress
+from trainer.data.shards import ShardWriter, block_rows, item_spec, row_spec
+from trainer.data.storage import staging_folder
+from trainer.data.tablefile import TableWriter, standardise
+
+_CHUNK_BYTES = 32 << 20
+_ID_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -56,4 +81,190 @@ def write_dataset(
     user; times, behaviours: (N,). sources: file name -> sha256. truth: JSON values of a synthetic world.
     Raises UserError: `out` exists and is not empty; content that is not finite.
     """
-    raise NotImplementedError
+    assert offsets[-1] == len(items)
+    assert len(offsets) == len(user_ids) + 1
+    assert np.diff(offsets).min() >= 3, "users need at least 3 items"
+    counts = splits.train_counts(offsets, items, len(item_ids))
+    with staging_folder(out) as work:
+        _write_sequences(work, {"offsets": offsets, "items": items, "times": times, "behaviours": behaviours})
+        _write_ids(work / "users.parquet", {"user": user_ids}, 0)
+        titles = item_titles if item_titles is not None else _Nothing(len(item_ids))
+        _write_ids(work / "items.parquet", {"item": item_ids, "title": titles}, 1, train_count=counts[1:])
+        infos, shards = _write_content(work, content, counts)
+        shards |= _write_rows(work, offsets, items, max_length)
+        files = {str(path.relative_to(work)): file_info(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        users, n_items, total = len(user_ids), len(item_ids), len(items)
+        cold = {split: int(splits.cold_mask(offsets, items, counts, split).sum()) for split in splits.SPLITS}
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            users=users,
+            items=n_items,
+            interactions=total,
+            train_rows=int(splits.row_offsets(offsets)[-1]),
+            max_length=max_length,
+            core=core,
+            content=infos,
+            behaviours=tuple(behaviour_names),
+            dropped=dict(dropped or {}),
+            statistics=Statistics(
+                users=users,
+                items=n_items,
+                interactions=total,
+                average_length=total / users,
+                sparsity=1 - total / (users * n_items),
+            ),
+            splits=Splits(
+                validation=SplitInfo(cold_targets=cold["validation"]), test=SplitInfo(cold_targets=cold["test"])
+            ),
+            shards=shards,
+            files=files,
+            provenance=_provenance(command, sources or {}),
+            truth=dict(truth) if truth is not None else None,
+        )
+        (work / MANIFEST).write_text(manifest.dumps(), encoding="utf-8")
+    return manifest
+
+
+def _write_sequences(work: Path, arrays: Mapping[str, NDArray[Any] | None]) -> None:
+    (work / "sequences").mkdir()
+    dtypes = {"offsets": "<i8", "items": "<i4", "times": "<i8", "behaviours": "|u1"}
+    for name, array in arrays.items():
+        if array is not None:
+            np.save(work / "sequences" / f"{name}.npy", array.astype(dtypes[name], copy=False), allow_pickle=False)
+
+
+class _Nothing(Sequence[None]):
+    """A column of nulls of any length."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        return [None] * len(range(*index.indices(self._length))) if isinstance(index, slice) else None
+
+
+def _write_ids(
+    path: Path, columns: Mapping[str, Sequence[str | None]], first: int, train_count: NDArray[np.int64] | None = None
+) -> None:
+    """Columns of strings (read in slices) beside their row number."""
+    data: dict[str, pl.Series] = {}
+    for name, values in columns.items():
+        starts = range(0, len(values), _ID_CHUNK)
+        data[name] = pl.concat([pl.Series(name, values[s : s + _ID_CHUNK], dtype=pl.String) for s in starts])
+    length = len(next(iter(data.values())))
+    frame = pl.DataFrame({"row": np.arange(first, first + length, dtype=np.int64), **data})
+    if train_count is not None:
+        frame = frame.with_columns(pl.Series("train_count", train_count))
+    frame.write_parquet(path)
+
+
+def _chunks(content: Mapping[ContentField, Content], n_items: int, step: int) -> Iterator[tuple[int, int]]:
+    """Ranges of items, a multiple of `step` long, whose raw values fit in _CHUNK_BYTES."""
+    widest = max((int(np.prod(c.shape)) * 4 for c in content.values()), default=4)
+    size = max(1, _CHUNK_BYTES // widest // step) * step
+    for start in range(0, n_items, size):
+        yield start, min(start + size, n_items)
+
+
+def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    values, present = content.read(start, stop)
+    assert values.shape == (stop - start, *content.shape), (field, values.shape, content.shape)
+    finite = np.isfinite(values).reshape(stop - start, -1).all(axis=1)
+    if not (finite | ~present).all():
+        bad = start + int(np.argmax(~finite & present))
+        raise UserError(f"content {field!r} of item number {bad} is NaN or infinite; mend it or leave the item out")
+    return values.astype(np.float32, copy=False), present
+
+
+def _moments(
+    field: str, content: Content, counts: NDArray[np.int64], step: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Mean and std (shape[-1],) over items with training occurrences and content, and how many items have none.
+
+    Merges blocks by Chan, Golub and LeVeque (1979): a sum of squares would cancel for content far from zero.
+    """
+    width = content.shape[-1]
+    n, mean, m2, missing = 0, np.zeros(width), np.zeros(width), 0
+    n_items = len(counts) - 1
+    progress = Progress(f"statistics of {field}", n_items)
+    for start, stop in _chunks({"text": content}, n_items, step):
+        values, present = _read(field, content, start, stop)
+        missing += int((~present).sum())
+        used = values[present & (counts[start + 1 : stop + 1] > 0)].reshape(-1, width).astype(np.float64)
+        if len(used):
+            block_mean = used.mean(axis=0)
+            delta = block_mean - mean
+            total = n + len(used)
+            m2 += ((used - block_mean) ** 2).sum(axis=0) + delta**2 * n * len(used) / total
+            mean += delta * len(used) / total
+            n = total
+        progress.update(stop)
+    std = np.sqrt(m2 / max(n, 1))
+    # a dimension that does not vary stays at zero instead of blowing up rounding errors
+    return mean, np.where(std > 1e-6, std, 1.0), missing
+
+
+def _write_content(
+    work: Path, content: Mapping[ContentField, Content], counts: NDArray[np.int64]
+) -> tuple[dict[ContentField, ContentInfo], dict[str, ShardInfo]]:
+    """Table and item shards, in one pass over the raw content after the pass for its statistics."""
+    n_items = len(counts) - 1
+    shapes = {field: c.shape for field, c in content.items()}
+    step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
+    infos: dict[ContentField, ContentInfo] = {}
+    for field, c in content.items():
+        mean, std, missing = _moments(field, c, counts, step)
+        infos[field] = ContentInfo(
+            shape=c.shape,
+            kind=c.kind,
+            encoder=c.encoder,
+            missing=missing,
+            mean=tuple(mean.tolist()),
+            std=tuple(std.tolist()),
+        )
+    progress = Progress("writing item content", n_items)
+    with TableWriter(work, n_items, shapes) as table, ShardWriter(work, "items") as shards:
+        for start, stop in _chunks(content, n_items, step):
+            chunk: dict[str, NDArray[Any]] = {"rows": np.arange(start + 1, stop + 1, dtype=np.int32)}
+            for field, c in content.items():
+                values, present = _read(field, c, start, stop)
+                chunk[field] = standardise(values, present, infos[field])
+                chunk[f"{field}_present"] = present.astype(np.bool_, copy=False)
+            table.append(chunk)
+            for first in range(0, stop - start, step):
+                shards.write({name: array[first : first + step] for name, array in chunk.items()})
+            progress.update(stop)
+    return infos, shards.shards
+
+
+def _write_rows(
+    work: Path, offsets: NDArray[np.int64], items: NDArray[np.int32], max_length: int
+) -> dict[str, ShardInfo]:
+    starts = splits.row_offsets(offsets)
+    total = int(starts[-1])
+    step = block_rows(row_spec(max_length))
+    progress = Progress("writing training rows", total)
+    with ShardWriter(work, "rows") as shards:
+        for first in range(0, total, step):
+            rows = np.arange(first, min(first + step, total))
+            shards.write({"row": rows, **splits.training_rows(rows, offsets, items, starts, max_length)})
+            progress.update(first + step)
+    return shards.shards
+
+
+def _provenance(command: str, sources: Mapping[str, str]) -> Provenance:
+    try:
+        version = importlib.metadata.version("mealrec")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    try:
+        git = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        git = None
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Provenance(command=command, sources=dict(sources), version=version, git_revision=git, time=time)

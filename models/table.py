@@ -1,0 +1,55 @@
+"""The item table that lies in one tensor per field on the model's device: `models.contract.ItemTable`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from models.contract import ContentField
+
+
+class TensorTable:
+    """Item content held in memory. fields: per field (I, ...) of any float type, row 0 padding; present: (I,) bool.
+
+    Rows may be on another device than the table; the answer is on the device of the rows.
+    """
+
+    def __init__(
+        self,
+        n_items: int,
+        fields: Mapping[ContentField, Tensor],
+        present: Mapping[ContentField, Tensor],
+        kinds: Mapping[str, str],
+    ) -> None:
+        assert set(fields) == set(present)
+        assert all(len(tensor) == n_items for tensor in (*fields.values(), *present.values()))
+        self._n_items, self._fields, self._present, self._kinds = n_items, dict(fields), dict(present), dict(kinds)
+
+    @property
+    def n_items(self) -> int:
+        """Rows of every field, padding row 0 included (I)."""
+        return self._n_items
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one item's entry per field."""
+        return {name: tuple(tensor.shape[1:]) for name, tensor in self._fields.items()}
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """What each field holds, in words."""
+        return self._kinds
+
+    def gather(self, field: ContentField, rows: Tensor) -> Tensor:
+        """(*rows.shape, *widths[field]) float32 on the device of `rows`."""
+        return _take(self._fields[field], rows).float()
+
+    def present(self, field: ContentField, rows: Tensor) -> Tensor:
+        """(*rows.shape,) bool on the device of `rows`."""
+        return _take(self._present[field], rows)
+
+
+def _take(table: Tensor, rows: Tensor) -> Tensor:
+    picked = table.index_select(0, rows.reshape(-1).to(table.device))
+    return picked.reshape(*rows.shape, *table.shape[1:]).to(rows.device)

@@ -52,9 +52,9 @@ def check_file(path: Path, expected: str, remedy: str) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary sibling folder to write flat files into; it becomes `out`, in place of an older one, when all went well.
+    """A temporary folder to write flat files into; it becomes `out`, in place of an older one, when all went well.
 
-    Files are fsynced, then the folder is renamed: at no time does `out` hold a part of what was written.
+    It lies beside `out`. Files are fsynced, then it is renamed: at no time does `out` hold a part of what was written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -64,9 +64,15 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield new
         for path in (*new.iterdir(), new):
             _fsync(path)
-        if out.exists():
+        replaced = out.exists()
+        if replaced:
             out.rename(scratch / "old")
-        new.rename(out)
+        try:
+            new.rename(out)
+        except OSError:
+            if replaced:
+                (scratch / "old").rename(out)
+            raise
         _fsync(out.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -124,24 +124,12 @@ def build_index(
     count, width = real.shape
     if not count:
         raise UserError("there is no item to index; the model was exported without items")
-    index: Any
-    parameters: dict[str, int] = {}
-    if kind == "flat":
-        index = faiss.IndexFlatIP(width)
-    elif kind == "ivf":
-        nlist = max(1, min(int(4 * math.sqrt(count)), count // _TRAINING_POINTS))
-        parameters = {"nlist": nlist, "nprobe": nprobe or max(1, nlist // 8)}
-        if not 1 <= parameters["nprobe"] <= nlist:
-            raise UserError(f"nprobe is {nprobe}, but {count:,} items make {nlist} lists; choose 1 to {nlist}")
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, nlist, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = parameters["nprobe"]
-        index.train(real)
+    if kind == "ivf":
+        index, parameters = _ivf(faiss, real, nprobe)
+    elif kind == "hnsw":
+        index, parameters = _hnsw(faiss, width, ef_search)
     else:
-        if ef_search < 1:
-            raise UserError(f"ef_search is {ef_search}; choose 1 or more (more is slower and finds more)")
-        parameters = {"M": _HNSW_NEIGHBOURS, "efSearch": ef_search}
-        index = faiss.IndexHNSWFlat(width, _HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efSearch = ef_search
+        index, parameters = faiss.IndexFlatIP(width), {}
     index.add(real)
     record = IndexRecord(
         kind=kind,
@@ -153,6 +141,26 @@ def build_index(
         faiss=faiss.__version__,
     )
     return FaissIndex(index, record, device)
+
+
+def _ivf(faiss: Any, real: Vectors, nprobe: int | None) -> tuple[Any, dict[str, int]]:
+    count, width = real.shape
+    nlist = max(1, min(int(4 * math.sqrt(count)), count // _TRAINING_POINTS))
+    probes = max(1, nlist // 8) if nprobe is None else nprobe
+    if not 1 <= probes <= nlist:
+        raise UserError(f"nprobe is {probes}, but {count:,} items make {nlist} lists; choose 1 to {nlist}")
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, nlist, faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = probes
+    index.train(real)
+    return index, {"nlist": nlist, "nprobe": probes}
+
+
+def _hnsw(faiss: Any, width: int, ef_search: int) -> tuple[Any, dict[str, int]]:
+    if ef_search < 1:
+        raise UserError(f"ef_search is {ef_search}; choose 1 or more (more is slower and finds more)")
+    index = faiss.IndexHNSWFlat(width, _HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efSearch = ef_search
+    return index, {"M": _HNSW_NEIGHBOURS, "efSearch": ef_search}
 
 
 def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads: int | None = None) -> FaissIndex:
@@ -194,7 +202,7 @@ def _faiss(threads: int | None = None) -> Any:
         import faiss
     except ImportError:
         raise UserError(
-            "FAISS is not installed; run `pip install 'mealrec[cpu]'` (or 'mealrec[gpu]' on a GPU machine, never both), "
+            "FAISS is not installed; run `pip install 'mealrec[cpu]'` (on a GPU machine 'mealrec[gpu]', never both), "
             "or rank exactly with --index exact"
         ) from None
     if threads is not None:

@@ -1,0 +1,175 @@
+"""The exported model: one folder of safetensors and JSON, enough to encode a history and rank the catalogue.
+
+```
+model.json                what this is: system, options, content, metrics, provenance, sha256 of every other file
+weights.safetensors       the model's state
+item_vectors.safetensors  "vectors" (I, D) float32, row 0 padding
+items.json                {"ids": [...], "titles": [... or null]}, entry n is item row n + 1
+content.safetensors       FIELD float16 and FIELD.present bool, where the model needs content to encode a history
+index/KIND/               FAISS indices (`mealrec index`)
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.contract import Similarity
+from models.errors import UserError
+from retrieval.files import Record, check_file, read_record, sha256, whole_folder
+
+SCHEMA_VERSION = 1
+_WEIGHTS, _VECTORS, _ITEMS, _CONTENT = (
+    "weights.safetensors",
+    "item_vectors.safetensors",
+    "items.json",
+    "content.safetensors",
+)
+_REMEDY = "export the model again with `mealrec export`"
+
+
+class ContentSpec(Record):
+    """Shape of one item's entry, and what it holds in words ("segments", "title")."""
+
+    shape: list[int]
+    kind: str
+
+
+class ModelCard(Record):
+    """`model.json`. files: sha256 by name, filled in by `write_export`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    system: str
+    options: dict[str, object]
+    similarity: Similarity
+    max_length: int
+    inference: str
+    seed: int
+    content: dict[str, ContentSpec]
+    metrics: dict[str, object]
+    provenance: dict[str, object]
+    files: dict[str, str] = {}
+
+    @property
+    def checksum(self) -> str:
+        """Identifies what an index depends on: the vectors of items and users, and how they are compared."""
+        parts = [self.similarity, self.inference, self.files[_WEIGHTS], self.files[_VECTORS]]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class ItemNames(Record):
+    """`items.json`: raw ids and titles; entry n belongs to item row n + 1."""
+
+    ids: list[str]
+    titles: list[str | None]
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported model in host memory. item_vectors: (I, D) float32; content, present: (I, ...) by field."""
+
+    card: ModelCard
+    weights: Mapping[str, Tensor]
+    item_vectors: Tensor
+    items: ItemNames
+    content: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+
+
+def write_export(
+    out: Path,
+    *,
+    system: str,
+    options: Mapping[str, object],
+    similarity: Similarity,
+    max_length: int,
+    inference: str,
+    seed: int,
+    weights: Mapping[str, Tensor],
+    item_vectors: Tensor,
+    item_ids: Sequence[str],
+    titles: Sequence[str | None],
+    content: Mapping[str, Tensor] | None = None,
+    present: Mapping[str, Tensor] | None = None,
+    content_kinds: Mapping[str, str] | None = None,
+    metrics: Mapping[str, object] | None = None,
+    provenance: Mapping[str, object] | None = None,
+) -> ModelCard:
+    """Write the model folder `out`, whole or not at all.
+
+    options: plain JSON values, as `models.registry.build` takes them. seed: of the ModelContext (it keys the noise).
+    item_vectors: (I, D); item_ids, titles: I - 1 entries, from row 1. content: (I, ...) per field, stored as float16;
+    present: (I,) bool per field; content_kinds: words per field.
+    Raises UserError when `out` exists and is not an empty folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} already exists; choose another --out, or remove it first")
+    content, present, kinds = content or {}, present or {}, content_kinds or {}
+    n_items = len(item_vectors)
+    if len(item_ids) != n_items - 1 or len(titles) != n_items - 1:
+        raise ValueError(f"{n_items - 1} items have vectors, {len(item_ids)} ids, {len(titles)} titles")
+    if not content.keys() == present.keys() == kinds.keys():
+        raise ValueError("content, present and content_kinds name different fields")
+    with whole_folder(out) as new:
+        save_file({name: _stored(x) for name, x in weights.items()}, new / _WEIGHTS)
+        save_file({"vectors": _stored(item_vectors.float())}, new / _VECTORS)
+        names = ItemNames(ids=list(item_ids), titles=list(titles))
+        (new / _ITEMS).write_text(names.model_dump_json(indent=0) + "\n", encoding="utf-8")
+        if content:
+            tensors = {field: _stored(x.half()) for field, x in content.items()}
+            tensors |= {f"{field}.present": _stored(x.bool()) for field, x in present.items()}
+            save_file(tensors, new / _CONTENT)
+        card = ModelCard(
+            system=system,
+            options=dict(options),
+            similarity=similarity,
+            max_length=max_length,
+            inference=inference,
+            seed=seed,
+            content={f: ContentSpec(shape=list(x.shape[1:]), kind=kinds[f]) for f, x in content.items()},
+            metrics=dict(metrics or {}),
+            provenance=dict(provenance or {}),
+            files={path.name: sha256(path) for path in sorted(new.iterdir())},
+        )
+        (new / "model.json").write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return card
+
+
+def load_export(path: Path) -> Export:
+    """The exported model in folder `path`, every file checked against its sha256.
+
+    Raises UserError when a file is absent, damaged, or does not fit the others.
+    """
+    card = cast(ModelCard, read_record(path / "model.json", ModelCard, _REMEDY))
+    expected = {_WEIGHTS, _VECTORS, _ITEMS, *([_CONTENT] if card.content else [])}
+    if card.files.keys() != expected:  # names are never taken from the file: they could lead out of the folder
+        raise UserError(f"{path}/model.json lists the files {sorted(card.files)}, not {sorted(expected)}; {_REMEDY}")
+    for name, digest in card.files.items():
+        check_file(path / name, digest, _REMEDY)
+    items = cast(ItemNames, read_record(path / _ITEMS, ItemNames, _REMEDY))
+    try:
+        weights = load_file(path / _WEIGHTS)
+        vectors = load_file(path / _VECTORS)["vectors"]
+        stored = load_file(path / _CONTENT) if card.content else {}
+        content = {field: stored[field] for field in card.content}
+        present = {field: stored[f"{field}.present"] for field in card.content}
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}; {_REMEDY}") from None
+    counts = {len(vectors) - 1, len(items.ids), len(items.titles), *(len(x) - 1 for x in content.values())}
+    if len(counts) != 1:
+        raise UserError(f"{path}: item vectors, ids, titles and content disagree on the number of items; {_REMEDY}")
+    return Export(card, weights, vectors, items, content, present)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    # a copy: safetensors refuses tensors that share memory, as tied weights do
+    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,179 @@
+"""Histories of raw item ids in, ranked recommendations out, from an exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import registry
+from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.errors import UserError
+from models.table import TensorTable
+from retrieval.exact import Histories, exact_topk, for_similarity
+from retrieval.export import Export, load_export
+from retrieval.index import Device, Index, Kind, load_index
+
+_BATCH = 256
+# Diffusion noise is keyed by this constant, so that a history always gets the same answer, whoever asks and beside whom.
+_NOISE_KEY = 0
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item: raw id, title where there is one, and the model's score (higher is better)."""
+
+    item: str
+    title: str | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one history gets: recommendations, best first, and the ids in it that the model does not know."""
+
+    recommendations: list[Recommendation]
+    unknown: list[str]
+
+
+class Recommender:
+    """An exported model, ready to answer; made by `Recommender.load`."""
+
+    def __init__(self, export: Export, model: SequenceModel, device: torch.device, index: Index | None) -> None:
+        """index: over the vectors as ranked (`item_vectors`), or None to rank exactly."""
+        self.card = export.card
+        self.items = export.items
+        self.index = index
+        self._model = model
+        self._device = device
+        self._rows = {item: row for row, item in enumerate(export.items.ids, start=1)}
+        #: (I, D) float32 on `device`, normalised where the similarity is cosine
+        self.item_vectors = for_similarity(export.item_vectors.to(device), self.card.similarity)
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: Path,
+        index: Kind | Literal["exact"] = "exact",
+        device: str = "cpu",
+        index_device: Device = "auto",
+        threads: int | None = None,
+    ) -> Recommender:
+        """The model in folder `model_dir` on a torch `device`, ranked exactly or by its saved index of that kind.
+
+        index_device, threads: see `retrieval.index.load_index`. Raises UserError when the folder or the index is absent,
+        damaged or does not fit this version.
+        """
+        export = load_export(model_dir)
+        place = torch.device(device)
+        ranker: Index | None = None
+        if index != "exact":
+            ranker = load_index(
+                index_folder(model_dir, index), export.card.checksum, device=index_device, threads=threads
+            )
+        return cls(export, _rebuild(export, place, model_dir), place, ranker)
+
+    @property
+    def description(self) -> str:
+        """What ranks, in words."""
+        return self.index.description if self.index else f"exact on {self._device}, {len(self.items.ids):,} items"
+
+    @torch.no_grad()
+    def encode(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        """(B, D) float32 user vectors, as ranked, for histories of item rows (oldest first, each with at least one)."""
+        length = self.card.max_length
+        parts = []
+        for start in range(0, len(histories), _BATCH):
+            recent = [list(history[-length:]) for history in histories[start : start + _BATCH]]
+            padded = torch.tensor([row + [0] * (length - len(row)) for row in recent], dtype=torch.int64)
+            zeros = torch.zeros(len(recent), dtype=torch.int64)
+            batch = Batch(
+                user=zeros,
+                history=padded,
+                length=torch.tensor([len(row) for row in recent]),
+                target=zeros,
+                key=torch.full_like(zeros, _NOISE_KEY),
+            )
+            parts.append(self._model.user_vectors(batch.to(self._device)))
+        return for_similarity(torch.cat(parts), self.card.similarity)
+
+    def recommend(self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool = True) -> list[Answer]:
+        """The k best items for each history of raw item ids, oldest first; fewer where the catalogue has fewer.
+
+        Unknown ids are left out of the history and reported in the answer; the whole history is excluded from the
+        answer unless `exclude_history` is False. Raises UserError when a history holds no known id, or k < 1.
+        """
+        if k < 1:
+            raise UserError(f"{k} recommendations were asked for; ask for at least 1")
+        known, unknown = [], []
+        for number, history in enumerate(histories, start=1):
+            rows = [self._rows[item] for item in history if item in self._rows]
+            if not rows:
+                example = ", ".join(self.items.ids[:3])
+                raise UserError(
+                    f"history {number} ({' '.join(history) or 'empty'}) holds no item that the model knows; "
+                    f"give raw item ids as in the training data, such as {example}"
+                )
+            known.append(rows)
+            unknown.append([item for item in history if item not in self._rows])
+        if not known:
+            return []
+        scores, ids = self._rank(self.encode(known), known if exclude_history else [[] for _ in known], k)
+        return [
+            Answer([self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0], missing)
+            for row, values, missing in zip(ids.tolist(), scores.tolist(), unknown, strict=True)
+        ]
+
+    def _rank(self, users: Tensor, excluded: list[list[int]], k: int) -> tuple[Tensor, Tensor]:
+        if self.index is None:
+            return exact_topk(users, self.item_vectors, k, Histories.of(excluded))
+        # an index cannot leave items out: ask for as many more as could be dropped
+        depth = min(k + max(len(set(rows)) for rows in excluded), len(self.items.ids))
+        found, ids = (torch.from_numpy(x) for x in self.index.search(users.cpu().numpy().astype(np.float32), depth))
+        for row, items in enumerate(excluded):
+            dropped = torch.isin(ids[row], torch.tensor(items, dtype=torch.int64))
+            found[row, dropped], ids[row, dropped] = -torch.inf, 0
+        found, order = found.sort(dim=1, descending=True, stable=True)
+        return found[:, :k], ids.gather(1, order)[:, :k]
+
+    def _named(self, row: int, score: float) -> Recommendation:
+        return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)
+
+
+def index_folder(model_dir: Path, kind: Kind) -> Path:
+    """Where the index of `kind` of the model in `model_dir` is kept."""
+    return model_dir / "index" / kind
+
+
+def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceModel:
+    card = export.card
+    content: Mapping[str, Tensor] = {field: x.to(device) for field, x in export.content.items()}
+    present: Mapping[str, Tensor] = {field: x.to(device) for field, x in export.present.items()}
+    table = TensorTable(
+        fields=dict(content),
+        present=dict(present),
+        kinds={field: spec.kind for field, spec in card.content.items()},
+        n_items=len(export.item_vectors),
+    )
+    nobody = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    model = registry.build(card.system, card.options, ModelContext(table, nobody, card.max_length, card.seed))
+    try:
+        model.load_state_dict(dict(export.weights))
+    except RuntimeError as error:  # names or shapes differ: the checksums were right, so the code has changed
+        first = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"the weights in {model_dir} do not fit this version's {card.system} ({first}); "
+            "export the run again with this version"
+        ) from None
+    if card.inference not in model.inference_choices:
+        raise UserError(
+            f"{model_dir} asks for inference {card.inference!r}, this version's {card.system} has "
+            f"{', '.join(model.inference_choices)}; export the run again with this version"
+        )
+    model.inference = card.inference
+    return model.to(device).eval()

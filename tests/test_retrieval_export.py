@@ -1,0 +1,143 @@
+"""The exported folder: what is written comes back, and anything else is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.errors import UserError
+from retrieval.export import ModelCard, load_export, write_export
+
+
+def export(out: Path, **changes: Any) -> ModelCard:
+    shared = torch.arange(6.0).reshape(2, 3)
+    arguments: dict[str, Any] = {
+        "system": "sasrec",
+        "options": {"hidden": 8, "nested": {"x": [1, 2.5, "y", None]}},
+        "similarity": "cosine",
+        "max_length": 10,
+        "inference": "default",
+        "seed": 7,
+        "weights": {"a": shared, "b": shared, "t": shared.T},
+        "item_vectors": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
+        "item_ids": ["x1", "ü", "77"],
+        "titles": ["a title", None, "\U0001f600"],
+        "content": {"text": torch.ones(4, 2) / 3},
+        "present": {"text": torch.tensor([False, True, False, True])},
+        "content_kinds": {"text": "title"},
+        "metrics": {"test": {"HR@10": 0.25}},
+        "provenance": {"git": "abc"},
+    }
+    return write_export(out, **(arguments | changes))
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    card = export(tmp_path / "new" / "model")
+    loaded = load_export(tmp_path / "new" / "model")
+    assert loaded.card == card
+    assert card.options == {"hidden": 8, "nested": {"x": [1, 2.5, "y", None]}}
+    assert card.content["text"].shape == [2]
+    assert torch.equal(loaded.weights["t"], torch.arange(6.0).reshape(2, 3).T)
+    assert torch.equal(loaded.item_vectors, torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    assert loaded.items.ids == ["x1", "ü", "77"]
+    assert loaded.items.titles == ["a title", None, "\U0001f600"]
+    assert torch.equal(loaded.content["text"], (torch.ones(4, 2) / 3).half())
+    assert loaded.present["text"].tolist() == [False, True, False, True]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+
+
+def test_a_model_without_content_has_no_content_file(tmp_path: Path) -> None:
+    export(tmp_path / "model", content=None, present=None, content_kinds=None)
+    assert not (tmp_path / "model" / "content.safetensors").exists()
+    assert load_export(tmp_path / "model").content == {}
+
+
+def test_the_checksum_depends_on_what_an_index_depends_on(tmp_path: Path) -> None:
+    first = export(tmp_path / "a").checksum
+    assert export(tmp_path / "b", metrics={}).checksum == first
+    assert export(tmp_path / "c", similarity="dot").checksum != first
+    assert export(tmp_path / "d", item_vectors=torch.ones(4, 3)).checksum != first
+
+
+def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="already exists"):
+        export(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    export(tmp_path / "empty")
+    assert load_export(tmp_path / "empty").card.system == "sasrec"
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        export(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "item_vectors.safetensors", "items.json", "content.safetensors"]
+)
+def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    export(tmp_path / "model")
+    path = tmp_path / "model" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=f"{name} is damaged.*mealrec export"):
+        load_export(tmp_path / "model")
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name} does not exist"):
+        load_export(tmp_path / "model")
+
+
+def edit(model: Path, **changes: object) -> None:
+    card = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(card | changes))
+
+
+def test_a_model_json_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    with pytest.raises(UserError, match=r"model.json does not exist; export"):
+        load_export(model)
+    card = export(model)
+    edit(model, schema_version=2)
+    with pytest.raises(UserError, match="schema_version"):
+        load_export(model)
+    edit(model, schema_version=1, surprise=1)
+    with pytest.raises(UserError, match="surprise"):
+        load_export(model)
+    (model / "model.json").write_text("{")
+    with pytest.raises(UserError, match="Invalid JSON"):
+        load_export(model)
+    (model / "model.json").write_text(card.model_dump_json())
+    edit(model, files={"../../etc/passwd": "0"})
+    with pytest.raises(UserError, match="lists the files"):
+        load_export(model)
+
+
+def test_files_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    card = export(tmp_path / "a")
+    other = export(
+        tmp_path / "b", item_vectors=torch.ones(3, 3), item_ids=["p", "q"], titles=[None, None], **NO_CONTENT
+    )
+    (tmp_path / "b" / "items.json").replace(tmp_path / "a" / "items.json")
+    edit(tmp_path / "a", files={**card.files, "items.json": other.files["items.json"]})
+    with pytest.raises(UserError, match="disagree on the number of items"):
+        load_export(tmp_path / "a")
+
+
+NO_CONTENT: dict[str, Any] = {"content": None, "present": None, "content_kinds": None}
+
+
+def test_arguments_that_disagree_are_a_bug(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 ids"):
+        export(tmp_path / "model", item_ids=["a", "b"])
+    with pytest.raises(ValueError, match="different fields"):
+        export(tmp_path / "model", present={})

@@ -1,0 +1,155 @@
+"""FAISS indices against exact top-k, and what survives saving."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.errors import UserError
+from retrieval.exact import exact_topk
+from retrieval.index import KINDS, Device, FaissIndex, Kind, build_index, load_index, recall_against_exact
+
+CHECKSUM = "a" * 64
+
+
+def clustered(n_items: int = 2000, width: int = 16, seed: int = 0) -> np.ndarray:
+    """Items around 20 centres: what learned item vectors look like, and what IVF and HNSW are made for."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(20, width))[rng.integers(0, 20, n_items)] + 0.3 * rng.normal(size=(n_items, width))
+    vectors[0] = 100.0  # padding would be found first wherever it were indexed
+    return vectors.astype(np.float32)
+
+
+def build(items: np.ndarray, kind: Kind, device: Device = "cpu") -> FaissIndex:
+    return build_index(items, kind, checksum=CHECKSUM, device=device, threads=1)
+
+
+def test_flat_equals_exact_topk() -> None:
+    items, users = clustered(), clustered(50, seed=1)[1:]
+    index = build(items, "flat")
+    scores, ids = index.search(users, 20)
+    exact_scores, exact_ids = exact_topk(torch.from_numpy(users), torch.from_numpy(items), 20)
+    np.testing.assert_allclose(scores, exact_scores.numpy(), rtol=1e-5)
+    assert (ids == exact_ids.numpy()).mean() > 0.99  # near-equal scores may change places
+    assert recall_against_exact(index, users, items, 20) == 1.0
+
+
+def test_recall_counts_ties_as_found_and_misses_as_missed() -> None:
+    users = np.ones((3, 2), dtype=np.float32)
+    items = np.ones((9, 2), dtype=np.float32)  # all tie: whichever FAISS returns is right
+    assert recall_against_exact(build(items, "flat"), users, items, 4) == 1.0
+    other = items * np.linspace(1, 2, 9, dtype=np.float32)[:, None]  # here item 8 is best
+    wrong = build(other[::-1].copy(), "flat")  # an index of other vectors: it believes that low rows are best
+    assert recall_against_exact(wrong, users, other, 2, sample=2) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_approximate_indices_find_nearly_all(kind: Kind) -> None:
+    items, users = clustered(), clustered(100, seed=2)[1:]
+    assert recall_against_exact(build(items, kind), users, items, 20) > 0.9
+
+
+def test_more_probes_find_more() -> None:
+    items, users = clustered(), clustered(100, seed=2)[1:]
+    recalls = [
+        recall_against_exact(build_index(items, "ivf", checksum=CHECKSUM, nprobe=n, device="cpu"), users, items, 20)
+        for n in (1, 4, 51)
+    ]
+    assert recalls == sorted(recalls)
+    assert recalls[0] < recalls[-1] == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_item_rows_and_missing_results_are_padding(kind: Kind) -> None:
+    items = clustered(6)
+    index = build(items, kind)
+    scores, ids = index.search(items[1:3], 9)
+    assert all(sorted(row[:5]) == [1, 2, 3, 4, 5] for row in ids.tolist())
+    assert (ids[:, 5:] == 0).all()
+    assert np.isneginf(scores[:, 5:]).all()
+    assert index.search(items[:0], 3)[1].shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_index_answers_the_same(kind: Kind, tmp_path: Path) -> None:
+    items, users = clustered(500), clustered(20, seed=3)[1:]
+    index = build(items, kind)
+    for _ in range(2):  # the second save replaces the first
+        index.save(tmp_path / "index" / kind)
+    loaded = load_index(tmp_path / "index" / kind, CHECKSUM, device="cpu", threads=1)
+    assert loaded.description == index.description
+    assert kind in loaded.description
+    assert "cpu" in loaded.description
+    for a, b in zip(index.search(users, 10), loaded.search(users, 10), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [path.name for path in (tmp_path / "index").iterdir()] == [kind]
+
+
+def test_an_index_of_another_model_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    with pytest.raises(UserError, match=r"does not exist.*mealrec index"):
+        load_index(folder, CHECKSUM)
+    build(clustered(50), "flat").save(folder)
+    with pytest.raises(UserError, match=r"another model.*mealrec index"):
+        load_index(folder, "b" * 64)
+    data = bytearray((folder / "index.faiss").read_bytes())
+    data[-1] ^= 1
+    (folder / "index.faiss").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        load_index(folder, CHECKSUM)
+    (folder / "index.json").write_text('{"kind": "flat"}')
+    with pytest.raises(UserError, match=r"index.json cannot be read: parameters.*mealrec index"):
+        load_index(folder, CHECKSUM)
+
+
+def test_a_failed_save_leaves_the_older_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "flat"
+    build(clustered(50), "flat").save(folder)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        build(clustered(60), "flat").save(folder)
+    assert load_index(folder, CHECKSUM).record.count == 49
+    assert [path.name for path in tmp_path.iterdir()] == ["flat"]
+
+
+def test_bad_requests_are_refused() -> None:
+    items = clustered(50)
+    with pytest.raises(UserError, match="unknown index 'tree'; choose one of flat, ivf, hnsw"):
+        build_index(items, "tree", checksum=CHECKSUM)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"nprobe is 0.*choose 1 to 1"):
+        build_index(items, "ivf", checksum=CHECKSUM, nprobe=0)
+    with pytest.raises(UserError, match="ef_search"):
+        build_index(items, "hnsw", checksum=CHECKSUM, ef_search=0)
+    with pytest.raises(UserError, match="no item"):
+        build(items[:1], "flat")
+    with pytest.raises(UserError, match="no HNSW index on a GPU"):
+        build(items, "hnsw", "gpu")
+    broken = items.copy()
+    broken[7, 3] = np.nan
+    with pytest.raises(UserError, match="item vector 7"):
+        build(broken, "flat")
+    with pytest.raises(UserError, match="user vector 7"):
+        build(items, "flat").search(broken, 3)
+    with pytest.raises(ValueError, match="width 16"):
+        build(items, "flat").search(items[:, :3], 3)
+
+
+def test_the_gpu_is_used_or_refused_never_silently_replaced() -> None:
+    import faiss
+
+    items, users = clustered(), clustered(50, seed=1)[1:]
+    if faiss.get_num_gpus():
+        for kind in ("flat", "ivf"):
+            index = build(items, kind, "gpu")
+            assert "on gpu" in index.description
+            assert recall_against_exact(index, users, items, 20) > 0.9
+        assert "no GPU form" in build(items, "hnsw", "auto").description
+    else:
+        with pytest.raises(UserError, match="sees no GPU"):
+            build(items, "flat", "gpu")
+        assert "on cpu" in build(items, "flat", "auto").description

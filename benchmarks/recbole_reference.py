@@ -228,6 +228,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "rows": rows,
             "users": sequences.manifest["users"],
             "max_length": sequences.max_length,
+            "splits": sequences.manifest.get("splits"),
         },
         "options": {k: v for k, v in options.items() if k not in ("data_path", "checkpoint_dir")},
         "timing": {"mean_epoch": mean_times(timing), "epochs": timing, "load_before": load_before},

@@ -172,7 +172,7 @@ def file_info(path: Path) -> FileInfo:
 
 
 def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:
-    """Check that `files` (relative to `folder`) are there with size and sha256; UserError names the first that is not."""
+    """Check presence, size and sha256 of `files` (relative to `folder`); UserError names the first that differs."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():

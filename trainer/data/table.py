@@ -64,7 +64,7 @@ def load_table(dataset: Dataset, device: torch.device, resident: bool) -> ItemTa
     for name, info in dataset.manifest.content.items():
         fields[name] = map_array(dataset.root / f"table/{name}.npy", "<f2", (n_items, *info.shape))
         present[name] = map_array(dataset.root / f"table/{name}.present.npy", "|b1", (n_items,))
-    kinds = {name: info.kind for name, info in dataset.manifest.content.items()}
+    kinds: dict[str, str] = {name: info.kind for name, info in dataset.manifest.content.items()}
     if not resident:
         return MemmapTable(n_items, fields, present, kinds)
     return TensorTable(

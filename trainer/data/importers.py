@@ -1,0 +1,265 @@
+"""Interaction logs of several formats, read with polars into one shape; nothing is dropped without being counted."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from models.errors import UserError
+
+#: shortvideo's behaviour columns, in bit order
+SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")
+_TRUE, _FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
+
+
+@dataclass(frozen=True)
+class Log:
+    """An imported log. frame: user (String), item (String), time (Int64), and behaviours (UInt8) where there are any.
+
+    Rows are in the order of the source, except that rows of one whole second keep the order of its fractions.
+    titles: item -> title. dropped: reason -> count. files: what was read.
+    """
+
+    frame: pl.DataFrame
+    files: tuple[Path, ...]
+    titles: dict[str, str] = field(default_factory=dict)
+    behaviour_names: tuple[str, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def read_microlens(pairs: Path, titles: Path | None = None) -> Log:
+    """MicroLens: `user<TAB>item item ...` (chronological, no times) or the official `user,item,timestamp` CSV.
+
+    titles: `item,title` with or without a header. Raises UserError naming file and line.
+    """
+    if "\t" in _first_line(pairs):
+        lines = _read(pairs, "\t", ["user", "items"])
+        _refuse_null(lines, "items", pairs)
+        frame = lines.with_columns(pl.col("items").str.split(" ")).explode("items").filter(pl.col("items") != "")
+        order = pl.int_range(pl.len())
+        log = _finish(frame.select("user", pl.col("items").alias("item"), order.alias("time"), "_line"), pairs)
+    else:
+        log = read_table(pairs, "user", "item", "timestamp")
+    if titles is None:
+        return log
+    table = _read(titles, ",", ["item", "title"])
+    if table.row(0)[:2] == ("item", "title"):
+        table = table.slice(1)
+    _refuse_null(table, "item", titles)
+    return Log(log.frame, (pairs, titles), _titles(table), dropped=log.dropped)
+
+
+def read_shortvideo(interactions: Path) -> Log:
+    """Shortvideo's interaction CSV: ids, time, the behaviours that the file has (as bits) and titles."""
+    header = _header(interactions, ",")
+    names = tuple(name for name in SHORTVIDEO_BEHAVIOURS if name in header)
+    extra = [*names, *(["title"] if "title" in header else [])]
+    frame = _columns(interactions, ",", {"user": "user_id", "item": "pid", "time": "exposed_time"}, extra)
+    bits = pl.lit(0, pl.UInt8)
+    for bit, name in enumerate(names):
+        text = pl.col(name).fill_null("0").str.to_lowercase()
+        _refuse(frame, ~text.is_in([*_TRUE, *_FALSE]), name, interactions, "is neither true nor false")
+        bits = bits | pl.when(text.is_in(_TRUE)).then(pl.lit(1 << bit, pl.UInt8)).otherwise(pl.lit(0, pl.UInt8))
+    log = _finish(frame.with_columns(bits.alias("behaviours")), interactions, behaviours=bool(names))
+    titles = _titles(frame) if "title" in extra else {}
+    return Log(log.frame, log.files, titles, names, log.dropped)
+
+
+def read_recbole(inter: Path) -> Log:
+    """A RecBole atomic `.inter` file: tab-separated, header `name:type`, with user_id, item_id, timestamp."""
+    header = _header(inter, "\t")
+    for cell in header:
+        if cell.count(":") != 1:
+            raise UserError(f"{inter}, line 1: column {cell!r} is not name:type as in RecBole atomic files")
+    typed = {cell.split(":")[0]: cell for cell in header}
+    wanted = {"user": "user_id", "item": "item_id", "time": "timestamp"}
+    names = {ours: typed[_present(inter, theirs, typed)] for ours, theirs in wanted.items()}
+    return _finish(_columns(inter, "\t", names), inter)
+
+
+def read_table(file: Path, user: str, item: str, time: str) -> Log:
+    """A CSV, TSV or Parquet file with the columns `user`, `item`, `time` (numbers or, in Parquet, datetimes)."""
+    names = {"user": user, "item": item, "time": time}
+    if file.suffix.lower() in (".parquet", ".pq"):
+        return _finish(_parquet(file, names), file)
+    separator = "\t" if file.suffix.lower() == ".tsv" or "\t" in _first_line(file) else ","
+    return _finish(_columns(file, separator, names), file)
+
+
+def _finish(frame: pl.DataFrame, file: Path, behaviours: bool = False) -> Log:
+    """Check ids and times of a frame of user, item, time and _line; drop duplicates."""
+    for column in ("user", "item"):
+        _refuse_null(frame, column, file)
+    frame = _whole_times(frame, file).sort("_exact", maintain_order=True)
+    key = ["user", "item", "time"]
+    if behaviours:
+        unique = frame.group_by(key, maintain_order=True).agg(pl.col("behaviours").bitwise_or())
+    else:
+        unique = frame.select(key).unique(maintain_order=True)
+    return Log(unique, (file,), dropped={"duplicate rows": len(frame) - len(unique)})
+
+
+def _whole_times(frame: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """`time` as Int64 seconds (or whatever unit the source has), and `_exact` to order rows within one of them."""
+    time = pl.col("time")
+    if frame.schema["time"].is_temporal():
+        exact = frame.with_columns(time.cast(pl.Datetime("us")).dt.epoch("us").alias("_exact"))
+        _refuse_null(exact, "time", file)
+        return exact.with_columns((pl.col("_exact") // 1_000_000).alias("time"))
+    whole = frame.with_columns(time.cast(pl.Int64, strict=False).alias("_exact"))
+    if frame.schema["time"].is_integer() or frame.schema["time"] == pl.String:
+        if not whole["_exact"].has_nulls():
+            return whole.with_columns(pl.col("_exact").alias("time"))
+    elif not frame.schema["time"].is_float():
+        raise UserError(f"{file}: the time column is {frame.schema['time']}; give numbers such as Unix seconds")
+    real = frame.with_columns(time.cast(pl.Float64, strict=False).alias("_exact"))
+    bad = ~(pl.col("_exact").is_finite() & (pl.col("_exact").abs() < 2.0**63)).fill_null(False)
+    _refuse(real, bad, "time", file, "is not a time; give numbers such as Unix seconds")
+    # integers beside fractions go through Float64 only for the order: 2^53 seconds is far beyond any calendar
+    return real.with_columns(pl.col("_exact").floor().cast(pl.Int64).alias("time"))
+
+
+def _titles(frame: pl.DataFrame) -> dict[str, str]:
+    """The first title of each item that has one."""
+    known = frame.filter(pl.col("title").is_not_null()).unique("item", keep="first", maintain_order=True)
+    return dict(known.select("item", "title").iter_rows())
+
+
+def _columns(file: Path, separator: str, names: dict[str, str], extra: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of a delimited file with a header: `names` maps ours to the file's; plus `_line`."""
+    header = _header(file, separator)
+    for name in names.values():
+        _present(file, name, header)
+    frame = _read(file, separator, header, skip=1)
+    return frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), *extra, "_line")
+
+
+def _read(file: Path, separator: str, columns: Sequence[str], skip: int = 0) -> pl.DataFrame:
+    """A delimited file as columns of strings without surrounding blanks, empty cells null, and `_line`."""
+    _refuse_binary(file)
+    quote = '"' if separator == "," else None
+    try:
+        frame = pl.read_csv(
+            file,
+            has_header=False,
+            skip_rows=skip,
+            separator=separator,
+            quote_char=quote,
+            schema=dict.fromkeys(columns, pl.String),
+        )
+    except pl.exceptions.NoDataError:
+        frame = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+    except pl.exceptions.PolarsError as error:
+        raise UserError(_locate(file, separator, len(columns)) or f"{file} cannot be read: {error}") from None
+    text = pl.col(columns).str.strip_chars()
+    frame = frame.with_columns(pl.when(text != "").then(text)).with_columns(
+        _line=pl.int_range(skip + 1, pl.len() + skip + 1)
+    )
+    frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
+    if frame.is_empty():
+        raise UserError(f"{file} has no rows{' after its header' if skip else ''}; is it the right file?")
+    return frame
+
+
+def _parquet(file: Path, names: dict[str, str]) -> pl.DataFrame:
+    try:
+        header = pl.read_parquet_schema(file)
+        for name in names.values():
+            _present(file, name, header)
+        frame = pl.read_parquet(file, columns=list(dict.fromkeys(names.values())))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{file} cannot be read as Parquet ({error})") from None
+    if frame.is_empty():
+        raise UserError(f"{file} has no rows; is it the right file?")
+    for name in (names["user"], names["item"]):
+        if frame.schema[name].is_nested():
+            raise UserError(f"{file}: column {name!r} is {frame.schema[name]}; ids are text or numbers")
+    ids = [pl.col(names[ours]).cast(pl.String).alias(ours) for ours in ("user", "item")]
+    return frame.select(*ids, pl.col(names["time"]).alias("time"), _line=pl.int_range(1, pl.len() + 1))
+
+
+def _header(file: Path, separator: str) -> list[str]:
+    cells = next(csv.reader([_first_line(file)], delimiter=separator), [])
+    header = [cell.strip() for cell in cells]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice or "" in header or "_line" in header:
+        raise UserError(f"{file}, line 1: column names are empty, twice there or reserved: {twice or header}")
+    return header
+
+
+def _first_line(file: Path) -> str:
+    _refuse_binary(file)
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        line = stream.readline()
+    if not line.strip():
+        raise UserError(f"{file}, line 1 is empty; expected a header or data")
+    return line.rstrip("\r\n")
+
+
+def _refuse_binary(file: Path) -> None:
+    """UserError: cannot be opened, empty, or not UTF-8, with the line of the first bad byte."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        with file.open("rb") as stream:
+            if not stream.read(1):
+                raise UserError(f"{file} is empty")
+            stream.seek(0)
+            while piece := stream.read(1 << 20):
+                try:
+                    decoder.decode(piece)
+                except UnicodeDecodeError as error:
+                    # error.object starts with what the decoder held back; newlines in that part are none
+                    line += error.object[: error.start].count(b"\n")
+                    raise UserError(f"{file}, line {line} is not UTF-8; convert it, e.g. with iconv") from None
+                line += piece.count(b"\n")
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise UserError(f"{file}, line {line} ends within a character: the file is truncated") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file} ({error.strerror})") from None
+
+
+def _locate(file: Path, separator: str, width: int) -> str | None:
+    """Where a delimited file that polars refuses has the first line of another width; None where there is none."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        quote = '"' if separator == "," else None
+        reader = csv.reader(stream, delimiter=separator, quotechar=quote)
+        try:
+            for cells in reader:
+                if len(cells) > width:
+                    return (
+                        f"{file}, line {reader.line_num} has {len(cells)} columns instead of {width}; "
+                        'put text that contains commas in double quotes ("...")'
+                    )
+        except csv.Error as error:
+            return f"{file}, line {reader.line_num}: {error}"
+    return None
+
+
+def _present(file: Path, name: str, header: Iterable[str]) -> str:
+    """`name`, if the file has this column; UserError with the nearest name otherwise."""
+    columns = list(header)
+    if name in columns:
+        return name
+    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{file}, line 1 has no column {name!r}{hint} It has: {', '.join(columns)}")
+
+
+def _refuse_null(frame: pl.DataFrame, column: str, file: Path) -> None:
+    _refuse(frame, pl.col(column).is_null(), column, file, "is missing")
+
+
+def _refuse(frame: pl.DataFrame, bad: pl.Expr, column: str, file: Path, what: str) -> None:
+    """UserError naming the first line where `bad` holds."""
+    found = frame.filter(bad).head(1)
+    if len(found):
+        value = found[column][0]
+        shown = "" if value is None else f" {str(value)[:80]!r}"
+        raise UserError(f"{file}, line {found['_line'][0]}: {column}{shown} {what}; mend or remove this line")

@@ -1,0 +1,169 @@
+"""From an imported log to a prepared dataset: order, sample, k-core, content, written in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from models.contract import ContentField
+from models.errors import UserError
+from trainer.data.content import feature_content, title_content
+from trainer.data.importers import Log
+from trainer.data.manifest import Core, CoreOn, Manifest, file_info
+from trainer.data.selection import codes, k_core, sample_users
+from trainer.data.writer import Content, write_dataset
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What is kept of a log, and which content its items get. segments needs text; features excludes what it gives."""
+
+    k_core: int = 4
+    core_on: CoreOn = "both"
+    sample_users: int | None = None
+    seed: int = 0
+    max_length: int = 10
+    features: Path | None = None
+    text: Literal["minilm"] | None = None
+    segments: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("k_core", "max_length", "segments"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+        if self.segments and not self.text:
+            raise UserError("--segments cuts the titles that --text embeds: add --text minilm")
+        # checked here, before a long import: numpy's generator takes no negative seed
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: give a number of at least 0")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    user_ids: list[str]
+    item_ids: list[str]
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+    times: NDArray[np.int64]
+    behaviours: NDArray[np.uint8] | None
+
+
+def prepare(log: Log, out: Path, options: PrepareOptions, command: str) -> Manifest:
+    """Write `log` as a prepared dataset to `out` (docs/dataset-format.md).
+
+    Users are sampled first, then the k-core is taken over what is left, so that it holds in the dataset itself.
+    Raises UserError: nothing left, content that does not fit, `out` not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before minutes of embedding, not after
+        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+    kept, lost = _select(log, options)
+    content, unused, files = _content(kept.item_ids, log.titles, options)
+    titles = [log.titles.get(item) for item in kept.item_ids] if log.titles else None
+    return write_dataset(
+        out,
+        user_ids=kept.user_ids,
+        item_ids=kept.item_ids,
+        offsets=kept.offsets,
+        items=kept.items,
+        content=content,
+        item_titles=titles,
+        times=kept.times,
+        behaviours=kept.behaviours,
+        behaviour_names=log.behaviour_names,
+        max_length=options.max_length,
+        core=Core(k=0 if options.core_on == "none" else options.k_core, on=options.core_on),
+        dropped={**log.dropped, **lost, **unused},
+        command=command,
+        sources={path.name: file_info(path).sha256 for path in (*log.files, *files)},
+    )
+
+
+def _select(log: Log, options: PrepareOptions) -> tuple[_Kept, dict[str, int]]:
+    frame = log.frame
+    users, user_names = _dense(frame["user"])
+    items, item_names = _dense(frame["item"])
+    lost: dict[str, int] = {}
+    keep = np.ones(len(users), np.bool_)
+    if options.sample_users is not None:
+        keep = sample_users(users, len(user_names), options.sample_users, options.seed)
+        lost["users not in the sample"] = len(user_names) - options.sample_users
+        lost["interactions of users not in the sample"] = int((~keep).sum())
+    few = keep & (np.bincount(users, minlength=len(user_names)) < 3)[users]
+    lost["users with fewer than 3 interactions"] = len(np.unique(users[few]))
+    lost["interactions of users with fewer than 3"] = int(few.sum())
+    keep &= ~few
+    before = keep.copy()
+    keep[np.flatnonzero(keep)] = k_core(users[keep], items[keep], options.k_core, options.core_on)
+    core = f"{options.k_core}-core on {options.core_on}"
+    for name, code in (("users", users), ("items", items)):
+        lost[f"{name} outside the {core}"] = len(np.unique(code[before])) - len(np.unique(code[keep]))
+    lost[f"interactions outside the {core}"] = int(before.sum()) - int(keep.sum())
+    if not keep.any():
+        raise UserError(
+            f"no interaction is left of {len(users):,}: {_words(lost)}; "
+            "lower --k-core, choose another --core-on, or sample more users"
+        )
+    return _order(frame, users, items, keep, user_names, item_names), lost
+
+
+def _order(
+    frame: pl.DataFrame,
+    users: NDArray[np.int64],
+    items: NDArray[np.int64],
+    keep: NDArray[np.bool_],
+    user_names: pl.Series,
+    item_names: pl.Series,
+) -> _Kept:
+    """Kept rows by user and time; rows of equal time stay in the order of the source."""
+    user, user_codes = codes(users[keep])
+    item, item_codes = codes(items[keep])
+    times = frame["time"].to_numpy()[keep]
+    order = np.lexsort((times, user))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64)
+    behaviours = frame["behaviours"].to_numpy()[keep][order] if "behaviours" in frame.columns else None
+    return _Kept(
+        user_ids=user_names[user_codes].to_list(),
+        item_ids=item_names[item_codes].to_list(),
+        offsets=offsets,
+        items=(item[order] + 1).astype(np.int32),
+        times=times[order],
+        behaviours=behaviours,
+    )
+
+
+def _dense(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
+    """Codes in order of first appearance, and the name of each code."""
+    names = column.unique(maintain_order=True)
+    table = pl.DataFrame({"name": names, "code": np.arange(len(names), dtype=np.int64)})
+    joined = column.to_frame("name").join(table, on="name", how="left", maintain_order="left")
+    return joined["code"].to_numpy(), names
+
+
+def _content(
+    item_ids: Sequence[str], titles: Mapping[str, str], options: PrepareOptions
+) -> tuple[dict[ContentField, Content], dict[str, int], list[Path]]:
+    content: dict[ContentField, Content] = {}
+    unused: dict[str, int] = {}
+    files: list[Path] = []
+    if options.features:
+        content, unused, files = feature_content(options.features, item_ids)
+    if options.text:
+        made = title_content([titles.get(item) for item in item_ids], options.segments)
+        twice = sorted(made.keys() & content.keys())
+        if twice:
+            raise UserError(
+                f"--text and --segments make {', '.join(twice)}, which {options.features} holds as well; choose one"
+            )
+        content |= made
+    return content, unused, files
+
+
+def _words(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)

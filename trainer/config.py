@@ -1,0 +1,187 @@
+"""The configuration of one training run: typed, frozen, and refused where a key or value is unknown.
+
+Each part of the program has its own section; the model's section is the options dataclass of the chosen system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from models.errors import UserError
+from models.registry import nearest, options_class, parse_options
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """path: a prepared dataset, a folder or URL. loader: resident keeps content and sequences on the model's device,
+    mmap gathers from memory-mapped files on the host, stream reads training rows from WebDataset shards; auto is
+    resident when everything fits in half of the free memory, else mmap. stream_window: shards shuffled together.
+    """
+
+    path: str = ""
+    loader: Literal["auto", "resident", "mmap", "stream"] = "auto"
+    stream_window: int = Field(4, ge=1)
+
+
+class TrainConfig(_Section):
+    """batch_size: rows of the global batch, over all workers. patience: validations without improvement of NDCG@10
+    before stopping. clip_norm: gradient norm limit (0: none). accumulation: micro-batches per step and worker.
+    checkpoint_every: steps between checkpoints inside an epoch (0: only at its end).
+    """
+
+    epochs: int = Field(300, ge=1)
+    batch_size: int = Field(2048, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    patience: int = Field(10, ge=1)
+    clip_norm: float = Field(0.0, ge=0)
+    accumulation: int = Field(1, ge=1)
+    checkpoint_every: int = Field(0, ge=0)
+
+
+class EngineConfig(_Section):
+    """name: auto is DeepSpeed where it is installed, else plain torch. precision: bf16 is autocast over fp32 weights.
+    zero_stage: DeepSpeed's partitioning of optimizer state (1), gradients (2) and parameters (3).
+    """
+
+    name: Literal["auto", "deepspeed", "torch"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+
+
+class EvalConfig(_Section):
+    """index: what ranks the catalogue; exact is the truth, a FAISS index reports its recall against it.
+    depth: how many items an index returns per user. recall_sample: users whose exact top-k it is compared with.
+    """
+
+    batch_size: int = Field(2048, ge=1)
+    index: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
+    depth: int = Field(100, ge=20)
+    recall_sample: int = Field(1000, ge=1)
+
+
+class ClusterConfig(_Section):
+    """launcher: ray runs workers under Ray Train, inline runs one worker in this process. threads: CPU threads of one
+    worker (0: this node's cores over its workers). max_failures: restarts from the last checkpoint after a worker dies.
+    """
+
+    launcher: Literal["ray", "inline"] = "ray"
+    workers: int = Field(1, ge=1)
+    threads: int = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _inline_is_one_worker(self) -> ClusterConfig:
+        if self.launcher == "inline" and self.workers > 1:
+            raise ValueError("launcher inline runs one worker; set cluster.workers=1 or cluster.launcher=ray")
+        return self
+
+
+class TrackingConfig(_Section):
+    """mlflow: whether metrics are mirrored to MLflow. uri: tracking URI (empty: mlflow.db beside the runs folder)."""
+
+    mlflow: bool = True
+    uri: str = ""
+    experiment: str = "mealrec"
+
+
+class RunConfig(_Section):
+    """One run. `model` holds `name` and that system's options, complete; everything else is a section of its own."""
+
+    model: dict[str, Any]
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    engine: EngineConfig = EngineConfig()
+    eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    seed: int = Field(2020, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_model(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
+            raise ValueError("model: give a section with at least a name, e.g. {name: sasrec}")
+        options = dict(values["model"])
+        name = str(options.pop("name", ""))
+        return {**values, "model": {"name": name, **complete_options(name, options)}}
+
+    @property
+    def model_name(self) -> str:
+        return str(self.model["name"])
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.model.items() if key != "name"}
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides what is learned; a run is only continued under an equal one.
+
+        Left out: where the run executes and is tracked, its checkpoint interval, and how long it may go on.
+        """
+        content = self.model_dump(exclude={"cluster", "tracking", "eval"})
+        content["data"] = {}
+        content["engine"] = {"precision": self.engine.precision}
+        for free in ("epochs", "checkpoint_every"):
+            del content["train"][free]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def complete_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
+    """All options of system `name` as plain values, given ones checked and the rest at their defaults.
+
+    Raises UserError for an unknown system, an unknown option (with the nearest name), or a value of the wrong type.
+    """
+    cls = options_class(name)
+    parsed = parse_options(cls, options)  # unknown keys, by name
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(cls)
+        return dict(adapter.dump_python(adapter.validate_python(_plain(parsed)), mode="json"))
+    except ValidationError as error:
+        raise UserError(_explain(error, "model")) from None
+
+
+def _plain(options: Any) -> Any:
+    if hasattr(options, "__dataclass_fields__"):
+        return {key: _plain(getattr(options, key)) for key in options.__dataclass_fields__}
+    return options
+
+
+def parse(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from nested plain values; UserError names each key that is wrong and the nearest valid one."""
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(_explain(error, "")) from None
+
+
+def _explain(error: ValidationError, prefix: str) -> str:
+    """One line per problem: key, what is wrong, nearest valid key."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(([prefix] if prefix else []) + path) or "configuration"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key}: {nearest(path[-1], _siblings(path[:-1]))}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (given: {problem['input']!r})"
+            lines.append(f"{key}: {message}{shown}")
+    return "\n".join(lines)
+
+
+def _siblings(path: list[str]) -> list[str]:
+    """Valid keys of the section at `path`."""
+    cls: Any = RunConfig
+    for part in path:
+        cls = cls.model_fields[part].annotation
+    return list(cls.model_fields)

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import UserError
+from trainer.data.dataset import Dataset
+from trainer.data.manifest import load_manifest
+from trainer.data.synthetic import generate
 from trainer.data.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue, vocabulary
 from trainer.data.world_users import REACH, Histories, best_ranking, expected_metrics, histories
 
@@ -193,7 +197,7 @@ def test_content_is_the_same_in_any_blocks(cuts: list[int], seed: int) -> None:
     places = catalogue(o)
     whole, again = ItemContent(o, places), ItemContent(o, catalogue(o))
     edges = [0, *sorted(set(cuts)), o.items]
-    for make in ("frames", "text", "on_topic"):
+    for make in ("frames", "visual", "text", "on_topic"):
         blocks = [getattr(again, make)(a, b) for a, b in pairwise(edges)]
         assert np.array_equal(np.concatenate(blocks), getattr(whole, make)(0, o.items))
     titles = [t for a, b in pairwise(edges) for t in again.titles(a, b)]
@@ -257,3 +261,48 @@ def test_memory_does_not_grow_with_content() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 40e6  # the frames alone are 96 MB
+
+
+def test_prepared_world_holds_data_and_truth(tmp_path: Path) -> None:
+    o = replace(TINY, users=300, accident=0.3)
+    generate(tmp_path / "one", o)
+    generate(tmp_path / "two", o)
+    generate(tmp_path / "other", replace(o, seed=1))
+    dataset = Dataset.open(tmp_path / "one")
+    dataset.verify()
+    manifest = dataset.manifest
+    assert manifest.truth is not None
+    assert manifest.fingerprint == load_manifest(tmp_path / "two").fingerprint
+    assert manifest.fingerprint != load_manifest(tmp_path / "other").fingerprint
+
+    places, (part,) = everyone(o)
+    assert SyntheticOptions(**manifest.truth["options"]) == o
+    assert manifest.truth["HR@10"] == expected_metrics(best_ranking(o, places, part, 20)[1])["HR@10"]
+    assert np.array_equal(dataset.items, part.items[part.items >= 0] + 1)
+    truth = {path.stem: np.load(path) for path in (tmp_path / "one/truth").iterdir()}
+    assert truth["accidental"].mean() == manifest.truth["accidental_share"]
+    last = dataset.offsets[1:] - 1
+    assert truth["item_cold"][dataset.items[last]].mean() == manifest.truth["cold_target_share"]
+    assert np.array_equal(truth["item_topic"][1:], places.topic)
+
+    # rows of the table, of the truth and of the world are the same items
+    content = ItemContent(o, places)
+    assert np.array_equal(truth["frame_on_topic"][1:], content.on_topic(0, o.items))
+    for field, raw in {"sequence": content.frames, "visual": content.visual, "text": content.text}.items():
+        info = manifest.content[field]  # type: ignore[index]
+        standard = (raw(0, o.items) - np.array(info.mean)) / np.array(info.std)
+        assert np.load(tmp_path / f"one/table/{field}.npy")[1:] == pytest.approx(standard, abs=0.01)
+    assert dataset.item_titles() == content.titles(0, o.items)
+    assert (len(dataset.item_ids()), dataset.user_ids()[:2]) == (o.items, ["u0", "u1"])
+
+
+def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not an empty folder"):
+        generate(tmp_path / "mine", TINY)
+    hopeless = SyntheticOptions(users=50, items=24, topics=1, favourites=1, mean_length=6, zipf=5, follow=0, accident=0)
+    with pytest.raises(UserError, match="found nothing new"):
+        generate(tmp_path / "world", hopeless)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"

@@ -7,7 +7,6 @@ and `truth/accidental.npy` (N,) bool along `sequences/items.npy`. Row 0 is paddi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from models.errors import UserError
 from trainer.data.manifest import MANIFEST, Manifest, file_info
+from trainer.data.storage import staging_folder
+from trainer.data.tablefile import NpyWriter
 from trainer.data.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue
 from trainer.data.world_users import best_ranking, expected_metrics, histories
 from trainer.data.writer import Content, write_dataset
@@ -34,17 +34,12 @@ def generate(out: Path, options: SyntheticOptions) -> None:
     with the user's own history left out), the realised shares of accidents and of cold test targets, and the options.
     Raises UserError: `out` exists and is not empty; a world too small for its histories.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: choose another --out, or remove it")
-    places = catalogue(options)
-    interactions, truth = _interactions(options, places)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        folder = Path(temporary) / "dataset"
+    with staging_folder(out) as work:  # the dataset and its truth appear together
+        places = catalogue(options)
         content = ItemContent(options, places)
-        manifest = _write(folder, options, content, interactions, truth)
-        _write_truth(folder, options, places, content, interactions["accidental"], manifest)
-        folder.rename(out)
+        interactions, truth = _interactions(options, places)
+        manifest = _write(work, options, content, interactions, truth)
+        _write_truth(work, options, places, content, interactions["accidental"], manifest)
 
 
 def _interactions(options: SyntheticOptions, places: Catalogue) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -87,8 +82,7 @@ def _write(
         times=columns["times"],
         content={
             "sequence": Content((k, v), whole(content.frames), "frames", "synthetic"),
-            # as a video encoder would see it: what is on topic is diluted by the filler
-            "visual": Content((v,), whole(lambda a, b: content.frames(a, b).mean(axis=1)), "video", "synthetic"),
+            "visual": Content((v,), whole(content.visual), "video", "synthetic"),
             "text": Content((h,), whole(content.text), "title", "synthetic"),
         },
         max_length=o.max_length,
@@ -110,13 +104,10 @@ def _write_truth(
     np.save(truth / "item_topic.npy", np.concatenate([[-1], places.topic]).astype(np.int32))
     np.save(truth / "item_cold.npy", np.concatenate([[False], places.cold]))
     np.save(truth / "accidental.npy", accidental)
-    mask = np.lib.format.open_memmap(
-        truth / "frame_on_topic.npy", mode="w+", dtype=bool, shape=(options.items + 1, options.frames)
-    )
-    for start in range(0, options.items, _BLOCK):
-        stop = min(start + _BLOCK, options.items)
-        mask[1 + start : 1 + stop] = content.on_topic(start, stop)
-    mask.flush()
+    with NpyWriter(truth / "frame_on_topic.npy", (options.items + 1, options.frames), "|b1") as mask:
+        mask.append(np.zeros((1, options.frames), bool))
+        for start in range(0, options.items, _BLOCK):
+            mask.append(content.on_topic(start, min(start + _BLOCK, options.items)))
     files = manifest.files | {f"truth/{path.name}": file_info(path) for path in sorted(truth.iterdir())}
     (folder / MANIFEST).write_text(manifest.model_copy(update={"files": files}).dumps(), encoding="utf-8")
 

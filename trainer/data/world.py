@@ -187,6 +187,10 @@ class ItemContent:
         """(n, K, V) float32: steps on topic show the topic and the item's place on its circle, the others a scene."""
         return self._cut(self._frames, start, stop)
 
+    def visual(self, start: int, stop: int) -> Array:
+        """(n, V) float32: the mean of the frames, as of an encoder of whole videos, which filler dilutes."""
+        return self._cut(lambda granule: self._frames(granule).mean(axis=1), start, stop)
+
     def on_topic(self, start: int, stop: int) -> Array:
         """(n, K) bool: which steps of `frames` show the topic; planted truth, no model may see it."""
         return self._cut(lambda granule: self._mask(stream(self._options.seed, FRAMES, granule), granule), start, stop)

@@ -1,0 +1,146 @@
+"""`mealrec compare` against figures worked out by hand, and its refusals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from models.errors import UserError
+from retrieval.metrics import mean_metrics
+from trainer.commands import compare
+
+RANKS = [1, 2, 11, 20, 21, 0, 3, 10]
+MASKED = [1, 1, 5, 20, 21, 0, 2, 9]
+COLD = [False, False, False, True, False, True, False, False]
+
+
+def write_run(folder: Path, **changes: Any) -> Path:
+    arrays: dict[str, Any] = {
+        "user": np.arange(8),
+        "target": np.arange(8) + 100,
+        "rank": np.array(RANKS),
+        "rank_masked": np.array(MASKED),
+        "cold": np.array(COLD),
+    }
+    arrays |= changes
+    folder.mkdir(parents=True)
+    np.savez(folder / "ranks-test.npz", **{name: value for name, value in arrays.items() if value is not None})
+    report = mean_metrics(arrays["rank"]) | {"masked": mean_metrics(arrays["rank_masked"])}
+    (folder / "test.json").write_text(json.dumps(report))
+    return folder
+
+
+def compared(runs_dir: Path, *names: str) -> int:
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    return compare.run(parser.parse_args([*names, "--runs-dir", str(runs_dir)]))
+
+
+def section(text: str, title: str) -> list[list[str]]:
+    """Rows of the table below `title`, as words."""
+    lines = text.split(title + "\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    return [line.split() for line in [lines[0], *lines[2:]]]
+
+
+def test_tables_hold_the_figures_worked_out_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a")
+    assert compared(tmp_path, "a") == 0
+    text = capsys.readouterr().out
+    assert "8 test users; cold targets (not in any training row): 2 (25.0 %)" in text
+    assert "t-test" not in text
+    header, everything, warm, cold = section(text, "Test metrics, every item ranked")
+    assert header == ["run", "targets", "users", "HR@10", "NDCG@10", "HR@20", "NDCG@20"]
+    hit10 = [1, 1 / math.log2(3), 1 / math.log2(4), 1 / math.log2(11)]  # ranks 1, 2, 3, 10
+    hit20 = [1 / math.log2(12), 1 / math.log2(21)]  # ranks 11 and 20, the latter cold
+    ndcg10, ndcg20 = f"{sum(hit10) / 8:.4f}", f"{sum(hit10 + hit20) / 8:.4f}"
+    assert everything == ["a", "all", "8", "0.5000", ndcg10, "0.7500", ndcg20]
+    assert warm[:4] == ["warm", "6", "0.6667", f"{sum(hit10) / 6:.4f}"]
+    assert cold == ["cold", "2", "0.0000", "0.0000", "0.5000", f"{hit20[1] / 2:.4f}"]
+    masked = section(text, "Test metrics, the user's own history masked")
+    assert masked[1][:4] == ["a", "all", "8", "0.6250"]  # ranks 1, 1, 5, 2, 9
+    assert masked[3][:3] == ["cold", "2", "0.0000"]
+
+
+def test_t_tests_pair_users_whatever_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a")
+    other = np.array([5, 0, 11, 0, 1, 0, 3, 12])
+    shuffle = np.random.default_rng(0).permutation(8)
+    mixed = {"user": np.arange(8), "target": np.arange(8) + 100, "rank": other, "rank_masked": np.array(MASKED)}
+    write_run(tmp_path / "b", **{name: array[shuffle] for name, array in mixed.items()}, cold=np.array(COLD)[shuffle])
+    assert compared(tmp_path, "a", "b") == 0
+    text = capsys.readouterr().out
+    _, ndcg, hit = section(text, "Paired t-tests, every item ranked: a minus each other run")
+    hits_a, hits_b = [1, 1, 0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0, 1, 0]
+    expected = stats.ttest_rel(hits_a, hits_b)
+    assert ndcg[:2] == ["b", "NDCG@10"]
+    assert hit[:3] == ["b", "HR@10", "+0.1250"]
+    assert hit[-3:] == [f"{expected.statistic:.2f}", f"{expected.pvalue:.2g}", "8"]
+    # masked ranks are equal in both runs, and their test is apart
+    for row in section(text, "Paired t-tests, the user's own history masked: a minus each other run")[1:]:
+        assert row[2] == "+0.0000"
+        assert row[-3:] == ["0.00", "1", "8"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": np.arange(8) + 99}, "different test targets"),
+        ({"user": np.arange(8) + 1}, "different test users"),
+        ({"cold": ~np.array(COLD)}, r"different test training rows \(cold targets\)"),
+        ({"rank": None}, "rank"),
+        ({"cold": np.arange(8)}, "expected integers"),
+        ({"target": np.arange(7)}, "of one length"),
+        ({"user": np.zeros(8, int)}, "each user once"),
+        ({"rank_masked": np.array([-1] * 8)}, "ranks from 1 on"),
+        ({"user": np.array([object()] * 8)}, "cannot be read"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_run(tmp_path / "a")
+    folder = write_run(tmp_path / "b")
+    arrays = dict(np.load(folder / "ranks-test.npz")) | changes
+    np.savez(folder / "ranks-test.npz", **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(UserError, match=message):
+        compared(tmp_path, "a", "b")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "no ranks": lambda run: (run / "ranks-test.npz").unlink(),
+    "torn ranks": lambda run: cut(run / "ranks-test.npz"),
+    "empty ranks": lambda run: (run / "ranks-test.npz").write_bytes(b""),
+    "single array": lambda run: np.save((run / "ranks-test.npz").open("wb"), np.arange(3)),
+    "pickle": lambda run: (run / "ranks-test.npz").write_bytes(b"\x80\x04K\x01."),
+    "no report": lambda run: (run / "test.json").unlink(),
+    "torn report": lambda run: cut(run / "test.json"),
+    "list": lambda run: (run / "test.json").write_text("[1]"),
+    "no HR": lambda run: (run / "test.json").write_text('{"NDCG@10": 0.1}'),
+    "report of another test": lambda run: (run / "test.json").write_text(
+        json.dumps(mean_metrics(np.array([*RANKS[:-1], 11])))
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_run_that_was_not_tested_whole_is_refused_by_file(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    run = write_run(tmp_path / "a")
+    damage(run)
+    with pytest.raises(UserError, match=r"(ranks-test\.npz|test\.json).*mealrec evaluate --run a"):
+        compared(tmp_path, "a")
+
+
+def test_a_report_of_the_masked_metrics_fits_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    (run / "test.json").write_text(json.dumps(mean_metrics(np.array(MASKED))))
+    assert compared(tmp_path, "a") == 0

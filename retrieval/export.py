@@ -23,11 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import Similarity
+from models.contract import ContentField, Similarity
 from models.errors import UserError
 from retrieval.files import Record, check_file, read_record, sha256, whole_folder
 
-SCHEMA_VERSION = 1
 _WEIGHTS, _VECTORS, _ITEMS, _CONTENT = (
     "weights.safetensors",
     "item_vectors.safetensors",
@@ -45,19 +44,19 @@ class ContentSpec(Record):
 
 
 class ModelCard(Record):
-    """`model.json`. files: sha256 by name, filled in by `write_export`."""
+    """`model.json`. seed: of the ModelContext (it keys the noise); files: sha256 by name."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     system: str
     options: dict[str, object]
     similarity: Similarity
     max_length: int
     inference: str
     seed: int
-    content: dict[str, ContentSpec]
+    content: dict[ContentField, ContentSpec]
     metrics: dict[str, object]
     provenance: dict[str, object]
-    files: dict[str, str] = {}
+    files: dict[str, str]
 
     @property
     def checksum(self) -> str:
@@ -81,8 +80,8 @@ class Export:
     weights: Mapping[str, Tensor]
     item_vectors: Tensor
     items: ItemNames
-    content: Mapping[str, Tensor]
-    present: Mapping[str, Tensor]
+    content: Mapping[ContentField, Tensor]
+    present: Mapping[ContentField, Tensor]
 
 
 def write_export(
@@ -98,9 +97,9 @@ def write_export(
     item_vectors: Tensor,
     item_ids: Sequence[str],
     titles: Sequence[str | None],
-    content: Mapping[str, Tensor] | None = None,
-    present: Mapping[str, Tensor] | None = None,
-    content_kinds: Mapping[str, str] | None = None,
+    content: Mapping[ContentField, Tensor] | None = None,
+    present: Mapping[ContentField, Tensor] | None = None,
+    content_kinds: Mapping[ContentField, str] | None = None,
     metrics: Mapping[str, object] | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> ModelCard:
@@ -125,7 +124,7 @@ def write_export(
         names = ItemNames(ids=list(item_ids), titles=list(titles))
         (new / _ITEMS).write_text(names.model_dump_json(indent=0) + "\n", encoding="utf-8")
         if content:
-            tensors = {field: _stored(x.half()) for field, x in content.items()}
+            tensors: dict[str, Tensor] = {field: _stored(x.half()) for field, x in content.items()}
             tensors |= {f"{field}.present": _stored(x.bool()) for field, x in present.items()}
             save_file(tensors, new / _CONTENT)
         card = ModelCard(

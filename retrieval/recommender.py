@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from retrieval.export import Export, load_export
 from retrieval.index import Device, Index, Kind, load_index
 
 _BATCH = 256
-# Diffusion noise is keyed by this constant, so that a history always gets the same answer, whoever asks and beside whom.
+# Diffusion noise is keyed by this constant: a history always gets the same answer, whoever asks and beside whom.
 _NOISE_KEY = 0
 
 
@@ -66,8 +66,8 @@ class Recommender:
     ) -> Recommender:
         """The model in folder `model_dir` on a torch `device`, ranked exactly or by its saved index of that kind.
 
-        index_device, threads: see `retrieval.index.load_index`. Raises UserError when the folder or the index is absent,
-        damaged or does not fit this version.
+        index_device, threads: see `retrieval.index.load_index`. Raises UserError when the folder or the index is
+        absent, damaged or does not fit this version.
         """
         export = load_export(model_dir)
         place = torch.device(device)
@@ -152,11 +152,9 @@ def index_folder(model_dir: Path, kind: Kind) -> Path:
 
 def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceModel:
     card = export.card
-    content: Mapping[str, Tensor] = {field: x.to(device) for field, x in export.content.items()}
-    present: Mapping[str, Tensor] = {field: x.to(device) for field, x in export.present.items()}
     table = TensorTable(
-        fields=dict(content),
-        present=dict(present),
+        fields={field: x.to(device) for field, x in export.content.items()},
+        present={field: x.to(device) for field, x in export.present.items()},
         kinds={field: spec.kind for field, spec in card.content.items()},
         n_items=len(export.item_vectors),
     )

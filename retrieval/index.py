@@ -202,8 +202,8 @@ def _faiss(threads: int | None = None) -> Any:
         import faiss
     except ImportError:
         raise UserError(
-            "FAISS is not installed; run `pip install 'mealrec[cpu]'` (on a GPU machine 'mealrec[gpu]', never both), "
-            "or rank exactly with --index exact"
+            "FAISS is not installed; run `pip install 'faiss-cpu>=1.15,<2'` (on a GPU machine 'faiss-gpu>=1.15,<2', "
+            "never both), or rank exactly"
         ) from None
     if threads is not None:
         faiss.omp_set_num_threads(threads)
@@ -222,8 +222,8 @@ def _on_device(index: Any, kind: Kind, device: Device) -> tuple[Any, Literal["cp
         return index, "cpu", " (hnsw has no GPU form)"
     if not gpus:
         raise UserError(
-            "a GPU index was asked for, but FAISS sees no GPU; use --device cpu, or install 'mealrec[gpu]' "
-            "in place of 'mealrec[cpu]' on a machine that has one"
+            "a GPU index was asked for, but FAISS sees no GPU; use --device cpu, or install faiss-gpu "
+            "in place of faiss-cpu on a machine that has one"
         )
     if kind == "ivf" and index.nprobe > _GPU_MAX:
         raise UserError(f"FAISS on a GPU probes at most {_GPU_MAX:,} lists, nprobe is {index.nprobe:,}; lower --nprobe")

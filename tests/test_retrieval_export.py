@@ -1,5 +1,6 @@
 """The exported folder: what is written comes back, and anything else is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,15 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
 
 
 NO_CONTENT: dict[str, Any] = {"content": None, "present": None, "content_kinds": None}
+
+
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
+    card = export(tmp_path / "model")
+    (tmp_path / "model" / "weights.safetensors").write_bytes(b"not tensors")
+    digest = hashlib.sha256(b"not tensors").hexdigest()
+    edit(tmp_path / "model", files={**card.files, "weights.safetensors": digest})
+    with pytest.raises(UserError, match=r"cannot be read.*mealrec export"):
+        load_export(tmp_path / "model")
 
 
 def test_arguments_that_disagree_are_a_bug(tmp_path: Path) -> None:

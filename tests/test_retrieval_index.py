@@ -1,5 +1,6 @@
 """FAISS indices against exact top-k, and what survives saving."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,12 @@ def test_bad_requests_are_refused() -> None:
         build(items, "flat").search(broken, 3)
     with pytest.raises(ValueError, match="width 16"):
         build(items, "flat").search(items[:, :3], 3)
+
+
+def test_a_missing_faiss_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)  # how Python marks a module that cannot be imported
+    with pytest.raises(UserError, match="pip install 'faiss-cpu"):
+        build(clustered(50), "flat")
 
 
 def test_the_gpu_is_used_or_refused_never_silently_replaced() -> None:

@@ -52,4 +52,4 @@ class TensorTable:
 
 def _take(table: Tensor, rows: Tensor) -> Tensor:
     picked = table.index_select(0, rows.reshape(-1).to(table.device))
-    return picked.reshape(*rows.shape, *table.shape[1:]).to(rows.device)
+    return picked.reshape((*rows.shape, *table.shape[1:])).to(rows.device)

@@ -136,34 +136,31 @@ def _columns(file: Path, separator: str, names: dict[str, str], extra: Sequence[
     header = _header(file, separator)
     for name in names.values():
         _present(file, name, header)
-    frame = _read(file, separator, header, skip=1)
+    frame = _read(file, separator, header, header=True)
     return frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), *extra, "_line")
 
 
-def _read(file: Path, separator: str, columns: Sequence[str], skip: int = 0) -> pl.DataFrame:
+def _read(file: Path, separator: str, columns: Sequence[str], header: bool = False) -> pl.DataFrame:
     """A delimited file as columns of strings without surrounding blanks, empty cells null, and `_line`."""
     _refuse_binary(file)
     quote = '"' if separator == "," else None
     try:
-        frame = pl.read_csv(
-            file,
-            has_header=False,
-            skip_rows=skip,
-            separator=separator,
-            quote_char=quote,
-            schema=dict.fromkeys(columns, pl.String),
-        )
+        frame = pl.read_csv(file, has_header=header, separator=separator, quote_char=quote, infer_schema=False)
     except pl.exceptions.NoDataError:
-        frame = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+        raise UserError(f"{file} has no rows; is it the right file?") from None
     except pl.exceptions.PolarsError as error:
         raise UserError(_locate(file, separator, len(columns)) or f"{file} cannot be read: {error}") from None
-    text = pl.col(columns).str.strip_chars()
-    frame = frame.with_columns(pl.when(text != "").then(text)).with_columns(
-        _line=pl.int_range(skip + 1, pl.len() + skip + 1)
-    )
+    if frame.width != len(columns):
+        found = f"{file} has {frame.width} columns, expected {len(columns)}: {', '.join(columns)}"
+        raise UserError(_locate(file, separator, len(columns)) or found)
+    frame.columns = list(columns)
+    first = 2 if header else 1
+    text = pl.all().str.strip_chars()
+    frame = frame.with_columns(pl.when(text != "").then(text))
+    frame = frame.with_columns(_line=pl.int_range(first, pl.len() + first))
     frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
     if frame.is_empty():
-        raise UserError(f"{file} has no rows{' after its header' if skip else ''}; is it the right file?")
+        raise UserError(f"{file} has no rows{' after its header' if header else ''}; is it the right file?")
     return frame
 
 

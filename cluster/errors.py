@@ -1,0 +1,22 @@
+"""What can go wrong where training runs."""
+
+from __future__ import annotations
+
+
+class PreflightError(ValueError):
+    """The cluster cannot run this as asked; says what is missing and what to do, before anything starts."""
+
+
+class WorkerFailed(RuntimeError):
+    """Training ended because a worker failed.
+
+    kind: class name of the exception that the worker raised, or "WorkerDied". message: its message.
+    detail: the worker's traceback; empty where the message says all.
+    """
+
+    def __init__(self, kind: str, message: str, detail: str = "") -> None:
+        super().__init__(kind, message, detail)  # all of them in args: it travels between processes
+        self.kind, self.message, self.detail = kind, message, detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}" + (f"\n\nIn the worker:\n{self.detail}" if self.detail else "")

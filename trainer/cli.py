@@ -1,0 +1,99 @@
+"""The command line: `mealrec VERB ...`. Exit codes: 0 done, 2 the user's mistake (one message), 1 a bug (traceback)."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cluster.errors import PreflightError, WorkerFailed
+from models.errors import UserError
+
+VERBS = ("prepare", "train", "evaluate", "export", "index", "recommend", "compare", "track", "doctor")
+DONE, BUG, MISTAKE = 0, 1, 2
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. Bugs propagate, so that Python prints their traceback and exits with 1."""
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except (UserError, PreflightError) as error:
+        return _mistake(str(error))
+    except WorkerFailed as failure:
+        if failure.kind != UserError.__name__:
+            raise
+        return _mistake(failure.message)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
+        return stop.code if isinstance(stop.code, int) else DONE
+    except BrokenPipeError:  # the reader (head, less) went away: nobody is left to tell
+        sys.stdout = None  # type: ignore[assignment]
+        return DONE
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "--version"):
+        _top_parser().parse_args(argv or ["--help"])
+        return DONE
+    verb = argv[0]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "see mealrec --help"
+        return _mistake(f"there is no command {verb!r} (commands: {', '.join(VERBS)}); {hint}")
+    module = importlib.import_module(f"trainer.commands.{verb}")
+    text = _summary(module.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"mealrec {verb}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse_args(argv[1:]))
+    return status
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {_help(verb)}" for verb in VERBS)
+    parser = argparse.ArgumentParser(
+        prog="mealrec",
+        usage="mealrec COMMAND ...",
+        description="MealRec: hierarchical diffusion models for micro-video recommendation.",
+        epilog=f"commands:\n{verbs}\n\nexample:\n  mealrec prepare synthetic --users 10000 --items 2000 --out data/demo\n"
+        "\nmealrec COMMAND --help tells the options of a command, with an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    try:
+        number = version("mealrec")
+    except PackageNotFoundError:  # run from a working tree, as on a cluster
+        number = "(not installed)"
+    parser.add_argument("--version", action="version", version=f"mealrec {number}")
+    return parser
+
+
+def _help(verb: str) -> str:
+    """First line of a command's docstring, read without importing torch and the like: the list of commands is instant."""
+    source = (Path(__file__).parent / "commands" / f"{verb}.py").read_text(encoding="utf-8")
+    return _summary(ast.get_docstring(ast.parse(source)))
+
+
+def _summary(docstring: str | None) -> str:
+    """The first line, without the name of the command that it begins with."""
+    first = (docstring or "").strip().partition("\n")[0]
+    return first.partition(": ")[2] if first.startswith("`") else first
+
+
+def _mistake(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -52,7 +52,7 @@ def write(out: Path, **changes: Any) -> Manifest:
     def text(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         return np.full((stop - start, 3), 2.5), np.ones(stop - start, np.bool_)
 
-    given_ = {
+    given_: dict[str, Any] = {
         "user_ids": [f"user {u}" for u in range(U)],
         "item_ids": [f"item {i}" for i in range(N_ITEMS)],
         "item_titles": [None if i % 2 else f"title {i}" for i in range(N_ITEMS)],

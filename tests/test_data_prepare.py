@@ -111,6 +111,16 @@ def test_nothing_left_says_what_was_dropped(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_k_core_holds_in_the_sample(tmp_path: Path) -> None:
+    log = make_log({f"u{u}": "a b c d" if u % 2 else f"a b c x{u}" for u in range(20)})
+    manifest = prepare(log, tmp_path / "out", PrepareOptions(k_core=3, sample_users=9, seed=1), "")
+    assert manifest.dropped["users not in the sample"] == 11
+    assert manifest.dropped["interactions of users not in the sample"] == 44
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.manifest.users == 9  # every one of them still has a, b and c
+    assert np.bincount(dataset.items)[1:].min() >= 3
+
+
 def test_sample_larger_than_the_source(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--sample-users 3: the source has 1 users"):
         prepare(make_log({"u": "a b c"}), tmp_path / "out", PrepareOptions(sample_users=3), "")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from trainer.tracking import MetricsLog, start_mirror
+from trainer.tracking import start_mirror
+from trainer.tracking.metrics_log import read_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--uri", metavar="URI", help="tracking URI (the one the run was mirrored to)")
+    parser.add_argument("--uri", metavar="URI", help="tracking URI (the run's, or mlflow.db beside the runs)")
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the one of the run, or mealrec)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds to try for (300)")
 
@@ -36,10 +37,8 @@ def run(args: argparse.Namespace) -> int:
     mirrored: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         mirrored = json.loads((run_dir / "mlflow.json").read_bytes())
-    uri = args.uri or mirrored.get("uri")
-    if not uri:
-        raise UserError(f"run {args.run!r} was never mirrored to MLflow: say where to with --uri sqlite:///mlflow.db")
-    lines = MetricsLog(metrics).lines()
+    uri = args.uri or mirrored.get("uri") or f"sqlite:///{args.runs_dir.absolute().parent / 'mlflow.db'}"
+    lines, _ = read_lines(metrics, 0)
     ended = bool(lines) and lines[-1]["event"] == "end"
     mirror = start_mirror(run_dir, uri, args.experiment or mirrored.get("experiment") or "mealrec")
     if not mirror.close(args.timeout, "FINISHED" if ended else "FAILED"):

@@ -84,11 +84,10 @@ def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def _whole(data: bytes) -> bytes:
-    """`data` without what follows the last good line."""
+    """`data` without a torn last line; no more than one line can be torn, as each is synced before the next."""
     end = data.rfind(b"\n") + 1
-    while end and _parse(data[data.rfind(b"\n", 0, end - 1) + 1 : end]) is None:
-        end = data.rfind(b"\n", 0, end - 1) + 1
-    return data[:end]
+    last = data.rfind(b"\n", 0, max(end - 1, 0)) + 1
+    return data[:end] if end < len(data) or _parse(data[last:end]) else data[:last]
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

@@ -238,10 +238,8 @@ def _config(run_dir: Path) -> dict[str, Any]:
 
 def _dataset(config: Mapping[str, Any]) -> DatasetInput | None:
     """The manifest of the data that the run is trained on, if it is where the configuration says."""
-    section = config.get("data")
-    folder = section.get("path") if isinstance(section, Mapping) else section
-    path = Path(str(folder)) / "manifest.json"
-    if not folder or not path.exists():
+    path = Path(str((config.get("data") or {}).get("path"))) / "manifest.json"
+    if not path.exists():
         return None
     data = path.read_bytes()
     manifest = json.loads(data)

@@ -53,7 +53,7 @@ def true_distribution(o: SyntheticOptions, places: Catalogue, part: Histories, u
 @given(
     seed=st.integers(0, 10**6),
     accident=st.sampled_from([0.0, 0.3, 1.0]),
-    follow=st.sampled_from([0.0, 0.5, 1.0]),
+    follow=st.sampled_from([0.0, 0.5, 0.9]),
     drift=st.sampled_from([0.1, 1.0]),
     items=st.integers(20, 70),
     zipf=st.sampled_from([0.0, 1.0]),
@@ -229,6 +229,7 @@ def test_ten_thousand_users_take_seconds() -> None:
         ({"accident": 1.5}, "accident is 1.5, must be between 0 and 1"),
         ({"accident": float("nan")}, "accident is nan"),
         ({"users": 0}, "users is 0"),
+        ({"follow": 1.0}, "follow is 1.0, must be between 0 and 0.95"),
         ({"topics": 51}, "topics is 51, must be between 1 and 50 .a topic needs at least 20 items"),
         ({"favourites": 21}, "favourites is 21, must be between 1 and 20"),
         ({"on_topic": 6}, "on_topic is 6, must be between 0 and 5"),

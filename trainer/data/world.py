@@ -75,6 +75,8 @@ class SyntheticOptions:
             "text_width": (1, 100_000),
             "on_topic": (0, self.frames),
             "noise": (0, 100),
+            # a user whose next three on the circle are all seen needs another way on
+            "follow": (0, 0.95),
             "zipf": (0, 5),
             "cold": (0, 0.5),
             "max_length": (1, 100_000),

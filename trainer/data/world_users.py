@@ -97,7 +97,7 @@ def _simulate(o: SyntheticOptions, places: Catalogue, granule: int, n: int) -> H
         else:
             raise UserError(
                 f"synthetic world: a user found nothing new among {o.favourites} favourite topics of about "
-                f"{o.items // o.topics} items: raise items, or lower topics, mean_length or zipf"
+                f"{o.items // o.topics} items: raise items, or lower topics, mean_length, follow or zipf"
             )
     steps = np.arange(items.shape[1])
     times = RELEASE_TIME + (steps - length[:, None] + 2) * _DAY + rng.integers(_DAY, size=items.shape)

@@ -265,7 +265,7 @@ def test_memory_does_not_grow_with_content() -> None:
 
 
 def test_prepared_world_holds_data_and_truth(tmp_path: Path) -> None:
-    o = replace(TINY, users=300, accident=0.3)
+    o = replace(TINY, users=300, items=9000, accident=0.3)  # more than one block of items
     generate(tmp_path / "one", o)
     generate(tmp_path / "two", o)
     generate(tmp_path / "other", replace(o, seed=1))

@@ -11,12 +11,13 @@ class WorkerFailed(RuntimeError):
     """Training ended because a worker failed.
 
     kind: class name of the exception that the worker raised, or "WorkerDied". message: its message.
-    detail: the worker's traceback; empty where the message says all.
+    detail: the worker's traceback; empty where the message says all. final: the same
+    input would fail again, so it is not tried again. when: seconds since the epoch, to tell the first failure from those it caused.
     """
 
-    def __init__(self, kind: str, message: str, detail: str = "") -> None:
-        super().__init__(kind, message, detail)  # all of them in args: it travels between processes
-        self.kind, self.message, self.detail = kind, message, detail
+    def __init__(self, kind: str, message: str, detail: str = "", final: bool = False, when: float = 0.0) -> None:
+        super().__init__(kind, message, detail, final, when)  # all of them in args: it travels between processes
+        self.kind, self.message, self.detail, self.final, self.when = kind, message, detail, final, when
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}" + (f"\n\nIn the worker:\n{self.detail}" if self.detail else "")

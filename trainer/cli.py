@@ -6,6 +6,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
         return stop.code if isinstance(stop.code, int) else DONE
     except BrokenPipeError:  # the reader (head, less) went away: nobody is left to tell
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python complains when it flushes at exit
         return DONE
 
 

@@ -1,0 +1,143 @@
+"""A Ray head on this machine for a few jobs: on loopback and free ports, in a folder and a session of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import PreflightError
+from cluster.session import LOOPBACK, ROOT, private_environment
+
+_PORT_OPTIONS = (
+    "--port",
+    "--dashboard-port",
+    "--dashboard-agent-listen-port",
+    "--dashboard-agent-grpc-port",
+    "--runtime-env-agent-port",
+    "--metrics-export-port",
+    "--ray-client-server-port",
+    "--node-manager-port",
+    "--object-manager-port",
+)
+_START_S, _STOP_S = 120.0, 15.0
+#: names the head in the environment of all its processes, so that exactly these can be found again
+_MARK = "MEALREC_RAY_HEAD"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head. address: for RAY_ADDRESS; jobs_url: for job submission; pid: of `ray start`."""
+
+    address: str
+    jobs_url: str
+    pid: int
+    environment: dict[str, str]
+
+
+@contextmanager
+def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
+    """A head with room for `cpus` and `gpus`, whose jobs run in `cwd`; it alone is stopped at the end.
+
+    Raises PreflightError with the end of Ray's output if it does not start.
+    """
+    # The path of a socket may have 107 bytes, of which Ray uses about 65: hence /tmp, not TMPDIR.
+    folder = Path(tempfile.mkdtemp(prefix="mealrec-", dir="/tmp"))
+    added = private_environment(os.environ)
+    environment = {**os.environ, **added, _MARK: folder.name}
+    environment.pop("RAY_ADDRESS", None)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    ports = dict(zip(_PORT_OPTIONS, free_ports(len(_PORT_OPTIONS)), strict=True))
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address", LOOPBACK, "--dashboard-host", LOOPBACK, "--temp-dir", str(folder)),
+        *("--num-cpus", str(cpus), "--num-gpus", str(gpus)),
+        *(f"{option}={port}" for option, port in ports.items()),
+    ]
+    log = folder / "head.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the jobs through us, not Ray under them
+        )
+    try:
+        jobs_url = f"http://{LOOPBACK}:{ports['--dashboard-port']}"
+        _wait(process, jobs_url, log)
+        yield Head(f"{LOOPBACK}:{ports['--port']}", jobs_url, process.pid, added)
+    finally:
+        _stop(process, folder.name)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct ports of the loopback interface that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Until the job server answers; that it asks for a token (401) is an answer too."""
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/api/version", timeout=2):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    raise PreflightError(f"the local Ray head did not start within {_START_S:g} s:\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes], mark: str) -> None:
+    """End the head: politely, then its group, then whatever of it has left the group."""
+    with suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    end = time.monotonic() + _STOP_S
+    while (left := processes_of(mark)) and time.monotonic() < end:
+        time.sleep(0.2)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(mark: str) -> list[int]:
+    """Processes that were started by the head with this mark (Linux; elsewhere none are found)."""
+    wanted = f"{_MARK}={mark}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found

@@ -1,0 +1,189 @@
+"""Run a function on the workers of Ray Train, and bring its output and its errors home."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from cluster.errors import WorkerFailed
+from cluster.preflight import check_cluster, check_folders
+from cluster.session import connected
+
+Worker = Callable[[dict[str, Any]], None]
+DIED = "WorkerDied"
+_POLL_S = 0.2
+
+
+def fit(
+    worker: Worker,
+    config: dict[str, Any],
+    *,
+    name: str,
+    workers: int,
+    gpus: bool,
+    cpus_per_worker: float,
+    storage: Path,
+    max_failures: int,
+    folders: Sequence[Path] = (),
+) -> None:
+    """Run `worker(config)` on every rank, with a torch process group (nccl on GPUs, else gloo).
+
+    Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own that ends with the call. What rank 0
+    writes to stdout appears here. Ray's own files and that output are in `storage / name`, which every node must
+    see, as it must see `folders` (the data). A group of workers that failed is started again up to `max_failures`
+    times, except after a ValueError: the same input is refused again.
+
+    `worker` is a module-level function; a relative path in `config` means nothing on another node.
+    Raises WorkerFailed (kind: class name of what the worker raised) and PreflightError.
+    """
+    folder = (storage / name).absolute()
+    check_folders(folder, folders)
+    with connected(cpus=workers * cpus_per_worker + 1, gpus=workers if gpus else 0):
+        check_cluster(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
+        console = folder / "console.log"
+        with _followed(console):
+            _fit(partial(_run, worker, str(console)), config, folder, workers, gpus, cpus_per_worker, max_failures)
+
+
+def _fit(
+    run: Worker,
+    config: dict[str, Any],
+    folder: Path,
+    workers: int,
+    gpus: bool,
+    cpus_per_worker: float,
+    max_failures: int,
+) -> None:
+    from ray.train import (
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+        UserCallback,
+    )
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    class GiveUp(UserCallback):  # type: ignore[misc]
+        """Runs in Ray's controller: a mistake is not tried again."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
+            for error in worker_exceptions.values():
+                if isinstance(error, WorkerFailed) and error.final:
+                    raise error
+
+    trainer = TorchTrainer(
+        run,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[GiveUp()],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from None
+
+
+def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:
+    """On each worker: call it, with rank 0's output copied to `console`, and its error in a form that travels."""
+    from ray.train import get_context
+
+    try:
+        if get_context().get_world_rank() == 0:
+            with Path(console).open("a", encoding="utf-8", buffering=1) as file:
+                sys.stdout = _Tee(sys.stdout, file)
+                worker(config)
+        else:
+            worker(config)
+    except Exception as error:
+        # The class itself may hold what cannot be pickled, or be unknown to Ray's controller.
+        text = traceback.format_exc()
+        raise WorkerFailed(type(error).__name__, str(error), text, isinstance(error, ValueError), time.time()) from None
+    finally:
+        if isinstance(sys.stdout, _Tee):
+            sys.stdout = sys.stdout.first
+
+
+class _Tee:
+    """Text written to both; what else a program asks of stdout is asked of the first."""
+
+    def __init__(self, first: TextIO, second: TextIO) -> None:
+        self.first, self._second = first, second
+
+    def write(self, text: str) -> int:
+        self._second.write(text)
+        return self.first.write(text)
+
+    def flush(self) -> None:
+        self._second.flush()
+        self.first.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.first, name)
+
+
+def _cause(error: Any) -> WorkerFailed:
+    """The failure that explains the others: a mistake, then a death, then the first to happen.
+
+    When one rank is gone, the collectives of the others fail as well, with messages that explain nothing.
+    """
+    inner = getattr(error, "controller_failure", None)
+    failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
+    while inner is not None and not isinstance(inner, WorkerFailed):
+        inner = inner.__cause__ or getattr(inner, "cause", None)
+    if isinstance(inner, WorkerFailed):
+        return inner
+    raised = [failure for failure in failures.values() if isinstance(failure, WorkerFailed)]
+    dead = {rank: failure for rank, failure in failures.items() if not isinstance(failure, WorkerFailed)}
+    if dead:
+        rank, failure = min(dead.items())
+        return WorkerFailed(
+            DIED, f"worker {rank} of the run ended without an exception (killed, or out of memory?)", str(failure)
+        )
+    if raised:
+        return min(raised, key=lambda failure: failure.when)
+    return WorkerFailed(type(error).__name__, str(error))
+
+
+@contextmanager
+def _followed(path: Path) -> Iterator[None]:
+    """Copy to stdout whatever is appended to the file, while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(path, path.stat().st_size, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _follow(path: Path, start: int, done: threading.Event) -> None:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        while True:
+            last = done.wait(_POLL_S)
+            if text := file.read():
+                print(text, end="", flush=True)
+            if last:
+                return

@@ -12,7 +12,7 @@ class WorkerFailed(RuntimeError):
 
     kind: class name of the exception that the worker raised, or "WorkerDied". message: its message.
     detail: the worker's traceback; empty where the message says all. final: the same
-    input would fail again, so it is not tried again. when: seconds since the epoch, to tell the first failure from those it caused.
+    input would fail again, so it is not tried again. when: seconds since the epoch, to tell the first from the rest.
     """
 
     def __init__(self, kind: str, message: str, detail: str = "", final: bool = False, when: float = 0.0) -> None:

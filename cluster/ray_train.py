@@ -62,6 +62,7 @@ def _fit(
     max_failures: int,
 ) -> None:
     from ray.train import (
+        ControllerError,
         FailureConfig,
         LoggingConfig,
         RunConfig,
@@ -96,10 +97,18 @@ def _fit(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise _cause(error) from None
+    for attempt in range(max_failures + 1):
+        try:
+            trainer.fit()
+            return
+        except TrainingFailedError as error:  # noqa: PERF203 - a training a turn
+            # Ray starts the workers again, except when one dies while its controller talks to all of them (as it does
+            # just after the start): it calls that an error of its own, and gives up.
+            cause = _cause(error)
+            lost_by_controller = isinstance(error, ControllerError) and cause.kind == DIED
+            if attempt == max_failures or not lost_by_controller:
+                raise cause from None
+            print(f"{cause.message}; starting the workers again", file=sys.stderr, flush=True)
 
 
 def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:
@@ -145,22 +154,20 @@ def _cause(error: Any) -> WorkerFailed:
 
     When one rank is gone, the collectives of the others fail as well, with messages that explain nothing.
     """
-    inner = getattr(error, "controller_failure", None)
-    failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
-    while inner is not None and not isinstance(inner, WorkerFailed):
-        inner = inner.__cause__ or getattr(inner, "cause", None)
-    if isinstance(inner, WorkerFailed):
-        return inner
-    raised = [failure for failure in failures.values() if isinstance(failure, WorkerFailed)]
-    dead = {rank: failure for rank, failure in failures.items() if not isinstance(failure, WorkerFailed)}
-    if dead:
-        rank, failure = min(dead.items())
-        return WorkerFailed(
-            DIED, f"worker {rank} of the run ended without an exception (killed, or out of memory?)", str(failure)
-        )
-    if raised:
-        return min(raised, key=lambda failure: failure.when)
-    return WorkerFailed(type(error).__name__, str(error))
+    from ray.exceptions import RayActorError
+
+    failures: list[BaseException] = list((getattr(error, "worker_failures", None) or {}).values())
+    inner = error
+    while (inner := getattr(inner, "controller_failure", None)) is not None:
+        failures.append(inner)
+    raised = sorted((each for each in failures if isinstance(each, WorkerFailed)), key=lambda each: each.when)
+    final = [each for each in raised if each.final]
+    dead = [
+        WorkerFailed(DIED, "a worker ended without an exception (killed, or out of memory?)", str(each))
+        for each in failures
+        if isinstance(getattr(each, "health_check_failure", each), RayActorError)
+    ]
+    return next(iter([*final, *dead, *raised]), WorkerFailed(type(error).__name__, str(error)))
 
 
 @contextmanager

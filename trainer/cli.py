@@ -67,7 +67,8 @@ def _top_parser() -> argparse.ArgumentParser:
         prog="mealrec",
         usage="mealrec COMMAND ...",
         description="MealRec: hierarchical diffusion models for micro-video recommendation.",
-        epilog=f"commands:\n{verbs}\n\nexample:\n  mealrec prepare synthetic --users 10000 --items 2000 --out data/demo\n"
+        epilog=f"commands:\n{verbs}\n\nexample:\n"
+        "  mealrec prepare synthetic --users 10000 --items 2000 --out data/demo\n"
         "\nmealrec COMMAND --help tells the options of a command, with an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,7 +81,7 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _help(verb: str) -> str:
-    """First line of a command's docstring, read without importing torch and the like: the list of commands is instant."""
+    """First line of a command's docstring, read without importing torch and the like."""
     source = (Path(__file__).parent / "commands" / f"{verb}.py").read_text(encoding="utf-8")
     return _summary(ast.get_docstring(ast.parse(source)))
 

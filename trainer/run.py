@@ -1,4 +1,4 @@
-"""The job: `ray job submit --working-dir . -- python trainer/run.py --recipe ...`, with the arguments of `mealrec train`."""
+"""The job: `ray job submit ... -- python trainer/run.py --recipe ...`, with the arguments of `mealrec train`."""
 
 from __future__ import annotations
 

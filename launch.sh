@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Set-up and main job. `./launch.sh` trains SASRec, TedRec and MealRec on generated demo data, on a Ray head of its own;
+# `./launch.sh test` runs what continuous integration runs. Both make .venv first; a second call does not install again.
+set -euo pipefail
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+root=$PWD
+log=.venv/install.log
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
+find_python() {
+    local name
+    for name in python3.13 python3.12 python3.11 python3.10 python3 python; do
+        if command -v "$name" >/dev/null 2>&1 &&
+            "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+# faiss-gpu and faiss-cpu write the same files: exactly one of the two extras is installed.
+accelerator() {
+    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+        echo gpu
+    else
+        echo cpu
+    fi
+}
+
+install() {
+    local python extras stamp
+    extras="$(accelerator),text,dev"
+    stamp="$extras $(cksum <pyproject.toml) $root"
+    if [ -f .venv/stamp ] && [ "$(cat .venv/stamp)" = "$stamp" ]; then
+        return
+    fi
+    python=$(find_python) || fail "Python 3.10 to 3.13 is needed and none was found; install one and run this again"
+    printf 'installing into .venv with %s (%s); the first time takes a few minutes ...\n' "$python" "$extras"
+    rm -rf .venv
+    "$python" -m venv .venv 2>/dev/null || {
+        rm -rf .venv
+        fail "$python cannot make a virtual environment; install its venv module (Debian, Ubuntu: apt install python3-venv)"
+    }
+    if ! .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+        -e ".[$extras]" >"$log" 2>&1 </dev/null; then
+        grep -i '^ *error' "$log" >&2 || tail -n 20 "$log" >&2
+        fail "the installation failed; all of pip's output is in $root/$log"
+    fi
+    printf '%s\n' "$stamp" >.venv/stamp
+    printf 'installed in %s s\n' "$SECONDS"
+}
+
+run_tests() {
+    export OMP_NUM_THREADS=1
+    .venv/bin/ruff check .
+    .venv/bin/mypy
+    .venv/bin/lint-imports
+    .venv/bin/python -m pytest -q --durations=10 --cov=trainer --cov=retrieval --cov=models --cov=cluster --cov-branch --cov-report= </dev/null
+    .venv/bin/coverage report --fail-under=95 \
+        --include='trainer/checkpoint.py,trainer/plan.py,trainer/data/shards.py,retrieval/metrics.py'
+}
+
+# A run keeps its name for ever: the second demo is demo-2, and so on.
+free_name() {
+    local name=demo number=1
+    while compgen -G "runs/$name-[smt]*" >/dev/null || [ -e "runs/$name" ]; do
+        number=$((number + 1))
+        name=demo-$number
+    done
+    echo "$name"
+}
+
+run_demo() {
+    local name job status=0 gpus=0 cpus
+    if [ ! -f data/demo/manifest.json ]; then
+        rm -rf data/demo
+        mkdir -p data
+        .venv/bin/mealrec prepare synthetic --users 10000 --items 2000 --out data/demo
+    fi
+    name=$(free_name)
+    [ "$(accelerator)" = gpu ] && gpus=$(nvidia-smi -L | grep -c GPU)
+    cpus=$(.venv/bin/python -c 'import os; print(max(4, os.cpu_count() or 4))')
+    # A head of its own, on 127.0.0.1, that is stopped when the job has ended, also if this script is interrupted.
+    .venv/bin/python -m cluster.jobs --cpus "$cpus" --gpus "$gpus" -- python trainer/run.py \
+        --recipe demo --model sasrec,tedrec,mealrec --data data/demo --name "$name" </dev/null &
+    job=$!
+    trap 'kill -TERM "$job" 2>/dev/null || true' INT TERM
+    wait "$job" || status=$?
+    while kill -0 "$job" 2>/dev/null; do wait "$job" || status=$?; done
+    trap - INT TERM
+    [ "$status" -eq 0 ] || exit "$status"
+    next_steps "$name"
+}
+
+next_steps() {
+    local history
+    history=$(.venv/bin/python -c '
+import polars
+print(" ".join(polars.read_parquet("data/demo/items.parquet").sort("train_count", descending=True)["item"][:3]))')
+    cat <<TEXT
+
+All three are in runs/$1-*. What next, from $root:
+
+  . .venv/bin/activate
+  mealrec compare $1-mealrec $1-tedrec $1-sasrec
+  mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db     # then open http://127.0.0.1:5000
+  mealrec export --run $1-mealrec --out export/$1
+  mealrec recommend --model export/$1 --history "$history" --k 10
+TEXT
+}
+
+case "${1:-demo}" in
+demo)
+    install
+    run_demo
+    ;;
+test)
+    install
+    run_tests
+    ;;
+*)
+    fail "usage: ./launch.sh [test]"
+    ;;
+esac

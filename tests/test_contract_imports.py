@@ -1,0 +1,150 @@
+"""The shape of the house, read from the source: who imports what, and that nothing we read can execute code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("models", "retrieval", "cluster", "trainer")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+#: what each package may import of ours
+LAYERS = {
+    "models": {"models"},
+    "retrieval": {"retrieval", "models"},
+    "cluster": {"cluster"},
+    "trainer": set(PACKAGES),
+}
+#: the only place that imports a heavy library: a file, or all files of a folder
+HOMES = {
+    "ray": "cluster/",
+    "deepspeed": "trainer/engine_deepspeed.py",
+    "faiss": "retrieval/index.py",
+    "mlflow": "trainer/tracking/mirror.py",
+    "webdataset": "trainer/data/shards.py",
+}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of what is imported, at any depth of the file, `importlib.import_module("name")` included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and _name(node.func) in ("importlib.import_module", "__import__") and node.args:
+            first = node.args[0]
+            if isinstance(first, ast.Constant):
+                yield str(first.value)
+
+
+def unsafe(tree: ast.AST) -> Iterator[str]:
+    """Calls and imports that can execute what is read, with their line."""
+    for name in imported(tree):
+        if name.partition(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"):
+            yield f"import of {name}"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = _name(node.func)
+        where = f"line {node.lineno}: {name}"
+        if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "yaml.unsafe_load"):
+            yield where
+        if name in ("yaml.load", "yaml.full_load", "yaml.load_all", "pd.read_pickle", "pandas.read_pickle"):
+            yield where
+        for keyword in node.keywords:
+            truthy = not (isinstance(keyword.value, ast.Constant) and not keyword.value.value)
+            if keyword.arg in ("allow_pickle", "shell", "trust_remote_code") and truthy:
+                yield f"{where}({keyword.arg}=...)"
+
+
+def _name(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_name(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def parse(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_layers(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    ours = {name.partition(".")[0] for name in imported(parse(path))} & set(PACKAGES)
+    assert ours <= LAYERS[package], f"{package} imports {ours - LAYERS[package]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_heavy_libraries_have_one_home(path: Path) -> None:
+    here = path.relative_to(ROOT).as_posix()
+    for name in imported(parse(path)):
+        home = HOMES.get(name.partition(".")[0])
+        assert home is None or here.startswith(home), f"{name} belongs in {home}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "models"], ids=lambda p: p.name)
+def test_models_need_torch_alone(path: Path) -> None:
+    outside = {name.partition(".")[0] for name in imported(parse(path))} - set(sys.stdlib_module_names)
+    assert outside <= {"torch", "models"}
+
+
+def test_models_import_without_the_other_libraries() -> None:
+    blocked = [*HOMES, "numpy.typing", "polars", "pydantic", "yaml", "safetensors", "scipy"]
+    code = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "import importlib, pkgutil, models\n"
+        "for module in pkgutil.iter_modules(models.__path__): importlib.import_module('models.' + module.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_nothing_executes_what_it_reads(path: Path) -> None:
+    assert list(unsafe(parse(path))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "def f():\n    import cloudpickle",
+        "import torch\ntorch.load(p, weights_only=True)",
+        "np.load(p, allow_pickle=True)",
+        "np.load(p, allow_pickle=flag)",
+        "yaml.load(f, Loader=yaml.SafeLoader)",
+        "eval('1')",
+        "subprocess.run('ls', shell=True)",
+    ],
+)
+def test_the_reader_finds_what_is_unsafe(source: str) -> None:
+    assert list(unsafe(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "source", ["np.load(p, allow_pickle=False)", "yaml.safe_load(f)", "re.compile('a')", "model.eval()"]
+)
+def test_the_reader_leaves_what_is_safe(source: str) -> None:
+    assert not list(unsafe(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import ray.train", "ray.train"),
+        ("def f():\n  from ray import train", "ray.train"),
+        ("importlib.import_module('ray')", "ray"),
+    ],
+)
+def test_the_reader_finds_imports(source: str, name: str) -> None:
+    assert name in list(imported(ast.parse(source)))

@@ -49,7 +49,7 @@ def test_the_exit_code_is_the_command_s(verb: types.ModuleType) -> None:  # noqa
 def test_a_mistake_is_one_message_and_2(
     verb: types.ModuleType, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    def fail(args: argparse.Namespace) -> int:
+    def fail(_: argparse.Namespace) -> int:
         raise error
 
     verb.__dict__["run"] = fail
@@ -59,7 +59,7 @@ def test_a_mistake_is_one_message_and_2(
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), WorkerFailed("KeyError", "'x'", "Traceback of the worker")])
 def test_a_bug_keeps_its_traceback(verb: types.ModuleType, error: Exception) -> None:
-    def fail(args: argparse.Namespace) -> int:
+    def fail(_: argparse.Namespace) -> int:
         raise error
 
     verb.__dict__["run"] = fail
@@ -69,7 +69,7 @@ def test_a_bug_keeps_its_traceback(verb: types.ModuleType, error: Exception) -> 
 
 
 def test_ctrl_c_is_130(verb: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(args: argparse.Namespace) -> int:
+    def fail(_: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
     verb.__dict__["run"] = fail
@@ -106,9 +106,11 @@ def test_the_list_of_commands_is_quick_and_complete() -> None:
 
 
 def test_the_list_of_commands_imports_nothing_heavy() -> None:
-    code = "import sys; from trainer import cli; cli.main(['--help']); assert not {'torch', 'ray', 'numpy'} & set(sys.modules)"
+    code = (
+        "import sys; from trainer import cli; cli.main(['--help']); print({'torch', 'ray', 'numpy'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", cli.VERBS)
@@ -116,7 +118,7 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert cli.main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"usage: mealrec {name}" in out
-    assert f"mealrec {name} " in out.split("example", 1)[1], "no example"
+    assert f"mealrec {name} " in out.lower().partition("example")[2], "no example"
 
 
 def test_a_bug_in_a_process_is_1_with_traceback() -> None:

@@ -6,6 +6,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -51,9 +52,11 @@ def _run(argv: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see mealrec --help"
         return _mistake(f"there is no command {verb!r} (commands: {', '.join(VERBS)}); {hint}")
     module = importlib.import_module(f"trainer.commands.{verb}")
-    text = _summary(module.__doc__)
     parser = argparse.ArgumentParser(
-        prog=f"mealrec {verb}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"mealrec {verb}",
+        description=_summary(module.__doc__),
+        epilog=_example(module.__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     status: int = module.run(parser.parse_args(argv[1:]))
@@ -90,6 +93,12 @@ def _summary(docstring: str | None) -> str:
     """The first line, without the name of the command that it begins with."""
     first = (docstring or "").strip().partition("\n")[0]
     return first.partition(": ")[2] if first.startswith("`") else first
+
+
+def _example(docstring: str | None) -> str | None:
+    """The paragraph of a command's docstring that begins with "Example"."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    return next((each for each in paragraphs if each.startswith("Example")), None)
 
 
 def _mistake(message: str) -> int:

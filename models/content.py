@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,9 @@ HOW_TO_MAKE: dict[ContentField, str] = {
 }
 
 
-def require_content(system: str, table: ItemTable, needs: tuple[ContentField, ...]) -> None:
-    """Raises UserError when the dataset lacks content that `system` is made of."""
-    lacking = [field for field in needs if field not in table.widths]
+def require_content(system: str, fields: Collection[str], needs: tuple[ContentField, ...]) -> None:
+    """Raises UserError when a dataset with content `fields` lacks what `system` is made of."""
+    lacking = [field for field in needs if field not in fields]
     if lacking:
         hints = "; ".join(f"{field}: prepare it with {HOW_TO_MAKE[field]}" for field in lacking)
         raise UserError(f"{system} needs item content that this dataset lacks. {hints}")

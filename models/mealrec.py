@@ -92,7 +92,7 @@ class MealRec(SequenceModel):
 
     def __init__(self, options: MealRecOptions, context: ModelContext) -> None:
         super().__init__()
-        require_content("MealRec", context.table, self.needs)
+        require_content("MealRec", context.table.widths, self.needs)
         self.options = options
         self.noise = KeyedNoise(context.seed)
         self.diffusion = Diffusion(options.schedule, options.steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from models.mealrec import MealRec, MealRecOptions
 from models.sasrec import SASRec, SASRecOptions
 from models.tedrec import TedRec, TedRecOptions
 
-SYSTEMS: dict[str, tuple[type[Any], Callable[[Any, ModelContext], SequenceModel]]] = {
+SYSTEMS: dict[str, tuple[type[Any], type[Any]]] = {
     "sasrec": (SASRecOptions, SASRec),
     "tedrec": (TedRecOptions, TedRec),
     "mealrec": (MealRecOptions, MealRec),
@@ -54,4 +54,5 @@ def build(name: str, options: Mapping[str, object], context: ModelContext) -> Se
     """
     cls = options_class(name)
     parsed = parse_options(cls, options)
-    return SYSTEMS[name][1](parsed, context)
+    model: SequenceModel = SYSTEMS[name][1](parsed, context)
+    return model

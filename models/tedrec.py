@@ -102,7 +102,7 @@ class TedRec(Backbone):
 
     def __init__(self, options: TedRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden)
-        require_content("TedRec", context.table, self.needs)
+        require_content("TedRec", context.table.widths, self.needs)
         self.temperature = options.temperature
         self.noise = KeyedNoise(context.seed)
         self.text = ContentInput(context.table, "text")

@@ -1,0 +1,110 @@
+"""Train one system, or several for comparison, on a prepared dataset.
+
+Example: mealrec train --recipe demo --data data/demo --model sasrec,tedrec,mealrec --name first
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.ray_train import fit
+from models.content import require_content
+from models.errors import UserError
+from models.registry import SYSTEMS
+from trainer import recipe
+from trainer.config import RunConfig
+from trainer.data.manifest import Manifest, load_manifest
+from trainer.data.storage import is_url
+from trainer.files import write_text
+from trainer.session import deepspeed_installed, train_worker
+from trainer.table import metric_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mealrec train`, and of `python trainer/run.py` in a Ray job."""
+    parser.add_argument("--recipe", required=True, help=f"{', '.join(recipe.names())}, or a path to a .yaml file")
+    parser.add_argument("--data", help="prepared dataset, a folder or URL (default: the recipe's data.path)")
+    parser.add_argument("--name", required=True, help="name of the run; results go to RUNS_DIR/NAME")
+    parser.add_argument("--model", help="system to train instead of the recipe's; several, separated by commas, "
+                        "make runs NAME-SYSTEM and one table")  # fmt: skip
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
+                        help="override one setting; may be repeated")  # fmt: skip
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name from its last checkpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything that can be checked, then train each system in turn."""
+    systems = args.model.split(",") if args.model else [None]
+    several = len(systems) > 1
+    planned = []
+    for system in systems:
+        config = recipe.load(args.recipe, system, args.settings, args.data)
+        name = f"{args.name}-{config.model_name}" if several else args.name
+        planned.append((name, _check(config), args.runs_dir.absolute() / name))
+    for name, _, run_dir in planned:
+        _check_name(name, run_dir, args.resume)
+    for name, config, run_dir in planned:
+        if several:
+            print(f"\n== {name}", flush=True)
+        _train(name, config, run_dir)
+    reports = {name: json.loads((run_dir / "test.json").read_text()) for name, _, run_dir in planned}
+    print(metric_table(reports), flush=True)
+    return 0
+
+
+def _check(config: RunConfig) -> RunConfig:
+    """Refuse what the workers would refuse, before any of them starts; returns the config with absolute paths."""
+    if not config.data.path:
+        raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
+    if config.engine.zero_stage and (config.engine.name == "torch" or not deepspeed_installed()):
+        raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
+    if is_url(config.data.path):
+        return config
+    path = Path(config.data.path).absolute()
+    _check_content(config, load_manifest(path))
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": str(path)})})
+
+
+def _check_content(config: RunConfig, manifest: Manifest) -> None:
+    if manifest.train_rows == 0:
+        raise UserError(f"{config.data.path} has no training rows: every user has only 3 items; use a lower --k-core")
+    require_content(config.model_name, manifest.content, SYSTEMS[config.model_name][1].needs)
+
+
+def _check_name(name: str, run_dir: Path, resume: bool) -> None:
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name {name!r} is not a plain folder name")
+    if run_dir.exists() and not resume:
+        raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to go on with it, or another --name")
+    if resume and not (run_dir / "config.yaml").exists():
+        raise UserError(f"nothing to resume: {run_dir} holds no run")
+
+
+def _train(name: str, config: RunConfig, run_dir: Path) -> None:
+    started = time.perf_counter()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "checkpoints").exists():  # later, the configuration is only replaced by an equal one
+        write_text(run_dir / "config.yaml", recipe.dump(config, shlex.join(["mealrec", "train", *sys.argv[1:]])))
+    settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    if config.cluster.launcher == "inline":
+        train_worker(settings)
+    else:
+        gpus = config.engine.device != "cpu" and torch.cuda.is_available()
+        fit(
+            train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
+            cpus_per_worker=1, max_failures=config.cluster.max_failures, folders=_local(config),
+        )  # fmt: skip
+    print(f"{name}: done in {time.perf_counter() - started:.0f} s, results in {run_dir}", flush=True)
+
+
+def _local(config: RunConfig) -> list[Path]:
+    return [] if is_url(config.data.path) else [Path(config.data.path)]

@@ -38,11 +38,14 @@ _MARK = "MEALREC_RAY_HEAD"
 
 @dataclass(frozen=True)
 class Head:
-    """A running head. address: for RAY_ADDRESS; jobs_url: for job submission; pid: of `ray start`."""
+    """A running head. address: for RAY_ADDRESS; jobs_url: for job submission.
+
+    environment: what its processes have beyond ours (the token). mark: tells its processes, see `processes_of`.
+    """
 
     address: str
     jobs_url: str
-    pid: int
+    mark: str
     environment: dict[str, str]
 
 
@@ -79,7 +82,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
     try:
         jobs_url = f"http://{LOOPBACK}:{ports['--dashboard-port']}"
         _wait(process, jobs_url, log)
-        yield Head(f"{LOOPBACK}:{ports['--port']}", jobs_url, process.pid, added)
+        yield Head(f"{LOOPBACK}:{ports['--port']}", jobs_url, folder.name, added)
     finally:
         _stop(process, folder.name)
         shutil.rmtree(folder, ignore_errors=True)

@@ -36,9 +36,7 @@ class Backbone(SequenceModel):
     def ranking_loss(self, user_BD: Tensor, target_B: Tensor) -> Tensor:
         """Full softmax cross-entropy of the target under this backbone's similarity, mean over rows (Eq. 15)."""
         if self.similarity == "cosine":
-            return cosine_full_softmax_cross_entropy(
-                user_BD, self.item_embedding.weight, target_B, self.temperature
-            )
+            return cosine_full_softmax_cross_entropy(user_BD, self.item_embedding.weight, target_B, self.temperature)
         return full_softmax_cross_entropy(user_BD, self.item_embedding.weight, target_B)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -50,7 +50,8 @@ class ItemTable(Protocol):
 
     Fields: "sequence" (K, V), frames of the video or segments of the title; "visual" (V,), one vector for the
     whole video (or the mean of the segments); "text" (H,), one vector for the title.
-    Values are standardised; an item without content has zeros and `present` False. Row 0 is padding: zeros, not present.
+    Values are standardised; an item without content has zeros and `present` False. Row 0 is
+    padding: zeros, not present.
     """
 
     @property

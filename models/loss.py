@@ -60,13 +60,13 @@ def full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tenso
         dtype = torch.get_autocast_dtype(user_BD.device.type)
         user_BD, item_ID = user_BD.to(dtype), item_ID.to(dtype)
     with torch.autocast(user_BD.device.type, enabled=False):
-        loss: Tensor = _FullSoftmaxCrossEntropy.apply(user_BD, item_ID[1:], target_B - 1, scale)
+        loss: Tensor = _FullSoftmaxCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            user_BD, item_ID[1:], target_B - 1, scale
+        )
     return loss
 
 
-def cosine_full_softmax_cross_entropy(
-    user_BD: Tensor, item_ID: Tensor, target_B: Tensor, temperature: float
-) -> Tensor:
+def cosine_full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tensor, temperature: float) -> Tensor:
     """Scalar mean cross-entropy of cosine similarities over `temperature` (TedRec)."""
     user_BD, item_ID = F.normalize(user_BD, dim=-1), F.normalize(item_ID, dim=-1)
     return full_softmax_cross_entropy(user_BD, item_ID, target_B, 1.0 / temperature)

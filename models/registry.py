@@ -42,8 +42,9 @@ def parse_options(cls: type[Any], values: Mapping[str, object], where: str = "mo
     parsed = {}
     for key, value in values.items():
         default = getattr(cls(), key)
-        nested = is_dataclass(default) and isinstance(value, Mapping)
-        parsed[key] = parse_options(type(default), value, f"{where}.{key}") if nested else value
+        if is_dataclass(default) and isinstance(value, Mapping):
+            value = parse_options(type(default), value, f"{where}.{key}")
+        parsed[key] = value
     return cls(**parsed)
 
 

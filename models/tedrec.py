@@ -81,8 +81,9 @@ class FrequencyFusion(nn.Module):
         with torch.autocast(item_BLD.device.type, enabled=False):
             item_f = torch.fft.rfft(_full(item_BLD), dim=1, norm="ortho")
             text_f = torch.fft.rfft(_full(text_BLD), dim=1, norm="ortho")
-            filtered = torch.fft.irfft(item_f * torch.view_as_complex(_full(self.filter)), n=length, dim=1, norm="ortho")
-            fused = torch.fft.irfft(item_f * text_f, n=length, dim=1, norm="ortho")
+            spectrum = item_f * torch.view_as_complex(_full(self.filter))
+            filtered: Tensor = torch.fft.irfft(spectrum, n=length, dim=1, norm="ortho")
+            fused: Tensor = torch.fft.irfft(item_f * text_f, n=length, dim=1, norm="ortho")
             gate_item = torch.sigmoid(F.linear(filtered, _full(self.item_gate.weight), _full(self.item_gate.bias)))
             gate_fuse = torch.sigmoid(F.linear(fused, _full(self.fuse_gate.weight), _full(self.fuse_gate.bias)))
             return 2 * (filtered * gate_item + fused * gate_fuse)

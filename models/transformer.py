@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
         """(N, D) -> (N, D), or (B, D) for the last token of each row alone."""
-        rows, length, hidden = layout.rows, layout.length, x_ND.shape[1]
+        rows, hidden = layout.rows, x_ND.shape[1]
         source = x_ND.index_select(0, layout.last) if last_only else x_ND
         query = self.query(source)
         query = query.view(rows, 1, hidden) if last_only else layout.pad(query)
@@ -59,9 +59,7 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm after it."""
 
-    def __init__(
-        self, hidden: int, inner: int, heads: int, attention_dropout: float, hidden_dropout: float
-    ) -> None:
+    def __init__(self, hidden: int, inner: int, heads: int, attention_dropout: float, hidden_dropout: float) -> None:
         super().__init__()
         self.attention = SelfAttention(hidden, heads, attention_dropout, hidden_dropout)
         self.inner = nn.Linear(hidden, inner)

@@ -28,7 +28,7 @@ class DataConfig(_Section):
 
     path: str = ""
     loader: Literal["auto", "resident", "mmap", "stream"] = "auto"
-    stream_window: int = Field(4, ge=1)
+    stream_window: int = Field(default=4, ge=1)
 
 
 class TrainConfig(_Section):
@@ -37,14 +37,14 @@ class TrainConfig(_Section):
     checkpoint_every: steps between checkpoints inside an epoch (0: only at its end).
     """
 
-    epochs: int = Field(300, ge=1)
-    batch_size: int = Field(2048, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    patience: int = Field(10, ge=1)
-    clip_norm: float = Field(0.0, ge=0)
-    accumulation: int = Field(1, ge=1)
-    checkpoint_every: int = Field(0, ge=0)
+    epochs: int = Field(default=300, ge=1)
+    batch_size: int = Field(default=2048, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    patience: int = Field(default=10, ge=1)
+    clip_norm: float = Field(default=0.0, ge=0)
+    accumulation: int = Field(default=1, ge=1)
+    checkpoint_every: int = Field(default=0, ge=0)
 
 
 class EngineConfig(_Section):
@@ -63,10 +63,10 @@ class EvalConfig(_Section):
     depth: how many items an index returns per user. recall_sample: users whose exact top-k it is compared with.
     """
 
-    batch_size: int = Field(2048, ge=1)
+    batch_size: int = Field(default=2048, ge=1)
     index: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
-    depth: int = Field(100, ge=20)
-    recall_sample: int = Field(1000, ge=1)
+    depth: int = Field(default=100, ge=20)
+    recall_sample: int = Field(default=1000, ge=1)
 
 
 class ClusterConfig(_Section):
@@ -75,9 +75,9 @@ class ClusterConfig(_Section):
     """
 
     launcher: Literal["ray", "inline"] = "ray"
-    workers: int = Field(1, ge=1)
-    threads: int = Field(0, ge=0)
-    max_failures: int = Field(3, ge=0)
+    workers: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)
+    max_failures: int = Field(default=3, ge=0)
 
     @model_validator(mode="after")
     def _inline_is_one_worker(self) -> ClusterConfig:
@@ -104,7 +104,7 @@ class RunConfig(_Section):
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
-    seed: int = Field(2020, ge=0)
+    seed: int = Field(default=2020, ge=0)
 
     @model_validator(mode="before")
     @classmethod

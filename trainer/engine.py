@@ -149,7 +149,7 @@ def weights_of(model: SequenceModel) -> dict[str, Tensor]:
 
 
 class TorchEngine(Engine):
-    """Plain torch: gradients are summed over workers, then Adam. For machines without DeepSpeed, and as its reference."""
+    """Plain torch: gradients summed over workers, then Adam. For machines without DeepSpeed, and as its reference."""
 
     name = "torch"
 
@@ -195,7 +195,7 @@ class TorchEngine(Engine):
 
 
 def moments_of(model: SequenceModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """"name/exp_avg", "name/exp_avg_sq" and "name/step" of an optimizer over the model's own parameters."""
+    """ "name/exp_avg", "name/exp_avg_sq" and "name/step" of an optimizer over the model's own parameters."""
     moments: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

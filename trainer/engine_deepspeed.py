@@ -106,7 +106,8 @@ class DeepSpeedEngine(Engine):
         first = next(name for name, _ in self.model.named_parameters())
         for flat in self._flat_parameters():  # the states that ZeRO makes at its first step, empty
             state = {key: torch.zeros_like(flat.data) for key in MOMENTS}
-            self._optimizer.optimizer.state[flat] = {"step": moments[f"{first}/step"].to(flat.device, copy=True), **state}
+            state["step"] = moments[f"{first}/step"].to(flat.device, copy=True)
+            self._optimizer.optimizer.state[flat] = state
         self._link_states()
         for name, parameter in self.model.named_parameters():
             for key in MOMENTS:
@@ -144,6 +145,6 @@ def _join_process_group(device: torch.device) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        store = dist.HashStore()
+        store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

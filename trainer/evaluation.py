@@ -46,7 +46,7 @@ class Evaluation:
         return mean_metrics(self.rank)
 
     def report(self) -> dict[str, Any]:
-        """The content of test.json: metrics, then the same with the history masked, then warm and cold targets apart."""
+        """The content of test.json: metrics, the same with the history masked, warm and cold targets apart."""
         apart = warm_cold(self.rank, self.cold)
         masked = warm_cold(self.rank_masked, self.cold)
         return {

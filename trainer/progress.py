@@ -29,7 +29,8 @@ class Progress:
         self._shown = time.perf_counter()
         speed = rows / max(1e-9, self._shown - self._started)
         left = (self._shown - self._started) / max(1, done) * (total - done)
-        self.say(f"epoch {epoch}/{self._epochs} step {done}/{total} {_terms(losses)} {speed:,.0f} rows/s, epoch done in {left:.0f} s")
+        where = f"epoch {epoch}/{self._epochs} step {done}/{total}"
+        self.say(f"{where} {_terms(losses)} {speed:,.0f} rows/s, epoch done in {left:.0f} s")
 
     def epoch(self, epoch: int, losses: Mapping[str, float], rows_per_second: float, valid: str, eta: float) -> None:
         """One line at the end of an epoch; eta: seconds until the last epoch at this speed."""
@@ -50,4 +51,6 @@ def _terms(losses: Mapping[str, float]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -19,7 +19,7 @@ from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import RunConfig, parse
 from trainer.data.dataset import Dataset
 from trainer.data.loader import Loaded, load
-from trainer.data.splits import Split
+from trainer.data.splits import SPLITS, Split
 from trainer.engine import Engine, NonFiniteError, TorchEngine, world
 from trainer.evaluation import Evaluation, choose_inference, evaluate
 from trainer.files import write_json
@@ -110,8 +110,8 @@ def _train(loop: Loop) -> None:
         loop.run()
     except NonFiniteError:
         raise UserError(
-            f"a loss or gradient is not finite in epoch {loop.position.epoch}; the step was not taken. Its training rows "
-            f"are in {loop.run_dir / 'nonfinite.json'}; try a lower train.learning_rate or train.clip_norm=1"
+            f"a loss or gradient is not finite in epoch {loop.position.epoch}; the step was not taken. "
+            f"Its training rows are in {loop.run_dir / 'nonfinite.json'}; try a lower train.learning_rate or train.clip_norm=1"
         ) from None
 
 
@@ -199,13 +199,12 @@ def evaluate_choices(
 ) -> tuple[dict[Split, dict[str, Evaluation]], str]:
     """Evaluations by split and way of encoding users, and the way that is best on validation. Collective."""
     model.eval()
-    results: dict[Split, dict[str, Evaluation]] = {"validation": {}, "test": {}}
+    results: dict[Split, dict[str, Evaluation]] = {split: {} for split in SPLITS}
     with torch.no_grad():
-        for split in results:
+        for split in SPLITS:
             for way in model.inference_choices:
                 model.inference = way
                 results[split][way] = evaluate(model, loaded, split, config.eval)
     chosen = choose_inference({way: result.metrics() for way, result in results["validation"].items()})
     model.inference = chosen
     return results, chosen
-

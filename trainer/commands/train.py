@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="override one setting; may be repeated")  # fmt: skip
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of this name from its last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -104,7 +104,8 @@ class Dataset:
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """The .npy file at `path`, memory-mapped; UserError where it is missing, damaged, or of other dtype or shape."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # copy-on-write: never written, but torch shares only arrays that could be
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from None
     if array.dtype != np.dtype(dtype) or array.shape != shape:

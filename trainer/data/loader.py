@@ -8,12 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.contract import Batch, ItemTable
@@ -27,11 +26,20 @@ from trainer.plan import Order, Rows, ShuffledOrder, WindowOrder
 Placement = Literal["resident", "mmap", "stream"]
 
 
+def host_memory_available() -> int:
+    """Bytes of memory that a new process can have without swapping (0 where the system does not say)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
+
+
 def choose_placement(config: DataConfig, dataset: Dataset, device: torch.device) -> Placement:
     """The configured placement; auto is resident where content and sequences take at most half of the free memory."""
     if config.loader != "auto":
         return config.loader
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_available()
     needed = table_bytes(dataset.manifest) + 8 * (len(dataset.items) + 2 * len(dataset.offsets))
     return "resident" if needed <= free // 2 else "mmap"
 
@@ -49,8 +57,8 @@ class Sequences:
     def of(dataset: Dataset, device: torch.device) -> Sequences:
         """Sequences on `device`; on the CPU they share the memory-mapped files."""
         arrays = (dataset.offsets, dataset.items, dataset.row_offsets)
-        tensors = [torch.from_numpy(_readable(array)).to(device) for array in arrays]
-        return Sequences(*tensors, dataset.manifest.max_length)
+        offsets, items, row_offsets = (torch.from_numpy(array).to(device) for array in arrays)
+        return Sequences(offsets, items, row_offsets, dataset.manifest.max_length)
 
     def training_batch(self, rows: Tensor, epoch: int) -> Batch:
         """The training rows `rows` (B,); noise is keyed by (row, epoch)."""
@@ -74,11 +82,6 @@ class Sequences:
 def training_keys(rows: Tensor, epoch: int, total: Tensor | int) -> Tensor:
     """(B,) noise keys, distinct per (training row, epoch)."""
     return rows + epoch * total
-
-
-def _readable(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """A read-only memory map as an array that torch takes without a warning (it is never written)."""
-    return array if array.flags.writeable else np.lib.stride_tricks.as_strided(array, writeable=True)
 
 
 class RowSource(ABC):

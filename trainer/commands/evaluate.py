@@ -1,0 +1,63 @@
+"""Rank every test user with a run's best checkpoint again, exactly or by a FAISS index.
+
+Example: mealrec evaluate --run first-mealrec --set eval.index=ivf
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from models.errors import UserError
+from trainer import recipe
+from trainer.evaluation import evaluate
+from trainer.files import write_json
+from trainer.runs import open_run, run_folder
+from trainer.session import evaluate_choices
+from trainer.table import metric_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mealrec evaluate`."""
+    parser.add_argument("--run", required=True, help="name or folder of a run")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--data", help="where the run's dataset is now (default: where it was)")
+    parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--set", action="append", default=[], metavar="eval.KEY=VALUE", dest="settings",
+                        help="how to rank, e.g. eval.index=flat")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="write the full report as JSON to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print; the run folder is not changed."""
+    folder = run_folder(args.run, args.runs_dir)
+    if others := [setting for setting in args.settings if not setting.startswith("eval.")]:
+        raise UserError(f"--set {others[0]}: only eval.* can change after training")
+    opened = open_run(folder, args.data)
+    config = recipe.load(str(folder / "config.yaml"), None, args.settings, args.data)
+    opened.model.inference = _chosen(folder) or evaluate_choices(opened.model, opened.loaded, config)[1]
+    result = evaluate(opened.model, opened.loaded, args.split, config.eval)
+    report = {**result.report(), "inference": opened.model.inference, "epoch": opened.epoch}
+    print(metric_table({folder.name: report}, args.split))
+    print(f"\nhistory masked: {_line(report['masked'])}")
+    for group in ("warm", "cold"):
+        print(f"{group} targets ({report[group]['users']:,} users): {_line(report[group])}")
+    if result.index:
+        print(f"ranked by {result.index['description']}, recall@20 against exact {result.index['recall@20']:.4f} "
+              f"on {result.index['recall_users']:,} users")  # fmt: skip
+    print(f"{len(result.user):,} users in {result.seconds:.1f} s, users encoded by: {opened.model.inference}")
+    if args.out:
+        write_json(args.out, report)
+    return 0
+
+
+def _chosen(folder: Path) -> str | None:
+    """The way of encoding users that training chose on validation; None while the run is not finished."""
+    path = folder / "valid.json"
+    return str(json.loads(path.read_text())["inference"]) if path.exists() else None
+
+
+def _line(metrics: dict[str, float]) -> str:
+    shown = [f"{name} {value:.4f}" for name, value in metrics.items() if "@" in name]
+    return " ".join(shown) or "none"

@@ -1,0 +1,57 @@
+"""Write a run's best model as a folder that serves recommendations without the training data.
+
+Example: mealrec export --run first-mealrec --out export/mealrec
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from retrieval.export import write_export
+from trainer.runs import Run, open_run, run_folder, whole_table
+from trainer.session import evaluate_choices
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mealrec export`."""
+    parser.add_argument("--run", required=True, help="name or folder of a run")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--data", help="where the run's dataset is now (default: where it was)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and say how to use it."""
+    folder = run_folder(args.run, args.runs_dir)
+    opened = open_run(folder, args.data)
+    valid = folder / "valid.json"
+    if valid.exists():
+        opened.model.inference = str(json.loads(valid.read_text())["inference"])
+    else:
+        evaluate_choices(opened.model, opened.loaded, opened.config)
+    _write(opened, args.out)
+    print(f"{opened.config.model_name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
+    print(f'ask it: mealrec recommend --model {args.out} --history "ITEM ITEM ..." --k 20')
+    print(f"index it: mealrec index --model {args.out} --kind ivf")
+    return 0
+
+
+def _write(opened: Run, out: Path) -> None:
+    dataset, model, config = opened.loaded.dataset, opened.model, opened.config
+    content, present, kinds = whole_table(opened)
+    test = opened.folder / "test.json"
+    metrics = {k: v for k, v in json.loads(test.read_text()).items() if "@" in k} if test.exists() else {}
+    with torch.no_grad():
+        vectors = model.item_vectors().cpu()
+    write_export(
+        out, system=config.model_name, options=config.model_options, similarity=model.similarity,
+        max_length=dataset.manifest.max_length, inference=model.inference, seed=config.seed,
+        weights={name: p.detach().cpu() for name, p in model.named_parameters()}, item_vectors=vectors,
+        item_ids=dataset.item_ids(), titles=dataset.item_titles(), content=content, present=present,
+        content_kinds=kinds, metrics=metrics,
+        provenance={"run": opened.folder.name, "epoch": opened.epoch, "data": dataset.manifest.fingerprint},
+    )  # fmt: skip

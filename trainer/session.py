@@ -111,7 +111,8 @@ def _train(loop: Loop) -> None:
     except NonFiniteError:
         raise UserError(
             f"a loss or gradient is not finite in epoch {loop.position.epoch}; the step was not taken. "
-            f"Its training rows are in {loop.run_dir / 'nonfinite.json'}; try a lower train.learning_rate or train.clip_norm=1"
+            f"Its training rows are in {loop.run_dir / 'nonfinite.json'}; "
+            "try a lower train.learning_rate, or train.clip_norm=1"
         ) from None
 
 
@@ -181,7 +182,7 @@ def _finish(loop: Loop, log: MetricsLog | None) -> None:
     common = {"inference": chosen, "epoch": loop.stopping.best_epoch, "seed": config.seed, "engine": loop.engine.name}
     if loaded.dataset.manifest.truth:
         common["truth"] = loaded.dataset.manifest.truth
-    for split, name in (("validation", "valid"), ("test", "test")):
+    for split, name in zip(SPLITS, ("valid", "test"), strict=True):
         choices = evaluations[split]
         report = choices[chosen].report()
         every = {way: evaluation.metrics() for way, evaluation in choices.items()}
@@ -199,7 +200,7 @@ def evaluate_choices(
 ) -> tuple[dict[Split, dict[str, Evaluation]], str]:
     """Evaluations by split and way of encoding users, and the way that is best on validation. Collective."""
     model.eval()
-    results: dict[Split, dict[str, Evaluation]] = {split: {} for split in SPLITS}
+    results: dict[Split, dict[str, Evaluation]] = {"validation": {}, "test": {}}
     with torch.no_grad():
         for split in SPLITS:
             for way in model.inference_choices:

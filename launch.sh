@@ -6,6 +6,7 @@ set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 root=$PWD
 log=.venv/install.log
+venv=$root/.venv
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -56,13 +57,26 @@ install() {
     printf 'installed in %s s\n' "$SECONDS"
 }
 
+# Ray cannot start from a path with spaces: go through a link that has none.
+plain_path() {
+    local folder
+    case $venv in
+    *[[:space:]]*)
+        folder=$(mktemp -d /tmp/mealrec-venv-XXXXXX)
+        trap 'rm -rf -- "'"$folder"'"' EXIT
+        ln -s "$venv" "$folder/venv"
+        venv=$folder/venv
+        ;;
+    esac
+}
+
 run_tests() {
     export OMP_NUM_THREADS=1
-    .venv/bin/ruff check .
-    .venv/bin/mypy
-    .venv/bin/lint-imports
-    .venv/bin/python -m pytest -q --durations=10 --cov=trainer --cov=retrieval --cov=models --cov=cluster --cov-branch --cov-report= </dev/null
-    .venv/bin/coverage report --fail-under=95 \
+    "$venv/bin/python" -m ruff check .
+    "$venv/bin/python" -m mypy
+    PYTHONPATH=$root "$venv/bin/lint-imports"
+    "$venv/bin/python" -m pytest -q --durations=10 --cov=trainer --cov=retrieval --cov=models --cov=cluster --cov-branch --cov-report= </dev/null
+    "$venv/bin/python" -m coverage report --fail-under=95 \
         --include='trainer/checkpoint.py,trainer/plan.py,trainer/data/shards.py,retrieval/metrics.py'
 }
 
@@ -81,13 +95,13 @@ run_demo() {
     if [ ! -f data/demo/manifest.json ]; then
         rm -rf data/demo
         mkdir -p data
-        .venv/bin/mealrec prepare synthetic --users 10000 --items 2000 --out data/demo
+        "$venv/bin/python" -m trainer.cli prepare synthetic --users 10000 --items 2000 --out data/demo
     fi
     name=$(free_name)
     [ "$(accelerator)" = gpu ] && gpus=$(nvidia-smi -L | grep -c GPU)
-    cpus=$(.venv/bin/python -c 'import os; print(max(4, os.cpu_count() or 4))')
+    cpus=$("$venv/bin/python" -c 'import os; print(max(4, os.cpu_count() or 4))')
     # A head of its own, on 127.0.0.1, that is stopped when the job has ended, also if this script is interrupted.
-    .venv/bin/python -m cluster.jobs --cpus "$cpus" --gpus "$gpus" -- python trainer/run.py \
+    "$venv/bin/python" -m cluster.jobs --cpus "$cpus" --gpus "$gpus" -- python trainer/run.py \
         --recipe demo --model sasrec,tedrec,mealrec --data data/demo --name "$name" </dev/null &
     job=$!
     trap 'kill -TERM "$job" 2>/dev/null || true' INT TERM
@@ -100,7 +114,7 @@ run_demo() {
 
 next_steps() {
     local history
-    history=$(.venv/bin/python -c '
+    history=$("$venv/bin/python" -c '
 import polars
 print(" ".join(polars.read_parquet("data/demo/items.parquet").sort("train_count", descending=True)["item"][:3]))')
     cat <<TEXT
@@ -118,10 +132,12 @@ TEXT
 case "${1:-demo}" in
 demo)
     install
+    plain_path
     run_demo
     ;;
 test)
     install
+    plain_path
     run_tests
     ;;
 *)

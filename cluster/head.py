@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import PreflightError
-from cluster.session import LOOPBACK, ROOT, private_environment
+from cluster.session import LOOPBACK, ROOT, private_environment, require_plain_path
 
 _PORT_OPTIONS = (
     "--port",
@@ -55,6 +55,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
 
     Raises PreflightError with the end of Ray's output if it does not start.
     """
+    require_plain_path(sys.executable)
     # The path of a socket may have 107 bytes, of which Ray uses about 65: hence /tmp, not TMPDIR.
     folder = Path(tempfile.mkdtemp(prefix="mealrec-", dir="/tmp"))
     added = private_environment(os.environ)

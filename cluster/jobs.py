@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from cluster import head
@@ -38,7 +39,8 @@ def submit(where: head.Head, command: Sequence[str]) -> int:
         asyncio.run(_follow(client, job))
         return _status(client, job)
     except BaseException:
-        client.stop_job(job)
+        with suppress(OSError, RuntimeError):  # the head may be what failed
+            client.stop_job(job)
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
@@ -57,6 +58,8 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
     Raises PreflightError if the cluster cannot be reached.
     """
     local = not on_a_cluster(os.environ)
+    if local:
+        require_plain_path(sys.executable)
     os.environ.update(private_environment(os.environ) if local else _QUIET)
     import ray  # reads the environment when imported
 
@@ -78,6 +81,15 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def require_plain_path(executable: str) -> None:
+    """Ray (2.60) puts this path unquoted into shell commands. Raises PreflightError where that cannot work."""
+    if any(character.isspace() for character in executable):
+        raise PreflightError(
+            f"Ray cannot start from a path with spaces ({executable}); use ./launch.sh, which goes around it, or make "
+            "a link to the environment, ln -s .venv ~/mealrec-venv, and run ~/mealrec-venv/bin/python -m trainer.cli"
+        )
 
 
 def _python_path() -> str:

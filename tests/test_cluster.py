@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cluster import head, preflight
 from cluster.errors import PreflightError, WorkerFailed
-from cluster.session import on_a_cluster, private_environment
+from cluster.session import on_a_cluster, private_environment, require_plain_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,6 +86,12 @@ def test_a_failure_travels_between_processes() -> None:
     failure = WorkerFailed("UserError", "no such file", "Traceback", True, 12.5)
     copy = cloudpickle.loads(cloudpickle.dumps(failure))
     assert (copy.kind, copy.message, copy.detail, copy.final, copy.when) == failure.args
+
+
+def test_a_path_with_spaces_is_refused_with_a_way_out() -> None:
+    require_plain_path("/opt/venv/bin/python")
+    with pytest.raises(PreflightError, match="ln -s"):
+        require_plain_path("/opt/my venv/bin/python")
 
 
 def test_free_ports_are_distinct_and_free() -> None:

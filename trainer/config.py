@@ -126,10 +126,12 @@ class RunConfig(_Section):
     def fingerprint(self) -> str:
         """sha256 of everything that decides what is learned; a run is only continued under an equal one.
 
-        Left out: where the run executes and is tracked, its checkpoint interval, and how long it may go on.
+        Left out: where the data lies (its own checksum is compared), where the run executes and is tracked, its
+        checkpoint interval, and how long it may go on.
         """
         content = self.model_dump(exclude={"cluster", "tracking", "eval"})
-        content["data"] = {}
+        streamed = self.data.loader == "stream"  # in an order of its own
+        content["data"] = {"stream_window": self.data.stream_window} if streamed else {}
         content["engine"] = {"precision": self.engine.precision}
         for free in ("epochs", "checkpoint_every"):
             del content["train"][free]
@@ -142,18 +144,23 @@ def complete_options(name: str, options: Mapping[str, object]) -> dict[str, Any]
     Raises UserError for an unknown system, an unknown option (with the nearest name), or a value of the wrong type.
     """
     cls = options_class(name)
-    parsed = parse_options(cls, options)  # unknown keys, by name
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(cls)
-        return dict(adapter.dump_python(adapter.validate_python(_plain(parsed)), mode="json"))
+    adapter: TypeAdapter[Any] = TypeAdapter(cls)
+    try:  # types first: the options compare their values with each other as soon as they are made
+        complete = dict(adapter.dump_python(adapter.validate_python(dict(options)), mode="json"))
     except ValidationError as error:
         raise UserError(_explain(error, "model")) from None
+    parse_options(cls, _typed(options, complete))  # unknown keys, by name
+    return complete
 
 
-def _plain(options: Any) -> Any:
-    if hasattr(options, "__dataclass_fields__"):
-        return {key: _plain(getattr(options, key)) for key in options.__dataclass_fields__}
-    return options
+def _typed(given: Mapping[str, object], complete: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `given`, with the checked values of `complete` where it has them."""
+    typed: dict[str, Any] = {}
+    for key, value in given.items():
+        checked = complete.get(key, value)
+        nested = isinstance(value, Mapping) and isinstance(checked, dict)
+        typed[str(key)] = _typed(value, checked) if nested else checked  # type: ignore[arg-type]
+    return typed
 
 
 def parse(values: Mapping[str, Any]) -> RunConfig:

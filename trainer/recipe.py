@@ -31,8 +31,12 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     """
     values = _read(recipe)
     overrides = _nest(settings)
+    if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as recipes say it
+        overrides["model"] = {"name": overrides["model"]}
     model = str(overrides.get("model", {}).pop("name", "")) or model
-    systems = values.pop("systems", {})
+    systems = values.pop("systems", None) or {}
+    if not isinstance(systems, Mapping) or not all(isinstance(options, Mapping | None) for options in systems.values()):
+        raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
     if not isinstance(values.get("model"), Mapping):
         chosen = model or str(values.get("model", ""))
         values["model"] = {"name": chosen, **(systems.get(chosen) or {})}
@@ -87,4 +91,4 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def dump(config: RunConfig, command: str) -> str:
     """`config.yaml` of a run: complete, headed by the command that made it, and itself a recipe."""
-    return f"# {command}\n" + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return f"# {' '.join(command.split())}\n" + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,42 @@
+"""A tiny synthetic dataset and tiny configurations for the tests of training, and processes that start at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from trainer import recipe
+from trainer.config import RunConfig
+from trainer.data.synthetic import SyntheticOptions, generate
+
+OPTIONS = SyntheticOptions(
+    users=80, items=60, topics=3, mean_length=6.0, frames=3, width=8, text_width=6, max_length=5, seed=3
+)
+MODELS = {
+    "sasrec": ["model.hidden=8", "model.inner=8"],
+    "tedrec": ["model.hidden=8", "model.inner=8", "model.experts=2"],
+    "mealrec": [
+        "model.backbone=sasrec", "model.sasrec={hidden: 8, inner: 8}", "model.tcd.channels=[8, 16]", "model.steps=3",
+    ],
+}  # fmt: skip
+RUN = ["train.epochs=2", "train.batch_size=64", "engine.name=torch", "cluster.launcher=inline", "cluster.threads=1",
+       "tracking.mlflow=false"]  # fmt: skip
+
+
+def make_dataset(out: Path) -> Path:
+    """80 users, 60 items, some 250 training rows, every content field."""
+    generate(out, OPTIONS)
+    return out
+
+
+def make_config(data: Path, model: str = "sasrec", *settings: str) -> RunConfig:
+    """A run of some seconds or less, inline, on plain torch unless `settings` say otherwise."""
+    return recipe.load("demo", model, [*MODELS[model], *RUN, *settings], str(data))
+
+
+def fork_server() -> ForkServerContext:
+    """Processes forked from one that has torch and DeepSpeed imported: they start in milliseconds, one thread each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.session", "trainer.engine_deepspeed"])
+    return context

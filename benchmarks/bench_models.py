@@ -1,0 +1,223 @@
+"""Speed and memory of one model: training, evaluation, and where the time of a step goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from bench_common import Result, Settings, choose_device, memory_mb, rate, repeated, summary, synchronise, timed
+from torch import Tensor
+
+from models.contract import ContentField, ItemTable
+from trainer import recipe
+from trainer.config import RunConfig
+from trainer.data.dataset import Dataset
+from trainer.data.loader import Loaded, load
+from trainer.evaluation import evaluate
+from trainer.plan import Plan
+from trainer.session import build_engine, build_model
+
+#: what is measured under which name: system, and settings on top of the recipe's
+MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sasrec": ("sasrec", ("model.hidden=64",)),
+    "tedrec": ("tedrec", ()),
+    "mealrec-sasrec": ("mealrec", ("model.backbone=sasrec",)),
+    "mealrec-tedrec": ("mealrec", ("model.backbone=tedrec",)),
+}
+_WARM_UP_STEPS = 3
+_PROBED_STEPS = 3
+_PROBED_USERS = 256
+
+
+class Stopwatch:
+    """Seconds spent inside of it, the device's work included, while it is `on`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on, self.seconds, self._device = False, 0.0, device
+
+    def __enter__(self) -> None:
+        if self.on:
+            synchronise(self._device)
+            self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.on:
+            synchronise(self._device)
+            self.seconds += time.perf_counter() - self._started
+
+
+class WatchedTable:
+    """An item table whose reads are timed."""
+
+    def __init__(self, table: ItemTable, watch: Stopwatch) -> None:
+        self._table, self._watch = table, watch
+
+    @property
+    def n_items(self) -> int:
+        """See ItemTable."""
+        return self._table.n_items
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, ...]]:
+        """See ItemTable."""
+        return self._table.widths
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """See ItemTable."""
+        return self._table.kinds
+
+    def gather(self, field: ContentField, rows: Tensor) -> Tensor:
+        """See ItemTable."""
+        with self._watch:
+            return self._table.gather(field, rows)
+
+    def present(self, field: ContentField, rows: Tensor) -> Tensor:
+        """See ItemTable."""
+        with self._watch:
+            return self._table.present(field, rows)
+
+
+class Training:
+    """Training steps made as `trainer.loop` makes them, one after the other through as many epochs as it takes."""
+
+    def __init__(self, config: RunConfig, loaded: Loaded) -> None:
+        self.batches, self.content = Stopwatch(loaded.device), Stopwatch(loaded.device)
+        self.config = config
+        self.loaded = replace(loaded, table=WatchedTable(loaded.table, self.content))
+        self.model = build_model(config, self.loaded)
+        self.engine = build_engine(self.model, config, loaded.device)
+        self.plan = Plan(loaded.source.rows, config.train.batch_size)
+        self.done = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def run(self, steps: int) -> None:
+        """Take `steps` steps."""
+        for _ in range(steps):
+            epoch, step = divmod(self.done, self.plan.steps)
+            torch.manual_seed(self.done)
+            micro = []
+            for positions, weight in self.plan.share(step, 0, 1, self.config.train.accumulation):
+                with self.batches:
+                    micro.append((self.loaded.source.batch(epoch + 1, positions), weight))
+            for name, value in self.engine.step(micro).items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self.done += 1
+
+    def rows_in(self, steps: int) -> int:
+        """Rows of the last `steps` steps (the last batch of an epoch is smaller)."""
+        return sum(len(self.plan.positions(s % self.plan.steps)) for s in range(self.done - steps, self.done))
+
+
+def configuration(settings: Settings, name: str) -> RunConfig:
+    """The recipe for the model measured as `name`; engine torch, whatever is installed."""
+    system, own = MODELS[name]
+    return recipe.load(settings.recipe, system, (*own, *settings.settings, "engine.name=torch"), settings.data)
+
+
+def prepare(settings: Settings, name: str) -> Training:
+    """Data, model and engine of the model measured as `name`."""
+    config, device = configuration(settings, name), choose_device(settings.device)
+    return Training(config, load(Dataset.open(settings.data), config.data, device, config.seed))
+
+
+def model(settings: Settings, name: str) -> Result:
+    """Everything about one model. Peaks of memory are those of this process: run it in one of its own."""
+    empty = memory_mb(choose_device(settings.device))
+    training = prepare(settings, name)
+    device = training.loaded.device
+    result: Result = {
+        "system": name, "device": device.type, "placement": training.loaded.placement,
+        "parameters": sum(p.numel() for p in training.model.parameters()),
+        "batch_size": training.config.train.batch_size, "precision": training.config.engine.precision,
+        "options": training.config.model,
+    }  # fmt: skip
+    result["training"] = _train(training, settings, device)
+    result["memory"] = {"before": empty, "training": memory_mb(device)}
+    result["step"] = _step(training, device)
+    training.engine.check()
+    result["evaluation"] = _evaluate(training, settings, device)
+    result["memory"]["all"] = memory_mb(device)
+    return result
+
+
+def _train(training: Training, settings: Settings, device: torch.device) -> Result:
+    """Medians over windows of whole epochs, or of the consecutive steps that the budget allows."""
+    training.run(_WARM_UP_STEPS)
+    steps = training.plan.steps
+    if not settings.epochs:
+        step = timed(lambda: training.run(_PROBED_STEPS), device)["wall_s"] / _PROBED_STEPS
+        steps = max(1, min(steps, int(settings.seconds / settings.repeats / max(step, 1e-4))))
+    windows = settings.epochs or settings.repeats
+    measured, per_row = [], []
+    for _ in range(windows):
+        seconds = timed(lambda: training.run(steps), device)
+        rows = training.rows_in(steps)
+        measured.append({key: value / steps for key, value in seconds.items()})
+        per_row.append({key: value / rows for key, value in seconds.items()})
+    row, total = summary(per_row), training.plan.rows
+    return {
+        "rows_per_s": 1 / max(row["wall_s"], 1e-9), "epoch_cpu_s": row["cpu_s"] * total,
+        "epoch_wall_s": row["wall_s"] * total, "train_rows": total, "epoch_steps": training.plan.steps,
+        "measured_steps": steps, "step": summary(measured),
+    }  # fmt: skip
+
+
+def _step(training: Training, device: torch.device) -> Result:
+    """Share of a step that waits for data, with the device made to finish each part; kernels launched on a GPU."""
+    steps = max(_PROBED_STEPS, min(20, training.plan.steps))
+    training.batches.on = training.content.on = True
+    seconds = timed(lambda: training.run(steps), device)["wall_s"]
+    training.batches.on = training.content.on = False
+    batches, content = training.batches.seconds, training.content.seconds
+    return {
+        "loader_share": batches / max(seconds, 1e-9), "content_share": content / max(seconds, 1e-9),
+        "loader_ms": 1e3 * batches / steps, "content_ms": 1e3 * content / steps,
+        "kernel_launches": _launches(training, device) if device.type == "cuda" else None,
+    }  # fmt: skip
+
+
+def _launches(training: Training, device: torch.device) -> int:
+    """Kernels launched by one step, its loader included."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        training.run(1)
+        synchronise(device)
+    names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+    return sum(event.count for event in seen.key_averages() if event.key.startswith(names))
+
+
+def _evaluate(training: Training, settings: Settings, device: torch.device) -> Result:
+    """Users/s of ranking validation targets, for every way that the model has of encoding users."""
+    ways: dict[str, Any] = {}
+    with training.engine.whole() as whole:
+        for way in whole.inference_choices:
+            whole.inference = way
+            ways[way] = _evaluate_way(training, settings, device)
+    first = next(iter(ways))
+    return {"way": first, **ways[first], "ways": {way: found["users_per_s"] for way, found in ways.items()}}
+
+
+def _evaluate_way(training: Training, settings: Settings, device: torch.device) -> Result:
+    loaded, config = training.loaded, training.config.eval
+    total = loaded.dataset.manifest.users
+    probe = _first_users(loaded, min(total, _PROBED_USERS))
+    evaluate(training.model, probe, "validation", config)
+    once = timed(lambda: evaluate(training.model, probe, "validation", config), device)["wall_s"]
+    fits = int(_PROBED_USERS * settings.seconds / settings.repeats / max(once, 1e-4))
+    users = min(total, max(_PROBED_USERS, fits))
+    part = _first_users(loaded, users)
+    times = repeated(lambda: evaluate(training.model, part, "validation", config), settings, device)
+    return {"users_per_s": rate(users, times["wall_s"]), "users": users, **times}
+
+
+def _first_users(loaded: Loaded, users: int) -> Loaded:
+    """The same data with only the first users to evaluate."""
+    dataset = loaded.dataset
+    manifest = dataset.manifest.model_copy(update={"users": users})
+    offsets, row_offsets = dataset.offsets[: users + 1], dataset.row_offsets[: users + 1]
+    return replace(loaded, dataset=replace(dataset, manifest=manifest, offsets=offsets, row_offsets=row_offsets))

@@ -25,7 +25,7 @@ def item_table(steps: int = STEPS, fields: Sequence[ContentField] = ("sequence",
     values = {f: torch.randn(ITEMS, *shapes[f], generator=generator) for f in fields}
     for value in values.values():
         value[~present] = 0
-    return TensorTable(ITEMS, values, {f: present for f in fields}, {"sequence": "segments"})
+    return TensorTable(ITEMS, values, dict.fromkeys(fields, present), {"sequence": "segments"})
 
 
 def model_context(steps: int = STEPS, seed: int = 3, table: TensorTable | None = None) -> ModelContext:
@@ -58,12 +58,11 @@ def assert_same(actual: Tensor, expected: Tensor, leaves: Sequence[Tensor] = (),
     cotangent = torch.randn(actual.shape, generator=generator, dtype=torch.float64).to(actual.dtype)
     gradients = [torch.autograd.grad(y, leaves, cotangent, retain_graph=True, allow_unused=True) for y in
                  (actual, expected)]  # fmt: skip
-    for index, (one, two) in enumerate(zip(*gradients, strict=True)):
-        zero = torch.zeros_like(leaves[index])
+    for leaf, one, two in zip(leaves, *gradients, strict=True):
+        zero = torch.zeros_like(leaf)
         torch.testing.assert_close(
-            zero if one is None else one, zero if two is None else two, rtol=tolerance, atol=tolerance,
-            msg=lambda text, i=index: f"gradient of leaf {i}: {text}",
-        )  # fmt: skip
+            zero if one is None else one, zero if two is None else two, rtol=tolerance, atol=tolerance
+        )
 
 
 def randomise(module: torch.nn.Module, scale: float = 0.5) -> None:

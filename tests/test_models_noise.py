@@ -1,4 +1,4 @@
-"""Keyed noise: the right distributions, independent across keys, streams and elements, and a function of the key alone."""
+"""Keyed noise: right distributions, independent across keys, streams and elements, and a function of the key alone."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ def test_streams_seeds_keys_epochs_and_elements_are_uncorrelated() -> None:
     base = noise.normal(KEYS, SHAPE, Stream.TCD_NOISE)
     limit = 5 / np.sqrt(base.numel())
     others = {
-        "stream": noise.normal(KEYS, SHAPE, Stream.NPD_NOISE), "seed": KeyedNoise(2).normal(KEYS, SHAPE, Stream.TCD_NOISE),
+        "stream": noise.normal(KEYS, SHAPE, Stream.NPD_NOISE),
+        "seed": KeyedNoise(2).normal(KEYS, SHAPE, Stream.TCD_NOISE),
         "next key": noise.normal(KEYS + 1, SHAPE, Stream.TCD_NOISE),
         "next epoch": noise.normal(KEYS + (1 << 32), SHAPE, Stream.TCD_NOISE),
-        "next element": base.roll(1, 2), "next step": base.roll(1, 1),
-    }  # fmt: skip
+        "next element": base.roll(1, 2),
+        "next step": base.roll(1, 1),
+    }
     for name, other in others.items():
         assert abs(_correlation(base, other)) < limit, name
         assert abs(_correlation(base**2, other**2)) < limit, name

@@ -101,7 +101,7 @@ def test_reverse_chain_with_a_perfect_predictor_returns_x_0_exactly(kind: Schedu
 
 
 def test_reverse_chain_follows_the_textbook_posterior() -> None:
-    """DDPM's coefficients for one step: sqrt(ab_{t-1}) beta_t x_0 + sqrt(1 - beta_t) (1 - ab_{t-1}) x_t over 1 - ab_t."""
+    """DDPM's one step: (sqrt(ab_{t-1}) beta_t x_0 + sqrt(1 - beta_t) (1 - ab_{t-1}) x_t) / (1 - ab_t)."""
     beta = [0.0, *betas("linear", 6).tolist()]
     x = x_t = torch.randn(5, dtype=torch.float64)
     for t in range(6, 0, -1):

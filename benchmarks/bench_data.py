@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from bench_common import Result, Settings, choose_device, installed, need, rate, repeated
+from numpy.typing import NDArray
 
 from models.contract import Batch, ContentField, ItemTable
 from trainer.config import DataConfig
@@ -48,7 +49,7 @@ def blocks(dataset: Dataset, kind: Kind) -> Iterator[Block]:
             yield {"row": rows, **columns}
         return
     step = block_rows(item_spec({name: info.shape for name, info in manifest.content.items()}))
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for name, info in manifest.content.items():
         path = dataset.root / "table"
         arrays[name] = map_array(path / f"{name}.npy", "<f2", (manifest.items + 1, *info.shape))

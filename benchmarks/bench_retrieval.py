@@ -9,7 +9,7 @@ from bench_common import Result, Settings, choose_device, installed, rate, repea
 from bench_models import Training, prepare
 
 from retrieval.exact import exact_topk, for_similarity
-from retrieval.index import KINDS, Kind, build_index, recall_against_exact
+from retrieval.index import KINDS, Device, Kind, build_index, recall_against_exact
 
 _K = 20
 _MAX_USERS = 8192
@@ -43,12 +43,12 @@ def _vectors(training: Training) -> tuple[torch.Tensor, torch.Tensor]:
         users, _ = training.loaded.dataset.eval_rows("validation")
         batches = training.loaded.evaluation_batches("validation", users[:_MAX_USERS], _BATCH)
         queries = torch.cat([for_similarity(model.user_vectors(batch), model.similarity) for batch in batches])
-        return queries, for_similarity(model.item_vectors(), model.similarity)
+        return queries, for_similarity(model.item_vectors().detach(), model.similarity)
 
 
 def _index(kind: Kind, users_BD: torch.Tensor, items_ID: torch.Tensor, settings: Settings) -> Result:
     queries, items = users_BD.cpu().numpy(), items_ID.cpu().numpy()
-    wanted = "cpu" if settings.device == "cpu" else "auto"
+    wanted: Device = "cpu" if settings.device == "cpu" else "auto"
     started = time.perf_counter()
     index = build_index(items, kind, checksum="benchmark", device=wanted, threads=settings.threads)
     built = time.perf_counter() - started

@@ -26,16 +26,29 @@ def require_content(system: str, fields: Collection[str], needs: tuple[ContentFi
 
 
 class ContentInput(nn.Module):
-    """One content field by item row: (...,) item rows -> (..., *width), padding rows zero, missing content learned."""
+    """One content field by item row: (...,) item rows -> (..., *width), padding rows zero, missing content learned.
+
+    Where no item lacks the content there is nothing to learn, and no gradient runs into the content.
+    """
 
     def __init__(self, table: ItemTable, field: ContentField) -> None:
         super().__init__()
         self.field: ContentField = field
         self.table = table
         self.width = table.widths[field]
-        self.missing = nn.Parameter(torch.zeros(self.width))
+        self.missing = nn.Parameter(torch.zeros(self.width)) if _some_missing(table, field) else None
 
     def forward(self, rows: Tensor) -> Tensor:
         values = self.table.gather(self.field, rows)
+        if self.missing is None:
+            return values
         absent = (rows != 0) & ~self.table.present(self.field, rows)
         return values + absent.view(*rows.shape, *(1,) * len(self.width)) * self.missing
+
+
+def _some_missing(table: ItemTable, field: ContentField, block: int = 1 << 20) -> bool:
+    """Whether any real item lacks the content; read in blocks, so that a memory-mapped table stays on disk."""
+    return any(
+        not bool(table.present(field, torch.arange(start, min(start + block, table.n_items))).all())
+        for start in range(1, table.n_items, block)
+    )

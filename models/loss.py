@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Logits of one slice of rows: small enough to stay in a CPU's cache, large enough to fill a GPU.
-_SLICE_BYTES_CPU = 8 << 20
+# Logits of one slice of rows: small enough for a CPU's cache, large enough to fill a GPU.
+_SLICE_BYTES_CPU = 2 << 20
 _SLICE_BYTES_GPU = 1 << 30
 
 
@@ -23,22 +23,27 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float) -> Tensor:
         budget = _SLICE_BYTES_GPU if user_BD.is_cuda else _SLICE_BYTES_CPU
-        rows = max(1, budget // (item_ID.shape[0] * 4))
-        user_grad_BD = torch.empty_like(user_BD)
-        item_grad_ID = torch.zeros_like(item_ID)
-        total = user_BD.new_zeros((), dtype=torch.float32)
-        for start in range(0, user_BD.shape[0], rows):
+        size, rows = user_BD.shape[0], max(1, budget // (item_ID.shape[0] * 4))
+        scaled_BD = user_BD * scale
+        share_BD = scaled_BD / size  # what one row weighs in the gradient of the items
+        user_grad_BD, item_grad_ID = torch.empty_like(user_BD), torch.zeros_like(item_ID)
+        log_total = user_BD.new_empty(size, dtype=_accumulate(user_BD))
+        for start in range(0, size, rows):
             part = slice(start, start + rows)
-            log_p = torch.log_softmax((user_BD[part] * scale) @ item_ID.T, dim=1, dtype=_accumulate(user_BD))
-            index = target_B[part, None]
-            total = total - log_p.gather(1, index).sum()
-            gradient = log_p.exp_()
-            gradient.scatter_add_(1, index, -torch.ones_like(index, dtype=gradient.dtype))
-            gradient = gradient.mul_(scale / user_BD.shape[0]).to(user_BD.dtype)
-            torch.mm(gradient, item_ID, out=user_grad_BD[part])
-            item_grad_ID.addmm_(gradient.T, user_BD[part])
+            logits = (scaled_BD[part] @ item_ID.T).to(log_total.dtype)
+            highest = logits.amax(dim=1)
+            p = logits.softmax(dim=1)
+            # log sum exp from the largest probability, which is at least 1 / I: no second pass of exponentials
+            log_total[part] = highest - p.amax(dim=1).log()
+            p = p.to(user_BD.dtype)
+            torch.mm(p, item_ID, out=user_grad_BD[part])
+            item_grad_ID.addmm_(p.T, share_BD[part])
+        target_BD = item_ID[target_B]
+        loss = (log_total - (scaled_BD * target_BD).sum(dim=1, dtype=log_total.dtype)).mean()
+        user_grad_BD.sub_(target_BD).mul_(scale / size)
+        item_grad_ID.index_add_(0, target_B, share_BD, alpha=-1)
         ctx.save_for_backward(user_grad_BD, item_grad_ID)
-        return total / user_BD.shape[0]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:

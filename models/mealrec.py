@@ -117,7 +117,7 @@ class MealRec(SequenceModel):
     def _build_denoisers(self, steps: int, width: int) -> None:
         if not self.options.use_tcd:
             return
-        self.temporal = TemporalAttention(steps, width, self.options.tcd.attention_heads, self.options.tcd.dropout)
+        self.temporal = TemporalAttention(steps, width, self.options.tcd)
         self.unet = ContentUNet(width, self.visual.width[0], self.options.tcd)
 
     def _choices(self) -> tuple[str, ...]:

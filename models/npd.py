@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.dropout import Dropout
+
 
 @dataclass(frozen=True)
 class NPDOptions:
@@ -42,7 +44,7 @@ class PreferenceDenoiser(nn.Module):
         self.norm_inner = nn.LayerNorm(hidden)
         self.inner = nn.Linear(hidden, options.inner * hidden)
         self.outer = nn.Linear(options.inner * hidden, hidden)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         self.out = nn.Linear(hidden, hidden)
 
     def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:

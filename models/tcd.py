@@ -13,15 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.dropout import Dropout
 from models.layout import Layout
 
 
 @dataclass(frozen=True)
 class TCDOptions:
-    """channels: of the U-Net's two levels (D7); decay: gamma of Eq. 7; null_token: see CrossAttention (D8)."""
+    """channels: of the U-Net's two levels (D7); attention_width: of queries, keys and values of the temporal attention
+    over all heads (0: the content's own width); decay: gamma of Eq. 7; null_token: see CrossAttention (D8).
+    """
 
-    channels: tuple[int, int] = (256, 512)
+    channels: tuple[int, int] = (64, 128)
     attention_heads: int = 8
+    attention_width: int = 128
     decay: float = 0.9
     dropout: float = 0.1
     null_token: bool = True
@@ -33,22 +37,22 @@ class TemporalAttention(nn.Module):
     The last LayerNorm has no parameters, so that L_T cannot be reduced by shrinking z_0.
     """
 
-    def __init__(self, steps: int, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, steps: int, width: int, options: TCDOptions) -> None:
         super().__init__()
-        self.heads = math.gcd(width, heads)
+        inner = options.attention_width or width
+        self.heads = math.gcd(inner, options.attention_heads)
         self.position = nn.Parameter(torch.empty(steps, width).normal_(std=0.02))
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.query_key_value = nn.Linear(width, 3 * inner)
+        self.out = nn.Linear(inner, width)
+        self.dropout = Dropout(options.dropout)
 
     def forward(self, sequence_BKV: Tensor) -> Tensor:
         """(B, K, V) -> (B, K, V) with zero mean and unit variance per step."""
         x = sequence_BKV + self.position
-        rows, steps, width = x.shape
-        split = (rows, steps, 3, self.heads, width // self.heads)
-        query, key, value = self.query_key_value(x).view(split).permute(2, 0, 3, 1, 4)
-        context = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
-        return F.layer_norm(x + self.dropout(self.out(context)), (width,))
+        projected = self.query_key_value(x).view(*x.shape[:2], 3, self.heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        context = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return F.layer_norm(x + self.dropout(self.out(context)), (x.shape[2],))
 
 
 def recency_context(visual_NV: Tensor, layout: Layout, length_B: Tensor, decay: float) -> Tensor:
@@ -102,7 +106,7 @@ class ResBlock(nn.Module):
         self.conv_in = StepConv(inputs, outputs)
         self.time = nn.Linear(time_width, outputs)
         self.norm_out = StepNorm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = StepConv(outputs, outputs)
         self.skip = nn.Linear(inputs, outputs) if inputs != outputs else nn.Identity()
 

@@ -6,6 +6,7 @@ not depend on a random padding row, and only real positions are computed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from models.backbone import Backbone
 from models.content import ContentInput, require_content
 from models.contract import Batch, ModelContext
+from models.dropout import dropout
 from models.layout import Layout
 from models.noise import KeyedNoise, Stream
 from models.transformer import CausalEncoder, init_weights
@@ -41,33 +43,41 @@ class TextAdaptor(nn.Module):
     The gate is a dense softmax over experts; in training its logits get normal noise with a learned scale.
     """
 
-    def __init__(self, width: int, hidden: int, length: int, experts: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, length: int, experts: int, rate: float) -> None:
         super().__init__()
         self.experts = nn.Parameter(torch.empty(experts, width, hidden).normal_(std=0.02))
         self.shift = nn.Parameter(torch.zeros(length, experts, width))
         self.gate = nn.Parameter(torch.zeros(width, experts))
         self.gate_noise = nn.Parameter(torch.zeros(width, experts))
-        self.dropout = dropout
+        self.dropout = rate
 
     def forward(self, text_NH: Tensor, position_N: Tensor, noise_NE: Tensor | None) -> Tensor:
-        """(N, H) text and (N,) positions -> (N, D); `noise_NE` (N, E) standard normal in training, else None."""
+        """(N, H) text and (N,) positions -> (N, D); `noise_NE` (N, E) standard normal in training, else None.
+
+        sum_e g_e W_e (drop_e(x) - b_e) as two products: gated inputs times stacked experts, minus gates times the
+        projected shifts, which depend on the position alone.
+        """
         logits_NE = text_NH @ self.gate
         if noise_NE is not None:
             logits_NE = logits_NE + noise_NE * (F.softplus(text_NH @ self.gate_noise) + 0.01)
         gate_NE = logits_NE.softmax(dim=-1)
-        # sum_e g_e (drop_e(x) - b_e) W_e as one product: the gate weighs the inputs, experts are stacked.
-        x_NEH = text_NH[:, None].expand(-1, gate_NE.shape[1], -1)
-        x_NEH = F.dropout(x_NEH, self.dropout, self.training) - self.shift[position_N]
-        weighted = (x_NEH * gate_NE[:, :, None]).flatten(1)
-        return weighted @ self.experts.flatten(0, 1)
+        gated_NEH = dropout(gate_NE[:, :, None] * text_NH[:, None], self.dropout, self.training)
+        shift_LED = torch.einsum("leh,ehd->led", self.shift, self.experts)
+        at_position = F.one_hot(position_N, self.shift.shape[0]).to(gate_NE.dtype)
+        gate_NLE = at_position[:, :, None] * gate_NE[:, None]
+        return gated_NEH.flatten(1) @ self.experts.flatten(0, 1) - gate_NLE.flatten(1) @ shift_LED.flatten(0, 1)
 
 
 class FrequencyFusion(nn.Module):
-    """Fuses ID and text sequences by products of their spectra along the history (orthonormal real FFT).
+    """Fuses ID and text sequences by products of their spectra along the history (orthonormal real DFT).
 
     A learned complex filter on the IDs, and the product of both spectra (circular convolution), each gated per
-    position. FFTs are float32 under any autocast: half precision transforms need power-of-two lengths on CUDA.
+    position. A history is short: the transform is a product with its matrix, which is faster than an FFT, and needs
+    neither complex numbers nor an FFT library. Always in float32: half precision would round the phases.
     """
+
+    transform: Tensor
+    inverse: Tensor
 
     def __init__(self, length: int, hidden: int) -> None:
         super().__init__()
@@ -75,18 +85,42 @@ class FrequencyFusion(nn.Module):
         self.filter = nn.Parameter(0.02 * torch.randn(1, length // 2 + 1, hidden, 2))
         self.item_gate = nn.Linear(hidden, 1)
         self.fuse_gate = nn.Linear(hidden, 1)
+        transform, inverse = real_dft(length)
+        self.register_buffer("transform", transform, persistent=False)
+        self.register_buffer("inverse", inverse, persistent=False)
 
     def forward(self, item_BLD: Tensor, text_BLD: Tensor) -> Tensor:
-        length = item_BLD.shape[1]
         with torch.autocast(item_BLD.device.type, enabled=False):
-            item_f = torch.fft.rfft(_full(item_BLD), dim=1, norm="ortho")
-            text_f = torch.fft.rfft(_full(text_BLD), dim=1, norm="ortho")
-            spectrum = item_f * torch.view_as_complex(_full(self.filter))
-            filtered: Tensor = torch.fft.irfft(spectrum, n=length, dim=1, norm="ortho")
-            fused: Tensor = torch.fft.irfft(item_f * text_f, n=length, dim=1, norm="ortho")
+            item, text = self._spectrum(item_BLD), self._spectrum(text_BLD)
+            filtered = self._product(item, _full(self.filter).unbind(-1))
+            fused = self._product(item, text)
             gate_item = torch.sigmoid(F.linear(filtered, _full(self.item_gate.weight), _full(self.item_gate.bias)))
             gate_fuse = torch.sigmoid(F.linear(fused, _full(self.fuse_gate.weight), _full(self.fuse_gate.bias)))
             return 2 * (filtered * gate_item + fused * gate_fuse)
+
+    def _spectrum(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
+        """Real and imaginary part, (B, L // 2 + 1, D) each."""
+        x_BLD = _full(x_BLD)
+        return (self.transform.to(x_BLD.dtype) @ x_BLD).chunk(2, dim=1)
+
+    def _product(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+        """(B, L, D) inverse transform of the product of two spectra."""
+        real, imaginary = a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+        return self.inverse.to(real.dtype) @ torch.cat([real, imaginary], dim=1)
+
+
+def real_dft(length: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal real DFT as matrices: (2F, L) to stacked real and imaginary parts, (L, 2F) back; F = L//2+1."""
+    frequency, time = torch.arange(length // 2 + 1, dtype=torch.float64), torch.arange(length, dtype=torch.float64)
+    angle = 2 * math.pi * frequency[:, None] * time / length
+    forward = torch.cat([angle.cos(), -angle.sin()]) / math.sqrt(length)
+    # every frequency but 0 and, for even lengths, the highest stands for its conjugate too
+    twice = torch.full_like(frequency, 2.0)
+    twice[0] = 1.0
+    if length % 2 == 0:
+        twice[-1] = 1.0
+    back = torch.cat([twice[:, None] * angle.cos(), -twice[:, None] * angle.sin()]).T / math.sqrt(length)
+    return forward.float(), back.float().contiguous()
 
 
 def _full(x: Tensor) -> Tensor:

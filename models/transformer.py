@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.dropout import Dropout, attention
 from models.layout import Layout
 
 LAYER_NORM_EPS = 1e-12
@@ -32,7 +33,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
         self.attention_dropout = attention_dropout
-        self.dropout = nn.Dropout(hidden_dropout)
+        self.dropout = Dropout(hidden_dropout)
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
         """(N, D) -> (N, D), or (B, D) for the last token of each row alone."""
@@ -44,9 +45,9 @@ class SelfAttention(nn.Module):
         if last_only:  # the last token sees every real token: the mask's row at position length - 1 is "key is real"
             mask = mask[:, :, -1:, :]
         key, value = layout.pad(self.key_value(x_ND)).chunk(2, dim=-1)
-        context = F.scaled_dot_product_attention(
+        context = attention(
             self._split(query, rows), self._split(key, rows), self._split(value, rows),
-            attn_mask=mask, dropout_p=self.attention_dropout if self.training else 0.0,
+            mask, self.attention_dropout if self.training else 0.0,
         )  # fmt: skip
         context = context.transpose(1, 2).reshape(rows, -1, hidden)
         flat = context.squeeze(1) if last_only else layout.flatten(context)
@@ -65,7 +66,7 @@ class EncoderLayer(nn.Module):
         self.inner = nn.Linear(hidden, inner)
         self.outer = nn.Linear(inner, hidden)
         self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(hidden_dropout)
+        self.dropout = Dropout(hidden_dropout)
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
         x = self.attention(x_ND, layout, last_only)
@@ -86,7 +87,7 @@ class CausalEncoder(nn.Module):
         super().__init__()
         self.position = nn.Embedding(length, hidden)
         self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(hidden_dropout)
+        self.dropout = Dropout(hidden_dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(hidden, inner, heads, attention_dropout, hidden_dropout) for _ in range(layers)
         )

@@ -45,7 +45,7 @@ def _head(result: Result) -> str:
             f"{data['train_rows']:,} training rows, L = {data['max_length']}; {content}",
         ),
         ("recipe", f"{result['recipe']}, engine torch"),
-        ("figures", f"medians of {result['repeats']} repeats (at least 3) after a warm-up"),
+        ("figures", f"medians of {result['repeats']} repeats (3 where one takes long) after a warm-up"),
     ]
     return f"# Benchmark, {result['date'][:10]}\n\n" + table(("", ""), rows)
 
@@ -58,7 +58,7 @@ def _models(models: Result, ratios: Result) -> str:
         "CPU s/epoch": lambda m: number(m["training"]["epoch_cpu_s"]),
         "wall s/epoch": lambda m: number(m["training"]["epoch_wall_s"]),
         "ms/step": lambda m: number(1e3 * m["training"]["step"]["wall_s"]),
-        "steps timed": lambda m: f"{m['training']['measured_steps']} of {m['training']['epoch_steps']}",
+        "steps timed": lambda m: _steps(m["training"]),
         "loader share": lambda m: f"{m['step']['loader_share']:.1%}",
         "content share": lambda m: f"{m['step']['content_share']:.1%}",
         "kernels/step": lambda m: number(m["step"]["kernel_launches"]),
@@ -95,6 +95,10 @@ def _or_reason(model: Result, columns: Iterable[Callable[[Result], str]]) -> str
     if "training" not in model:
         return reason(model) + " |"
     return " | ".join(column(model) for column in columns) + " |"
+
+
+def _steps(training: Result) -> str:
+    return f"{training['step']['repeats']} x {training['measured_steps']} (epoch: {training['epoch_steps']})"
 
 
 def _memory(memory: Result) -> str:

@@ -46,7 +46,7 @@ def installed(name: str) -> bool:
     """Whether package `name` can be imported."""
     try:
         return importlib.util.find_spec(name) is not None
-    except ImportError:
+    except (ImportError, ValueError):  # ValueError: a stand-in of ours
         return False
 
 

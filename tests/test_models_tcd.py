@@ -26,9 +26,11 @@ from tests.model_fixtures import HISTORIES, VISUAL, assert_same, attend, layer_n
 OPTIONS = TCDOptions(channels=(16, 24), dropout=0.0)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_temporal_attention_equals_loops_over_steps_and_heads(steps: int) -> None:
-    module = TemporalAttention(steps, 8, 4, 0.0).double()
+@pytest.mark.parametrize(("steps", "width"), [(1, 12), (2, 0), (5, 12)])
+def test_temporal_attention_equals_loops_over_steps_and_heads(steps: int, width: int) -> None:
+    options = TCDOptions(attention_heads=4, attention_width=width, dropout=0.0)
+    module = TemporalAttention(steps, 8, options).double()
+    assert module.query_key_value.out_features == 3 * (width or 8)
     randomise(module)
     sequence = torch.randn(3, steps, 8, dtype=torch.float64, requires_grad=True)
     weight, bias = (module.query_key_value.weight.chunk(3), module.query_key_value.bias.chunk(3))
@@ -43,7 +45,7 @@ def test_temporal_attention_equals_loops_over_steps_and_heads(steps: int) -> Non
 
 def test_clean_content_has_unit_scale_whatever_the_weights() -> None:
     """L_T cannot be reduced by shrinking z_0: no parameter follows the last normalisation."""
-    module = TemporalAttention(5, 8, 2, 0.0)
+    module = TemporalAttention(5, 8, TCDOptions(dropout=0.0))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(1e-3)

@@ -99,7 +99,8 @@ def test_fusion_equals_circular_convolutions(length: int) -> None:
             for sequence, gate in ((filtered, fusion.item_gate), (fused, fusion.fuse_gate))
         ]
         rows.append(torch.stack([2 * (filtered[i] * gates[0][i] + fused[i] * gates[1][i]) for i in range(length)]))
-    assert_same(fusion(item, text), torch.stack(rows), [item, text, *fusion.parameters()], 1e-9)
+    # the transform is kept in float32
+    assert_same(fusion(item, text), torch.stack(rows), [item, text, *fusion.parameters()], 1e-5)
 
 
 def test_fusion_is_float32_under_autocast() -> None:

@@ -1,0 +1,126 @@
+"""Building systems by name, their options and content; every mistake of a user is a UserError that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from models.content import ContentInput
+from models.contract import ContentField, SequenceModel
+from models.errors import UserError
+from models.mealrec import MealRecOptions
+from models.registry import SYSTEMS, build, options_class, parse_options
+from models.sasrec import SASRecOptions
+from models.table import TensorTable
+from tests.model_fixtures import HISTORIES, ITEMS, MISSING, TEXT, item_table, make_batch, model_context
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_is_built_from_its_defaults_and_keeps_the_contract(name: str) -> None:
+    model, batch = build(name, {}, model_context()), make_batch(HISTORIES)
+    assert isinstance(model, SequenceModel)
+    losses = model(batch)
+    assert set(losses) == set(model.loss_weights)
+    assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
+    model.eval()
+    with torch.no_grad():
+        assert model.user_vectors(batch).shape == (len(batch), model.item_vectors().shape[1])
+        assert model.item_vectors().shape[0] == ITEMS
+    assert model.inference == model.inference_choices[0]
+    assert not any(p.is_complex() for p in model.parameters()), "ZeRO flattens parameters as reals"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sasrek", {}, "unknown model 'sasrek': did you mean 'sasrec'?"),
+        ("bpr", {}, "unknown model 'bpr': known: mealrec, sasrec, tedrec"),
+        ("sasrec", {"hiden": 8}, "unknown option model.hiden: did you mean 'hidden'?"),
+        ("mealrec", {"tedrec": {"expert": 2}}, "unknown option model.tedrec.expert: did you mean 'experts'?"),
+        ("mealrec", {"steps": 0}, "model.steps is 0"),
+        ("mealrec", {"npd_start": 26}, "model.npd_start is 26: it lies in 0..model.steps (25)"),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_valid_name(name: str, options: Mapping[str, object], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(name, options, model_context())
+    assert message in str(error.value)
+
+
+def test_options_are_parsed_through_nested_sections() -> None:
+    parsed = parse_options(MealRecOptions, {"sasrec": {"hidden": 16}, "steps": 7})
+    assert parsed == MealRecOptions(sasrec=SASRecOptions(hidden=16), steps=7)
+    assert options_class("mealrec") is MealRecOptions
+    assert parse_options(MealRecOptions, {}) == MealRecOptions()
+
+
+def _leaves(options: Any) -> list[Any]:
+    values = [getattr(options, f.name) for f in fields(options)]
+    return [leaf for v in values for leaf in (_leaves(v) if is_dataclass(v) else [v])]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_options_are_plain_values(name: str) -> None:
+    """What a YAML recipe can hold: numbers, strings, booleans and lists of them."""
+    assert all(isinstance(leaf, bool | int | float | str | tuple) for leaf in _leaves(options_class(name)()))
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "lacks"),
+    [
+        ("tedrec", ["sequence", "visual"], ["text"]),
+        ("mealrec", ["text"], ["sequence", "visual"]),
+        ("mealrec", [], ["sequence", "visual", "text"]),
+    ],
+)
+def test_content_that_the_dataset_lacks_is_named_with_what_to_run(
+    name: str, has: list[ContentField], lacks: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        build(name, {}, model_context(table=item_table(fields=has)))
+    message = str(error.value)
+    assert all(f"{field}: prepare it with" in message for field in lacks)
+    assert not any(f"{field}: prepare" in message for field in has)
+    assert "--features DIR" in message
+
+
+def test_missing_content_is_a_learned_vector_and_padding_is_zero() -> None:
+    content = ContentInput(item_table(), "text")
+    rows = torch.tensor([[1, MISSING], [0, 2]])
+    assert content.missing is not None
+    with torch.no_grad():
+        content.missing.fill_(3.0)
+    values = content(rows)
+    table = item_table()
+    assert torch.equal(values[0, 0], table.gather("text", torch.tensor(1)))
+    assert torch.equal(values[1, 1], table.gather("text", torch.tensor(2)))
+    assert torch.equal(values[0, 1], torch.full((TEXT,), 3.0))
+    assert not values[1, 0].any()
+    (gradient,) = torch.autograd.grad(values.sum(), content.missing)
+    assert torch.equal(gradient, torch.ones(TEXT)), "one item without content was read"
+
+
+def test_without_missing_items_there_is_nothing_to_learn() -> None:
+    present = torch.arange(ITEMS) > 0
+    table = TensorTable(ITEMS, {"text": torch.randn(ITEMS, TEXT)}, {"text": present}, {})
+    content = ContentInput(table, "text")
+    assert list(content.parameters()) == []
+    assert torch.equal(content(torch.tensor([3, 1])), table.gather("text", torch.tensor([3, 1])))
+
+
+def test_table_answers_in_the_shape_of_the_rows_and_in_float32() -> None:
+    half = TensorTable(
+        3, {"sequence": torch.arange(12, dtype=torch.float16).view(3, 2, 2)}, {"sequence": torch.tensor([0, 1, 0]) > 0},
+        {"sequence": "frames"},
+    )  # fmt: skip
+    rows = torch.tensor([[2, 1, 2]])
+    assert half.gather("sequence", rows).tolist() == [[[[8, 9], [10, 11]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]]
+    assert half.gather("sequence", rows).dtype == torch.float32
+    assert half.present("sequence", rows).tolist() == [[False, True, False]]
+    assert half.widths == {"sequence": (2, 2)}
+    assert half.kinds == {"sequence": "frames"}
+    assert half.n_items == 3

@@ -24,6 +24,7 @@ from trainer.engine import Engine, NonFiniteError, TorchEngine, world
 from trainer.evaluation import Evaluation, choose_inference, evaluate
 from trainer.files import write_json
 from trainer.loop import Loop, check_resumable
+from trainer.memory import keep_freed_memory
 from trainer.tracking import MetricsLog, Mirror, start_mirror
 
 _MIRROR_SECONDS = 60.0
@@ -86,6 +87,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     rank, size = world()
     torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // size))
     device = choose_device(config)
+    if device.type == "cpu":
+        keep_freed_memory()
     dataset = Dataset.open(config.data.path)
     if rank == 0:
         dataset.verify()

@@ -20,6 +20,7 @@ from models.errors import UserError
 from models.layout import Layout
 from models.noise import KeyedNoise, Stream
 from models.npd import NPDOptions, PreferenceDenoiser
+from models.options import require, whole_heads
 from models.sasrec import SASRec, SASRecOptions
 from models.schedule import Diffusion, ScheduleKind
 from models.tcd import ContentUNet, TCDOptions, TemporalAttention, recency_context
@@ -64,6 +65,11 @@ class MealRecOptions:
                 raise UserError(f"model.{name} is {getattr(self, name)}: it lies in 0..model.steps ({self.steps})")
         if self.steps < 1:
             raise UserError(f"model.steps is {self.steps}: a diffusion has at least one step")
+        require(0 <= self.mix <= 1, "mix", self.mix, "it lies in 0..1")
+        for name in ("lambda_tcd", "lambda_npd"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")
+        if self.use_npd:
+            whole_heads(getattr(self, self.backbone).hidden, self.npd.heads, "npd.heads")
 
 
 def _build_backbone(options: MealRecOptions, context: ModelContext) -> Backbone:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dropout import Dropout
+from models.options import at_least_one, probabilities
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class NPDOptions:
     heads: int = 2
     inner: int = 2
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "heads", "inner")
+        probabilities(self, "dropout")
 
 
 class PreferenceDenoiser(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.backbone import Backbone
 from models.contract import Batch, ModelContext
 from models.layout import Layout
+from models.options import at_least_one, probabilities, whole_heads
 from models.transformer import CausalEncoder, init_weights
 
 
@@ -25,6 +26,11 @@ class SASRecOptions:
     heads: int = 2
     attention_dropout: float = 0.5
     hidden_dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "inner", "layers")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "attention_dropout", "hidden_dropout")
 
 
 class SASRec(Backbone):

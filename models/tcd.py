@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from models.dropout import Dropout
 from models.layout import Layout
+from models.options import at_least_one, probabilities, require
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class TCDOptions:
     decay: float = 0.9
     dropout: float = 0.1
     null_token: bool = True
+
+    def __post_init__(self) -> None:
+        require(min(self.channels) >= 1, "channels", self.channels, "each is at least 1")
+        at_least_one(self, "attention_heads")
+        require(self.attention_width >= 0, "attention_width", self.attention_width, "it is 0 or more")
+        require(self.decay >= 0, "decay", self.decay, "it is 0 or more")
+        probabilities(self, "dropout")
 
 
 class TemporalAttention(nn.Module):
@@ -142,10 +150,10 @@ class CrossAttention(nn.Module):
 
 def timestep_embedding(t_B: Tensor, width: int) -> Tensor:
     """(B,) steps -> (B, width) sinusoids with wavelengths from 2 pi to 20,000 pi."""
-    half = width // 2
+    half = (width + 1) // 2
     frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t_B.device))
     angle = t_B.float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)[:, :width]
 
 
 class ContentUNet(nn.Module):

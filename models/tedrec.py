@@ -19,6 +19,7 @@ from models.contract import Batch, ModelContext
 from models.dropout import dropout
 from models.layout import Layout
 from models.noise import KeyedNoise, Stream
+from models.options import at_least_one, probabilities, require, whole_heads
 from models.transformer import CausalEncoder, init_weights
 
 
@@ -35,6 +36,12 @@ class TedRecOptions:
     attention_dropout: float = 0.5
     hidden_dropout: float = 0.5
     temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "inner", "layers", "experts")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "adaptor_dropout", "attention_dropout", "hidden_dropout")
+        require(self.temperature > 0, "temperature", self.temperature, "it is above 0")
 
 
 class TextAdaptor(nn.Module):

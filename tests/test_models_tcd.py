@@ -153,6 +153,7 @@ def test_timestep_embedding_tells_steps_apart() -> None:
     by_hand = [[f(t * w) for f in (math.cos, math.sin) for w in frequency] for t in range(1, 26)]
     torch.testing.assert_close(embedding, torch.tensor(by_hand), atol=1e-5, rtol=0)
     assert torch.pdist(embedding).min() > 0.1
+    assert timestep_embedding(torch.arange(3), 7).shape == (3, 7)
 
 
 def _conv(module: StepConv, x: Tensor) -> Tensor:

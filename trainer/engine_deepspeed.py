@@ -28,6 +28,7 @@ from trainer.engine import (
     Engine,
     FiniteGuard,
     Groups,
+    NonFiniteError,
     add_terms,
     load_moments,
     make_optimizer,
@@ -74,6 +75,8 @@ class DeepSpeedEngine(Engine):
             self._engine.backward(total * (weight * scale))
             self._engine.step()
             add_terms(sums, terms, weight)
+        if getattr(self._optimizer, "overflow", False):  # ZeRO saw it before the guard, and skipped the update
+            raise NonFiniteError("a gradient is not finite")
         return sums
 
     def check(self) -> None:
@@ -103,15 +106,17 @@ class DeepSpeedEngine(Engine):
     def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
         if self._stage == 0:
             return load_moments(self.model, self._optimizer, moments)
-        first = next(name for name, _ in self.model.named_parameters())
+        done = next(moment for name, moment in moments.items() if name.endswith("/step"))
         for flat in self._flat_parameters():  # the states that ZeRO makes at its first step, empty
             state = {key: torch.zeros_like(flat.data) for key in MOMENTS}
-            state["step"] = moments[f"{first}/step"].to(flat.device, copy=True)
+            state["step"] = done.to(flat.device, copy=True)
             self._optimizer.optimizer.state[flat] = state
         self._link_states()
         for name, parameter in self.model.named_parameters():
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[f"{name}/{key}"].to(self.device), key)
+                # plain torch keeps no moments of a parameter that never had a gradient
+                moment = moments.get(f"{name}/{key}", torch.zeros(_shape(parameter)))
+                safe_set_full_optimizer_state(parameter, moment.to(self.device), key)
         return None
 
     def _flat_parameters(self) -> list[Tensor]:
@@ -131,8 +136,13 @@ class DeepSpeedEngine(Engine):
 
 
 def _whole(value: Tensor, parameter: Tensor) -> Tensor:
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return value.detach().float().cpu().reshape(shape).contiguous().clone()
+    return value.detach().float().cpu().reshape(_shape(parameter)).contiguous().clone()
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    """Of the whole parameter, whatever part of it lies here."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def _join_process_group(device: torch.device) -> None:

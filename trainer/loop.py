@@ -88,7 +88,7 @@ class Loop:
         self._check(self.plan.steps - 1)
         losses = {name: value / self.plan.steps for name, value in self._totals(sums).items()}
         seconds = time.perf_counter() - started
-        self._validate(losses, (self.plan.steps - first) * train.batch_size, seconds)
+        self._validate(losses, self.plan.rows - first * train.batch_size, seconds)
 
     def _step(self, step: int, sums: dict[str, Tensor]) -> None:
         torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
@@ -152,6 +152,7 @@ class Loop:
 
     def _commit(self, sums: dict[str, Tensor]) -> None:
         """One checkpoint: every rank gives its part, rank 0 writes, all go on when it is on the disk."""
+        self._check(self.position.step - 1)  # a step that a GPU skipped must not become part of a checkpoint
         tensors = self.engine.state()
         totals = self._totals(sums) if sums else {}
         failed: list[str | None] = [None]

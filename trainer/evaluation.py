@@ -67,10 +67,11 @@ class Evaluation:
             )
 
 
+@torch.no_grad()
 def evaluate(model: SequenceModel, loaded: Loaded, split: Split, config: EvalConfig) -> Evaluation:
     """Rank the target of every user of `split` against the whole catalogue. Collective; complete on every rank.
 
-    The model is in eval mode without gradients. Each rank takes a contiguous share of the users; noise is keyed by
+    The model is in eval mode. Each rank takes a contiguous share of the users; noise is keyed by
     user, so that the ranks depend neither on the shares nor on the batch size.
     """
     started = time.perf_counter()
@@ -131,9 +132,10 @@ class _Ranker:
         hit = ids == target.cpu()[:, None]
         plain = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
         user, item = histories.pairs(0, len(ids), len(self._items))
-        seen = torch.zeros(len(ids), len(self._items), dtype=torch.bool)
-        seen[user, item] = True
-        before = (seen.gather(1, ids.clamp(min=0)) & (torch.arange(depth) < plain[:, None] - 1)).sum(1)
+        # pairs as numbers: a table of users by items would not fit for the catalogues that an index is for
+        row = torch.arange(len(ids))[:, None] * len(self._items)
+        seen = torch.isin(row + ids.clamp(min=0), user * len(self._items) + item)
+        before = (seen & (torch.arange(depth) < plain[:, None] - 1)).sum(1)
         self._measure_recall(vectors, ids)
         return plain, torch.where(plain > 0, plain - before, 0)
 

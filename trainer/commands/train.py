@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked, then train each system in turn."""
     systems = args.model.split(",") if args.model else [None]
+    if len(set(systems)) < len(systems) or "" in systems:
+        raise UserError(f"--model {args.model}: name each system once, separated by commas")
     several = len(systems) > 1
     planned = []
     for system in systems:
@@ -81,7 +83,7 @@ def _check_content(config: RunConfig, manifest: Manifest) -> None:
 
 
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:
-    if Path(name).name != name or name.startswith("."):
+    if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r} is not a plain folder name")
     if run_dir.exists() and not resume:
         raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to go on with it, or another --name")
@@ -92,8 +94,9 @@ def _check_name(name: str, run_dir: Path, resume: bool) -> None:
 def _train(name: str, config: RunConfig, run_dir: Path) -> None:
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
-    if not (run_dir / "checkpoints").exists():  # later, the configuration is only replaced by an equal one
-        write_text(run_dir / "config.yaml", recipe.dump(config, shlex.join(["mealrec", "train", *sys.argv[1:]])))
+    text = recipe.dump(config, shlex.join(["mealrec", "train", *sys.argv[1:]]))
+    if not (run_dir / "checkpoints").exists():  # else the workers compare it with what is to be done now
+        write_text(run_dir / "config.yaml", text)
     settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
     if config.cluster.launcher == "inline":
         train_worker(settings)
@@ -103,6 +106,7 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
             train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
             cpus_per_worker=1, max_failures=config.cluster.max_failures, folders=_local(config),
         )  # fmt: skip
+    write_text(run_dir / "config.yaml", text)  # more epochs, say
     print(f"{name}: done in {time.perf_counter() - started:.0f} s, results in {run_dir}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation on a prepared dataset: ranks by a loop over users and items, indices against exact, every way of sampling."""
+"""Evaluation on a prepared dataset: ranks by a loop over users and items, indices, every way of sampling."""
 
 from __future__ import annotations
 

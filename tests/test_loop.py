@@ -144,7 +144,7 @@ def test_a_failure_at_every_step_under_deepspeed(data: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_kill_9_anywhere_changes_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
-    """SIGKILL during saves, an evaluation, and before the last line; each time the run is started again and goes to its end."""
+    """SIGKILL during saves, an evaluation, and before the last line; each time, go on to the end."""
     config, rng = make_config(data, "sasrec", *SETTINGS), random.Random(5)
     events = json.loads((whole / "events.json").read_text())
     assert events["step"] == STEPS

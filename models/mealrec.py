@@ -36,7 +36,7 @@ class MealRecOptions:
 
     steps: T of both diffusions; lambda_tcd, lambda_npd: loss weights (Eq. 16). use_tcd, use_npd: the paper's ablations.
     mix: weight of x_0 in the ranked preference (0: only the denoised one, D20). detach_content, detach_preference:
-    stop gradients into the targets of L_T, L_N (D17). *_sampling: how each denoiser is used at evaluation: "chain" is
+    stop gradients into the targets of L_T, L_N; without the second, L_N makes x_0 trivial (docs/fidelity.md, D17). *_sampling: how each denoiser is used at evaluation: "chain" is
     the reverse chain from step *_start (0: from T), "direct" one call on the clean state, "auto" picks on validation.
     """
 
@@ -53,7 +53,7 @@ class MealRecOptions:
     lambda_npd: float = 0.1
     mix: float = 0.0
     detach_content: bool = True
-    detach_preference: bool = False
+    detach_preference: bool = True
     tcd_sampling: Sampling = "auto"
     npd_sampling: Sampling = "auto"
     tcd_start: int = 0

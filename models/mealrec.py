@@ -36,8 +36,9 @@ class MealRecOptions:
 
     steps: T of both diffusions; lambda_tcd, lambda_npd: loss weights (Eq. 16). use_tcd, use_npd: the paper's ablations.
     mix: weight of x_0 in the ranked preference (0: only the denoised one, D20). detach_content, detach_preference:
-    stop gradients into the targets of L_T, L_N; without the second, L_N makes x_0 trivial (docs/fidelity.md, D17). *_sampling: how each denoiser is used at evaluation: "chain" is
-    the reverse chain from step *_start (0: from T), "direct" one call on the clean state, "auto" picks on validation.
+    stop gradients into the targets of L_T, L_N; without the second, L_N makes x_0 trivial (docs/fidelity.md, D17).
+    *_sampling: how each denoiser is used at evaluation: "chain" is the reverse chain from step
+    *_start (0: from T), "direct" one call on the clean state, "auto" picks on validation.
     """
 
     backbone: Literal["sasrec", "tedrec"] = "tedrec"

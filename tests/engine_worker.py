@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
 from models.registry import build
 from models.table import TensorTable
 from tests.tiny import fork_server
@@ -92,7 +92,7 @@ def _rank(folder: Path, mark: str, rank: int, world: int, jobs: list[dict[str, A
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
     if world > 1:
-        store = dist.FileStore(str(folder / f"{mark}.store"), world)
+        store = dist.FileStore(str(folder / f"{mark}.store"), world)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     for job in jobs:
         _run(folder, Job(**job), rank, world)
@@ -175,12 +175,12 @@ def _save(path: Path, state: Groups, rank: int) -> None:
 
 def _table() -> TensorTable:
     generator = torch.Generator().manual_seed(0)
-    fields = {
+    fields: dict[ContentField, Tensor] = {
         "sequence": torch.randn(ITEMS, 3, 8, generator=generator),
         "visual": torch.randn(ITEMS, 8, generator=generator),
         "text": torch.randn(ITEMS, 6, generator=generator),
     }
-    return TensorTable(ITEMS, fields, {name: torch.arange(ITEMS) > 3 for name in fields}, {})  # type: ignore[arg-type]
+    return TensorTable(ITEMS, fields, {name: torch.arange(ITEMS) > 3 for name in fields}, {})
 
 
 def _batch(positions: Rows) -> Batch:

@@ -175,9 +175,7 @@ def test_a_gpu_that_is_not_there(root: Path, capsys: pytest.CaptureFixture[str])
     assert "torch sees no GPU" in refused(capsys, train(root, "gpu", "sasrec", "engine.device=cuda"))
 
 
-def test_a_dataset_without_text_is_refused_for_tedrec(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dataset_without_text_is_refused_for_tedrec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.csv"
     log.write_text("u,i,t\n" + "".join(f"u{u},i{(u * u + k) % 9},{k}\n" for u in range(9) for k in range(6)))
     table = ["--file", str(log), "--user", "u", "--item", "i", "--time", "t", "--core-on", "none"]

@@ -34,7 +34,7 @@ STRAIGHT = [
                 "2-deepspeed2-acc1", "2-deepspeed3-acc2", "4-torch0-acc2", "4-deepspeed2-acc2", "4-deepspeed3-acc1"]),
     *(_job(f"{name}-clip", clip=0.05) for name in ("1-torch0", "1-deepspeed2", "2-torch0", "2-deepspeed0",
                                                    "2-deepspeed2")),
-    *(_job(f"{name}-unused", unused=True) for name in ("1-torch0", "2-deepspeed2", "2-deepspeed3")),
+    *(_job(f"{name}-unused", unused=True) for name in ("1-torch0", "2-deepspeed2")),
     *(_job(f"{name}-bf16", precision="bf16") for name in ("1-torch0", "1-deepspeed2")),
 ]  # fmt: skip
 #: a step that is not finite
@@ -50,7 +50,7 @@ AGAIN = ["1-torch0-acc1", "1-deepspeed0-acc1", "1-deepspeed2-acc1", "2-torch0-ac
 CROSS = [
     ("1-torch0", "2-deepspeed2-acc1"), ("1-torch0", "4-deepspeed3-acc1"), ("1-deepspeed2", "1-torch0-acc1"),
     ("1-deepspeed3", "4-torch0-acc2"), ("2-torch0", "1-deepspeed3-acc1"), ("2-deepspeed1", "4-deepspeed2-acc2"),
-    ("2-deepspeed2", "1-torch0-unused"), ("1-torch0", "2-deepspeed3-unused"), ("2-deepspeed3", "2-deepspeed0-acc2"),
+    ("2-deepspeed2", "1-torch0-unused"), ("1-torch0", "2-deepspeed2-unused"), ("2-deepspeed3", "2-deepspeed0-acc2"),
     ("4-torch0", "2-torch0-acc1"), ("4-deepspeed2", "2-deepspeed1-acc1"),
 ]  # fmt: skip
 TAKEN_OVER = [
@@ -77,9 +77,7 @@ def assert_close(a: Groups, b: Groups, tolerance: float) -> None:
     for group in a:
         assert a[group].keys() == b[group].keys()
         for name, value in a[group].items():
-            torch.testing.assert_close(
-                value, b[group][name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m
-            )
+            assert torch.allclose(value, b[group][name], rtol=tolerance, atol=tolerance), name
 
 
 def relative(a: list[list[float]], b: list[list[float]]) -> float:

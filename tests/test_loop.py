@@ -240,14 +240,15 @@ def test_damaged_data_is_refused_before_the_first_step(data: Path, tmp_path: Pat
 def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(data: Path, tmp_path: Path) -> None:
     """One item's content turns NaN in the second epoch: its row is among those that are named."""
     config, run_dir = make_config(data, "mealrec", "train.epochs=3", "train.checkpoint_every=2"), tmp_path / "run"
-    step, spoilt = TorchEngine.step, []
+    step, spoilt = TorchEngine.step, list[None]()
 
     def spoiling(self: TorchEngine, batches: Any) -> Any:
         spoilt.append(None)
         if len(spoilt) == 7:  # step 2 of epoch 2, counted from 0
             batch = batches[0][0]
             item = batch.history[3, batch.length[3] - 1]
-            self.model.get_submodule("sequence").table._fields["sequence"][item] = torch.inf  # type: ignore[union-attr]
+            table: Any = self.model.get_submodule("sequence").table
+            table._fields["sequence"][item] = torch.inf
         return step(self, batches)
 
     with pytest.MonkeyPatch.context() as patch:

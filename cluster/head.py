@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -34,6 +35,8 @@ _PORT_OPTIONS = (
 _START_S, _STOP_S = 120.0, 15.0
 #: names the head in the environment of all its processes, so that exactly these can be found again
 _MARK = "MEALREC_RAY_HEAD"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,
             start_new_session=True,  # Ctrl-C reaches the jobs through us, not Ray under them
         )
     try:
@@ -87,6 +91,12 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
     finally:
         _stop(process, folder.name)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """In the new process: SIGTERM when the one that started it ends, however it ends (Linux; elsewhere nothing)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_ports(count: int) -> list[int]:

@@ -19,6 +19,8 @@ from cluster.session import connected
 Worker = Callable[[dict[str, Any]], None]
 DIED = "WorkerDied"
 _POLL_S = 0.2
+#: how often Ray waits a minute for free resources; by default it waits for ever, in silence
+_START_ATTEMPTS = 10
 
 
 def fit(
@@ -38,18 +40,34 @@ def fit(
     Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own that ends with the call. What rank 0
     writes to stdout appears here. Ray's own files and that output are in `storage / name`, which every node must
     see, as it must see `folders` (the data). A group of workers that failed is started again up to `max_failures`
-    times, except after a ValueError: the same input is refused again.
+    times (counted apart for failures before and after training has begun), except after a ValueError: the same input
+    is refused again.
 
     `worker` is a module-level function; a relative path in `config` means nothing on another node.
     Raises WorkerFailed (kind: class name of what the worker raised) and PreflightError.
     """
     folder = (storage / name).absolute()
     check_folders(folder, folders)
-    with connected(cpus=workers * cpus_per_worker + 1, gpus=workers if gpus else 0):
-        check_cluster(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
-        console = folder / "console.log"
-        with _followed(console):
-            _fit(partial(_run, worker, str(console)), config, folder, workers, gpus, cpus_per_worker, max_failures)
+    console = folder / "console.log"
+    run = partial(_run, worker, str(console))
+    for failures in range(max_failures + 1):
+        with connected(cpus=workers * cpus_per_worker + 1, gpus=workers if gpus else 0), _followed(console):
+            check_cluster(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
+            try:
+                _fit(run, config, folder, workers, gpus, cpus_per_worker, max_failures)
+                return
+            except _LostByController as lost:
+                if failures == max_failures:
+                    raise
+                print(f"{lost.message}; starting the workers again", file=sys.stderr, flush=True)
+
+
+class _LostByController(WorkerFailed):
+    """A worker died while Ray's controller was talking to all of them, as it does until they train.
+
+    Ray calls this an error of its own: it does not start the workers again, and keeps their resources reserved until
+    the driver disconnects (2.60). So the next attempt needs a new connection.
+    """
 
 
 def _fit(
@@ -92,23 +110,18 @@ def _fit(
         run_config=RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_START_ATTEMPTS),
             callbacks=[GiveUp()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    for attempt in range(max_failures + 1):
-        try:
-            trainer.fit()
-            return
-        except TrainingFailedError as error:  # noqa: PERF203 - a training a turn
-            # Ray starts the workers again, except when one dies while its controller talks to all of them (as it does
-            # just after the start): it calls that an error of its own, and gives up.
-            cause = _cause(error)
-            lost_by_controller = isinstance(error, ControllerError) and cause.kind == DIED
-            if attempt == max_failures or not lost_by_controller:
-                raise cause from None
-            print(f"{cause.message}; starting the workers again", file=sys.stderr, flush=True)
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        cause = _cause(error)
+        if isinstance(error, ControllerError) and cause.kind == DIED:
+            raise _LostByController(*cause.args) from None
+        raise cause from None
 
 
 def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cluster.ray_train import fit
 
 
 def train(config: dict[str, Any]) -> None:
-    """Sum the ranks; rank 1 is killed in the first attempt."""
+    """Sum the ranks; rank 1 is killed while it trains, once."""
     import torch
     import torch.distributed as dist
 
@@ -24,9 +25,27 @@ def train(config: dict[str, Any]) -> None:
     dist.all_reduce(total)
     if rank == 1 and not (folder / "killed").exists():
         (folder / "killed").touch()
+        time.sleep(2)  # until Ray's controller has seen all of them train
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
     print(f"rank {rank}: sum {total.item():g} by {dist.get_backend()}, {os.environ['OMP_NUM_THREADS']} threads")
+
+
+class KilledOnArrival:
+    """`train`, but the first worker that receives it is killed while Ray's controller waits for all to have begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        is_worker = Path("/proc/self/cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+        if is_worker and not (self.folder / "killed early").exists():
+            (self.folder / "killed early").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        train(config)
 
 
 def refuse(config: dict[str, Any]) -> None:
@@ -45,7 +64,7 @@ def main(folder: Path) -> None:
     """Both, one after the other, with what came of them in outcome.json."""
     config: dict[str, Any] = {"folder": str(folder)}
     options: dict[str, Any] = {"workers": 2, "gpus": False, "cpus_per_worker": 1.0, "max_failures": 1}
-    fit(train, config, name="train", storage=folder / "runs", folders=[folder], **options)
+    fit(KilledOnArrival(folder), config, name="train", storage=folder / "runs", folders=[folder], **options)
     try:
         fit(refuse, config, name="refuse", storage=folder / "runs", **options)
     except WorkerFailed as failure:

@@ -31,7 +31,7 @@ def _job(name: str, **options: Any) -> Job:
 STRAIGHT = [
     *map(_job, [REFERENCE, "1-torch0-acc2", "1-deepspeed0-acc1", "1-deepspeed1-acc2", "1-deepspeed2-acc1",
                 "1-deepspeed3-acc1", "2-torch0-acc1", "2-torch0-acc2", "2-deepspeed0-acc2", "2-deepspeed1-acc1",
-                "2-deepspeed2-acc1", "2-deepspeed3-acc2", "4-torch0-acc2", "4-deepspeed2-acc2", "4-deepspeed3-acc1"]),
+                "2-deepspeed2-acc1", "2-deepspeed3-acc2", "4-torch0-acc2", "4-deepspeed2-acc2"]),
     *(_job(f"{name}-clip", clip=0.05) for name in ("1-torch0", "1-deepspeed2", "2-torch0", "2-deepspeed0",
                                                    "2-deepspeed2")),
     *(_job(f"{name}-unused", unused=True) for name in ("1-torch0", "2-deepspeed2")),
@@ -48,7 +48,7 @@ AGAIN = ["1-torch0-acc1", "1-deepspeed0-acc1", "1-deepspeed2-acc1", "2-torch0-ac
          "2-deepspeed1-acc1", "2-deepspeed2-acc1", "2-deepspeed3-acc2"]  # fmt: skip
 #: who takes over whose half-way state
 CROSS = [
-    ("1-torch0", "2-deepspeed2-acc1"), ("1-torch0", "4-deepspeed3-acc1"), ("1-deepspeed2", "1-torch0-acc1"),
+    ("1-torch0", "2-deepspeed2-acc1"), ("1-torch0", "4-deepspeed2-acc2"), ("1-deepspeed2", "1-torch0-acc1"),
     ("1-deepspeed3", "4-torch0-acc2"), ("2-torch0", "1-deepspeed3-acc1"), ("2-deepspeed1", "4-deepspeed2-acc2"),
     ("2-deepspeed2", "1-torch0-unused"), ("1-torch0", "2-deepspeed2-unused"), ("2-deepspeed3", "2-deepspeed0-acc2"),
     ("4-torch0", "2-torch0-acc1"), ("4-deepspeed2", "2-deepspeed1-acc1"),

@@ -20,7 +20,8 @@ MODELS = {
         "model.backbone=sasrec", "model.sasrec={hidden: 8, inner: 8}", "model.tcd.channels=[8, 16]", "model.steps=3",
     ],
 }  # fmt: skip
-RUN = ["train.epochs=2", "train.batch_size=64", "engine.name=torch", "cluster.launcher=inline", "cluster.threads=1",
+RUN = ["train.epochs=2", "train.batch_size=64", "train.learning_rate=0.002",
+       "engine.name=torch", "cluster.launcher=inline", "cluster.threads=1",
        "tracking.mlflow=false"]  # fmt: skip
 
 

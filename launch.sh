@@ -95,7 +95,7 @@ run_demo() {
     if [ ! -f data/demo/manifest.json ]; then
         rm -rf data/demo
         mkdir -p data
-        "$venv/bin/python" -m trainer.cli prepare synthetic --users 10000 --items 2000 --out data/demo
+        "$venv/bin/python" -m trainer.cli prepare synthetic --out data/demo
     fi
     name=$(free_name)
     [ "$(accelerator)" = gpu ] && gpus=$(nvidia-smi -L | grep -c GPU)

@@ -85,7 +85,9 @@ def _check_content(config: RunConfig, manifest: Manifest) -> None:
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r} is not a plain folder name")
-    if run_dir.exists() and not resume:
+    started = (run_dir / "metrics.jsonl").exists()  # a start that was refused leaves only its configuration
+    foreign = run_dir.exists() and not (run_dir / "config.yaml").exists()
+    if (started or foreign) and not resume:
         raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to go on with it, or another --name")
     if resume and not (run_dir / "config.yaml").exists():
         raise UserError(f"nothing to resume: {run_dir} holds no run")

@@ -99,8 +99,8 @@ class _Ranker:
         self._offsets = torch.from_numpy(np.array(loaded.dataset.offsets))
         self._known = loaded.dataset.items
         self._held_back = 1 if split == "test" else 2
-        self.plain: list[torch.Tensor] = []
-        self.masked: list[torch.Tensor] = []
+        nobody = torch.zeros(0, dtype=torch.int64)  # the share of a worker when there are more workers than users
+        self.plain, self.masked = [nobody], [nobody]
         self._index: Index | None = None
         self._found, self._sampled = 0, 0
         if config.index != "exact":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from retrieval.metrics import METRIC_KEYS, Ranks, mean_metrics, paired_t_test, per_user, warm_cold
+from trainer.table import text_table
 
 TESTED = ("NDCG@10", "HR@10")
 #: test.json may be rounded; a figure of other ranks differs by more (one user of 10,000 moves HR@10 by 1e-4)
@@ -135,7 +136,7 @@ def _metrics_table(runs: Sequence[RunRanks], masked: bool) -> str:
         for label, count, metrics in groups:
             figures = [f"{metrics[key]:.4f}" if metrics else "-" for key in METRIC_KEYS]
             rows.append([entry.name if label == "all" else "", label, f"{count:,}", *figures])
-    return _table(rows, left=2)
+    return text_table(rows, left=2)
 
 
 def _tests_table(runs: Sequence[RunRanks], masked: bool) -> str:
@@ -148,17 +149,4 @@ def _tests_table(runs: Sequence[RunRanks], masked: bool) -> str:
             interval = f"{test.low:+.4f} .. {test.high:+.4f}"
             figures = [f"{test.mean_difference:+.4f}", interval, f"{test.t:.2f}", f"{test.p:.2g}", f"{test.n:,}"]
             rows.append([other.name, key, *figures])
-    return _table(rows, left=2)
-
-
-def _table(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns in line; the first `left` of them to the left, the others, which are figures, to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return text_table(rows, left=2)

@@ -76,7 +76,9 @@ class Loop:
     def _epoch(self) -> None:
         position, train = self.position, self.config.train
         self.progress.start_epoch()
-        sums = {name: torch.tensor(value, device=self.engine.device) for name, value in position.sums.items()}
+        # float64 adds float32 losses without rounding, so that a resume may add them in another order
+        start = torch.tensor(list(position.sums.values()), dtype=torch.float64, device=self.engine.device)
+        sums = dict(zip(position.sums, start, strict=True))
         first, started = position.step, time.perf_counter()
         for step in range(first, self.plan.steps):
             self._step(step, sums)
@@ -101,7 +103,7 @@ class Loop:
             self._report_non_finite(step)
             raise
         for name, value in terms.items():
-            sums[name] = sums[name] + value if name in sums else value.clone()
+            sums[name] = sums[name] + value if name in sums else value.to(torch.float64, copy=True)
 
     def _show(self, first: int, sums: dict[str, Tensor]) -> None:
         done = self.position.step
@@ -126,7 +128,7 @@ class Loop:
 
     def _totals(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Loss terms summed over ranks: means over global batches, summed over steps."""
-        values = torch.stack([sums[name].double() for name in sorted(sums)])
+        values = torch.stack([sums[name] for name in sorted(sums)])
         if self.size > 1:
             dist.all_reduce(values)
         return dict(zip(sorted(sums), values.tolist(), strict=True))

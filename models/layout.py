@@ -1,8 +1,8 @@
 """How the tokens of a batch lie in memory: without their padding on a CPU, with it on a GPU.
 
 A prefix has about three items on average, so most of a padded (B, L) batch is padding. A CPU computes the real
-tokens only. A GPU keeps the padding: the number of real tokens is not known to the host without waiting for the
-device, and the launches cost more than the arithmetic.
+tokens only, and attends within groups of rows of similar length. A GPU keeps the padding: the number of real tokens
+is not known to the host without waiting for the device, and the launches cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,34 +14,56 @@ from torch import Tensor
 
 from models.contract import Batch
 
+#: rows of at most this many items are attended together; longer ones at the full length
+_GROUP_LENGTHS = (2, 4)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of similar length, whose tokens are contiguous: what attention runs over. G rows of padded length M.
+
+    tokens: slice of the kept tokens. row: (G,) batch rows. slot: (n,) places of the tokens in the flattened (G * M)
+    padded group, None where nothing is left out. mask_G1MM: query position may attend to key position.
+    """
+
+    tokens: slice
+    row: Tensor
+    length: int
+    slot: Tensor | None
+    mask_G1MM: Tensor
+
+    def pad(self, x_nD: Tensor) -> Tensor:
+        """(n, D) tokens of this group -> (G, M, D), zeros where there is no token."""
+        if self.slot is not None:
+            x_nD = x_nD.new_zeros(len(self.row) * self.length, x_nD.shape[1]).index_copy(0, self.slot, x_nD)
+        return x_nD.view(len(self.row), self.length, -1)
+
+    def flatten(self, x_GMD: Tensor) -> Tensor:
+        """(G, M, D) -> (n, D), the inverse of `pad`."""
+        flat = x_GMD.reshape(-1, x_GMD.shape[2])
+        return flat if self.slot is None else flat.index_select(0, self.slot)
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Token order of one batch. N is the number of tokens kept; B and L are the padded shape."""
+    """Token order of one batch. N is the number of tokens kept; B and L are the padded shape.
+
+    token: (N,) positions of the kept tokens in the flattened (B * L) batch, group by group; None: all of them.
+    last: (B,) index, among the kept tokens, of each row's last real token.
+    """
 
     rows: int
     length: int
     token: Tensor | None
-    """(N,) positions of the kept tokens in the flattened (B * L) batch; None: all of them."""
     last: Tensor
-    """(B,) index, among the kept tokens, of each row's last real token."""
-    mask_B1LL: Tensor
-    """(B, 1, L, L) bool: query position may attend to key position (causal, key not padding)."""
+    groups: tuple[Group, ...]
 
     @staticmethod
     def of(batch: Batch, pack: bool | None = None) -> Layout:
         """The layout of `batch`; `pack` overrides the choice by device (tests)."""
-        rows, length = batch.history.shape
-        position = torch.arange(length, device=batch.history.device)
-        real_BL = position < batch.length[:, None]
-        mask_B1LL = (real_BL[:, None, :] & (position <= position[:, None])[None])[:, None]
         if pack is None:
             pack = not batch.history.is_cuda
-        if pack:
-            token = real_BL.flatten().nonzero().squeeze(1)
-            return Layout(rows, length, token, batch.length.cumsum(0) - 1, mask_B1LL)
-        last = torch.arange(rows, device=position.device) * length + batch.length - 1
-        return Layout(rows, length, None, last, mask_B1LL)
+        return _packed(batch) if pack else _padded(batch)
 
     def flatten(self, x: Tensor) -> Tensor:
         """(B, L, ...) -> (N, ...): the kept tokens."""
@@ -66,3 +88,38 @@ class Layout:
         if self.token is not None:
             return self.token // self.length
         return torch.arange(self.rows, device=self.last.device).repeat_interleave(self.length)
+
+
+def _padded(batch: Batch) -> Layout:
+    rows, length = batch.history.shape
+    row = torch.arange(rows, device=batch.history.device)
+    group = Group(slice(0, rows * length), row, length, None, _mask(batch.length, length))
+    return Layout(rows, length, None, row * length + batch.length - 1, (group,))
+
+
+def _packed(batch: Batch) -> Layout:
+    rows, length = batch.history.shape
+    limits = [limit for limit in _GROUP_LENGTHS if limit < length] + [length]
+    groups, tokens, start, shortest = [], [], 0, 0
+    last = torch.empty_like(batch.length)
+    for limit in limits:
+        row = ((batch.length > shortest) & (batch.length <= limit)).nonzero().squeeze(1)
+        shortest = limit
+        if not len(row):
+            continue
+        lengths = batch.length[row]
+        real = torch.arange(limit, device=row.device) < lengths[:, None]
+        token = (row[:, None] * length + torch.arange(limit, device=row.device))[real]
+        slot = real.flatten().nonzero().squeeze(1)
+        groups.append(Group(slice(start, start + len(token)), row, limit, slot, _mask(lengths, limit)))
+        last[row] = start + lengths.cumsum(0) - 1
+        tokens.append(token)
+        start += len(token)
+    return Layout(rows, length, torch.cat(tokens), last, tuple(groups))
+
+
+def _mask(length_G: Tensor, length: int) -> Tensor:
+    """(G, 1, M, M) bool: causal, and the key is no padding."""
+    position = torch.arange(length, device=length_G.device)
+    real_GM = position < length_G[:, None]
+    return (real_GM[:, None, :] & (position <= position[:, None])[None])[:, None]

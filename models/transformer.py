@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dropout import Dropout, attention
-from models.layout import Layout
+from models.layout import Group, Layout
 
 LAYER_NORM_EPS = 1e-12
 
@@ -37,24 +38,28 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
         """(N, D) -> (N, D), or (B, D) for the last token of each row alone."""
-        rows, hidden = layout.rows, x_ND.shape[1]
         source = x_ND.index_select(0, layout.last) if last_only else x_ND
-        query = self.query(source)
-        query = query.view(rows, 1, hidden) if last_only else layout.pad(query)
-        mask = layout.mask_B1LL
-        if last_only:  # the last token sees every real token: the mask's row at position length - 1 is "key is real"
-            mask = mask[:, :, -1:, :]
-        key, value = layout.pad(self.key_value(x_ND)).chunk(2, dim=-1)
-        context = attention(
-            self._split(query, rows), self._split(key, rows), self._split(value, rows),
-            mask, self.attention_dropout if self.training else 0.0,
-        )  # fmt: skip
-        context = context.transpose(1, 2).reshape(rows, -1, hidden)
-        flat = context.squeeze(1) if last_only else layout.flatten(context)
-        return self.norm(source + self.dropout(self.out(flat)))  # type: ignore[no-any-return]
+        query, key_value = self.query(source), self.key_value(x_ND)
+        context = [self._attend(query, key_value, group, last_only) for group in layout.groups]
+        joined = torch.cat(context) if len(context) > 1 else context[0]
+        if last_only and len(context) > 1:  # groups hold rows in their own order
+            joined = joined.index_select(0, torch.cat([group.row for group in layout.groups]).argsort())
+        return self.norm(source + self.dropout(self.out(joined)))  # type: ignore[no-any-return]
 
-    def _split(self, x: Tensor, rows: int) -> Tensor:
-        return x.view(rows, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
+    def _attend(self, query: Tensor, key_value: Tensor, group: Group, last_only: bool) -> Tensor:
+        """(n, D) for the tokens of `group`, or (G, D) for its rows' last tokens."""
+        key, value = group.pad(key_value[group.tokens]).chunk(2, dim=-1)
+        if last_only:  # the last token sees every real token: the mask's last row is "key is real"
+            asked, mask = query.index_select(0, group.row)[:, None], group.mask_G1MM[:, :, -1:, :]
+        else:
+            asked, mask = group.pad(query[group.tokens]), group.mask_G1MM
+        rate = self.attention_dropout if self.training else 0.0
+        context = attention(self._split(asked), self._split(key), self._split(value), mask, rate)
+        context = context.transpose(1, 2).flatten(2)
+        return context.squeeze(1) if last_only else group.flatten(context)
+
+    def _split(self, x_GMD: Tensor) -> Tensor:
+        return x_GMD.view(*x_GMD.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):

@@ -144,8 +144,10 @@ def _reference_encode(model: TedRec, histories: list[list[int]], noise: Tensor |
 
 def _check_encode(model: TedRec, noise: Tensor | None) -> None:
     batch = make_batch(HISTORIES)
-    fused = torch.cat(_reference_encode(model, HISTORIES, noise))
-    expected = model.encoder(fused, Layout.of(batch, True))
+    fused = torch.nn.utils.rnn.pad_sequence(_reference_encode(model, HISTORIES, noise), batch_first=True)
+    fused = torch.nn.functional.pad(fused, (0, 0, 0, batch.history.shape[1] - fused.shape[1]))
+    layout = Layout.of(batch, True)
+    expected = model.encoder(layout.flatten(fused), layout)
     assert_same(model.encode(batch), expected, list(model.parameters()), 1e-9)
 
 

@@ -30,6 +30,8 @@ SETTINGS = [
     "cluster.launcher=ray", "cluster.workers=2", "engine.name=deepspeed", "engine.zero_stage=1",
 ]  # fmt: skip
 GONE_S = 30.0
+#: of Ray itself; once its driver and raylet are killed, they sometimes wait for a minute before they end (Ray 2.60)
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def command(data: Path, run: Path, *settings: str) -> list[str]:
@@ -65,16 +67,27 @@ def train(mark: str, arguments: Sequence[str], kill: tuple[str, int, int] | None
 
 
 def left_of(mark: str, seconds: float) -> list[str]:
-    """Command lines of what is left after so many seconds of the processes with this mark; those are ended then."""
+    """Command lines of what is left after so many seconds of the processes with this mark; those are ended then.
+
+    Ray's agents are ended at once when nothing else is left, and not reported.
+    """
     end = time.monotonic() + seconds
-    while (left := head.processes_of(mark)) and time.monotonic() < end:
+    while time.monotonic() < end and not all(name.startswith(AGENTS) for name in processes(mark).values()):
         time.sleep(0.2)
-    names = []
+    left = processes(mark)
     for pid in left:
         with suppress(OSError):
-            names.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
             os.kill(pid, signal.SIGKILL)
-    return names
+    return [name for name in left.values() if not name.startswith(AGENTS)]
+
+
+def processes(mark: str) -> dict[int, str]:
+    """Command lines by pid of the processes with this mark; without those that are ending."""
+    found = {}
+    for pid in head.processes_of(mark):
+        with suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return {pid: name for pid, name in found.items() if name}
 
 
 def resumed_at(out: str) -> list[int]:

@@ -22,7 +22,7 @@ from trainer.data.loader import Loaded, load
 from trainer.data.splits import SPLITS, Split
 from trainer.engine import Engine, NonFiniteError, TorchEngine, world
 from trainer.evaluation import Evaluation, choose_inference, evaluate
-from trainer.files import write_json
+from trainer.files import sole_writer, write_json
 from trainer.loop import Loop, check_resumable
 from trainer.memory import keep_freed_memory
 from trainer.tracking import MetricsLog, Mirror, start_mirror
@@ -85,7 +85,13 @@ def train_worker(settings: dict[str, Any]) -> None:
     """
     config, run_dir = parse(settings["config"]), Path(settings["run_dir"])
     rank, size = world()
-    torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // size))
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // neighbours))
+    with sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
+        _train_run(config, run_dir, rank)
+
+
+def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
     device = choose_device(config)
     if device.type == "cpu":
         keep_freed_memory()

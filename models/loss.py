@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Logits of one slice of rows: small enough for a CPU's cache, large enough to fill a GPU.
-_SLICE_BYTES_CPU = 2 << 20
+_SLICE_BYTES_CPU = 1 << 20
 _SLICE_BYTES_GPU = 1 << 30
+# fewer rows would make the matrix products inefficient, however large the catalogue is
+_SLICE_ROWS = 32
 
 
 class _FullSoftmaxCrossEntropy(torch.autograd.Function):
@@ -23,7 +25,7 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float) -> Tensor:
         budget = _SLICE_BYTES_GPU if user_BD.is_cuda else _SLICE_BYTES_CPU
-        size, rows = user_BD.shape[0], max(1, budget // (item_ID.shape[0] * 4))
+        size, rows = user_BD.shape[0], max(_SLICE_ROWS, budget // (item_ID.shape[0] * 4))
         scaled_BD = user_BD * scale
         share_BD = scaled_BD / size  # what one row weighs in the gradient of the items
         user_grad_BD, item_grad_ID = torch.empty_like(user_BD), torch.zeros_like(item_ID)

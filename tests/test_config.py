@@ -175,7 +175,7 @@ def test_what_may_change_between_save_and_resume(setting: str) -> None:
 @pytest.mark.parametrize(
     "setting",
     ["train.learning_rate=0.5", "train.batch_size=7", "train.accumulation=2", "train.clip_norm=1", "train.patience=4",
-     "train.weight_decay=0.1", "engine.precision=bf16", "seed=1", "model.mix=0.5", "model.name=sasrec",
+     "train.weight_decay=0.1", "engine.precision=bf16", "seed=1", "model.mix=0.25", "model.name=sasrec",
      "model.tcd.channels=[8, 16]", "data.loader=stream"],
 )  # fmt: skip
 def test_what_may_not_change(setting: str) -> None:

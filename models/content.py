@@ -14,6 +14,10 @@ HOW_TO_MAKE: dict[ContentField, str] = {
     "sequence": "frames (`--features DIR` with frames.npy) or title segments (`--text minilm --segments 5`)",
     "visual": "video vectors (`--features DIR` with video.npy or frames.npy) or title segments (`--segments 5`)",
     "text": "title vectors (`--text minilm`, or `--features DIR` with text.npy)",
+    "visual_layers": "layer states of the video encoder (`--features DIR` with video_layers.npy) or of title segments "
+    "(`--text minilm --segments 5 --layers`)",
+    "text_layers": "layer states of the text encoder (`--text minilm --layers`, or `--features DIR` with "
+    "text_layers.npy)",
 }
 
 

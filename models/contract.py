@@ -2,20 +2,20 @@
 
 Shape legend, used as a suffix of tensor names across `models/`:
 B batch (rows), L history length, K steps of a content sequence (frames or segments), V width of one step,
-H text width, D hidden width, I items (row 0 is padding).
+H text width, D hidden width, I items (row 0 is padding), U users, S layer states of an encoder.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-ContentField = Literal["sequence", "visual", "text"]
+ContentField = Literal["sequence", "visual", "text", "visual_layers", "text_layers"]
 Similarity = Literal["dot", "cosine"]
 
 
@@ -23,9 +23,12 @@ Similarity = Literal["dot", "cosine"]
 class Batch:
     """The rows of one step, in fixed shapes; item row 0 is padding.
 
-    user: (B,) int64, user rows. history: (B, L) int64, item rows, oldest first, padded with 0 on the right.
+    user: (B,) int64, user rows; -1 is somebody who was not there at training, known by the history alone.
+    history: (B, L) int64, item rows, oldest first, padded with 0 on the right.
     length: (B,) int64, number of real items in `history`, at least 1. target: (B,) int64, the next item (0: unknown).
     key: (B,) int64, what diffusion noise is keyed by: distinct per (training row, epoch), or the user at evaluation.
+    behaviours: (B, L) uint8 along `history`: bit n is set where the user showed `ModelContext.behaviours[n]`; zeros
+    where the dataset has one behaviour only.
     """
 
     user: Tensor
@@ -33,6 +36,7 @@ class Batch:
     length: Tensor
     target: Tensor
     key: Tensor
+    behaviours: Tensor
 
     def __len__(self) -> int:
         return self.user.shape[0]
@@ -49,7 +53,8 @@ class ItemTable(Protocol):
     """Item content by item row, wherever it is stored: on the device, in host memory, or memory-mapped on disk.
 
     Fields: "sequence" (K, V), frames of the video or segments of the title; "visual" (V,), one vector for the
-    whole video (or the mean of the segments); "text" (H,), one vector for the title.
+    whole video (or the mean of the segments); "text" (H,), one vector for the title; "visual_layers" (S, V) and
+    "text_layers" (S, H), the state after each layer of the encoder, the embedding layer first (S differs by encoder).
     Values are standardised; an item without content has zeros and `present` False. Row 0 is
     padding: zeros, not present.
     """
@@ -91,21 +96,55 @@ class ModelContext:
     interactions: TrainingInteractions
     max_length: int
     seed: int
+    #: names of the bits of `Batch.behaviours`; none where the dataset has one behaviour only
+    behaviours: tuple[str, ...] = ()
+    #: titles of item rows 1..I-1 (None: unknown); given only to systems with `needs_titles`
+    titles: Sequence[str | None] = ()
 
 
-class SequenceModel(nn.Module, ABC):
+@dataclass(frozen=True)
+class Clock:
+    """How far training is: `epoch` from 1, `step` updates done since its start. For schedules inside of a model."""
+
+    epoch: int = 1
+    step: int = 0
+
+
+class System:
+    """What every system says of itself, so that it can be refused, exported and explained before it runs."""
+
+    #: content that the system cannot do without, at training and when it encodes a history
+    needs: ClassVar[tuple[ContentField, ...]] = ()
+    #: whether a trained system still needs the training interactions, or the titles, so that an export carries them
+    needs_interactions: ClassVar[bool] = False
+    needs_titles: ClassVar[bool] = False
+    #: what a user should know about this system on this data, said when a run starts
+    notes: tuple[str, ...] = ()
+    #: ways this system can encode users at evaluation (e.g. reverse chain or direct call); the trainer validates all
+    inference_choices: tuple[str, ...] = ("default",)
+    inference: str = "default"
+
+
+class Floor(System, ABC):
+    """A recommender without parameters, fitted by its constructor: what a trained system has to beat."""
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> Tensor:
+        """(B, I) float32 scores on the device of `batch`, higher is better; column 0 is padding and never ranked."""
+
+
+class SequenceModel(System, nn.Module, ABC):
     """A recommender: histories in, user vectors out, ranked against item vectors by `similarity`.
 
     `forward` is the training pass, so that engines which hook it (DeepSpeed) see every use of a parameter.
+    Everything learned is a parameter: checkpoints hold no buffers.
     """
 
-    needs: ClassVar[tuple[ContentField, ...]] = ()
     similarity: Similarity = "dot"
     #: weight of each named term of `forward` in the total loss
     loss_weights: Mapping[str, float]
-    #: ways this model can encode users at evaluation (e.g. reverse chain or direct call); the trainer validates all
-    inference_choices: tuple[str, ...] = ("default",)
-    inference: str = "default"
+    #: set by the training loop before every step
+    clock: Clock = Clock()
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -25,6 +25,24 @@ class Stream(IntEnum):
     GATE_NOISE = 5
     TCD_CHAIN = 6
     NPD_CHAIN = 7
+    AUGMENTATION = 8
+    SELECTION = 9
+    INSERTION = 10
+    NEGATIVES = 11
+    CLUSTER = 12
+    TARGET_STEP = 13
+    TARGET_NOISE = 14
+    TARGET_SCALE = 15
+    VISUAL_STEP = 16
+    VISUAL_NOISE = 17
+    TEXT_STEP = 18
+    TEXT_NOISE = 19
+    BEHAVIOUR_STEP = 20
+    BEHAVIOUR_NOISE = 21
+    FUSION_STEP = 22
+    FUSION_NOISE = 23
+    START_NOISE = 24
+    SPARE_NOISE = 25
 
 
 def hash32(x: Tensor) -> Tensor:

@@ -93,11 +93,12 @@ class Recommender:
             padded = torch.tensor([row + [0] * (length - len(row)) for row in recent], dtype=torch.int64)
             zeros = torch.zeros(len(recent), dtype=torch.int64)
             batch = Batch(
-                user=zeros,
+                user=zeros - 1,
                 history=padded,
                 length=torch.tensor([len(row) for row in recent]),
                 target=zeros,
                 key=torch.full_like(zeros, _NOISE_KEY),
+                behaviours=torch.zeros_like(padded, dtype=torch.uint8),
             )
             parts.append(self._model.user_vectors(batch.to(self._device)))
         return for_similarity(torch.cat(parts), self.card.similarity)

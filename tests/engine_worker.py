@@ -190,4 +190,6 @@ def _batch(positions: Rows) -> Batch:
     history = history * (torch.arange(LENGTH) < length[:, None])
     target: Tensor = torch.randint(1, ITEMS, (PLAN.rows,), generator=generator)
     rows = torch.from_numpy(positions)
-    return Batch(rows, history[rows], length[rows], target[rows], rows)
+    return Batch(
+        rows, history[rows], length[rows], target[rows], rows, torch.zeros_like(history[rows], dtype=torch.uint8)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -12,14 +13,18 @@ from models.contract import Batch, ContentField, ModelContext, TrainingInteracti
 from models.table import TensorTable
 
 ITEMS, LENGTH, STEPS, VISUAL, TEXT = 12, 4, 5, 6, 7
+VISUAL_LAYERS, TEXT_LAYERS = 5, 4
 #: an item that has no content of any kind
 MISSING = 4
 
 
-def item_table(steps: int = STEPS, fields: Sequence[ContentField] = ("sequence", "visual", "text")) -> TensorTable:
+def item_table(steps: int = STEPS, fields: Sequence[ContentField] = get_args(ContentField)) -> TensorTable:
     """Twelve item rows of random content; padding row 0 and item `MISSING` have none."""
     generator = torch.Generator().manual_seed(5)
-    shapes: dict[ContentField, tuple[int, ...]] = {"sequence": (steps, VISUAL), "visual": (VISUAL,), "text": (TEXT,)}
+    shapes: dict[ContentField, tuple[int, ...]] = {
+        "sequence": (steps, VISUAL), "visual": (VISUAL,), "text": (TEXT,),
+        "visual_layers": (VISUAL_LAYERS, VISUAL), "text_layers": (TEXT_LAYERS, TEXT),
+    }  # fmt: skip
     present = torch.ones(ITEMS, dtype=torch.bool)
     present[[0, MISSING]] = False
     values = {f: torch.randn(ITEMS, *shapes[f], generator=generator) for f in fields}
@@ -30,8 +35,15 @@ def item_table(steps: int = STEPS, fields: Sequence[ContentField] = ("sequence",
 
 def model_context(steps: int = STEPS, seed: int = 3, table: TensorTable | None = None) -> ModelContext:
     """What a model over `item_table` is built from, with histories of at most `LENGTH` items."""
-    empty = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    return ModelContext(table or item_table(steps), empty, LENGTH, seed)
+    titles = [f"title {row % 3} of item" for row in range(1, ITEMS)]
+    return ModelContext(table or item_table(steps), interactions(), LENGTH, seed, titles=titles)
+
+
+def interactions() -> TrainingInteractions:
+    """`HISTORIES` as the training interactions of as many users."""
+    length = torch.tensor([len(history) for history in HISTORIES])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)])
+    return TrainingInteractions(offsets, torch.tensor([item for history in HISTORIES for item in history]))
 
 
 def make_batch(histories: Iterable[Sequence[int]], length: int = LENGTH, first_key: int = 100) -> Batch:
@@ -42,6 +54,7 @@ def make_batch(histories: Iterable[Sequence[int]], length: int = LENGTH, first_k
     return Batch(
         user=count, history=padded, length=torch.tensor([len(h) for h in rows]),
         target=1 + (5 * count + 2) % (ITEMS - 1), key=first_key + 7 * count,
+        behaviours=torch.zeros_like(padded, dtype=torch.uint8),
     )  # fmt: skip
 
 

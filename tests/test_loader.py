@@ -136,7 +136,8 @@ def test_no_training_row_shows_a_held_out_item_or_the_future(dataset: Dataset) -
     """By positions, not by item ids: an item may return later."""
     loaded = open_(dataset, "resident")
     marked = torch.arange(1, len(dataset.items) + 1, dtype=torch.int32)  # each interaction its own item
-    single = Sequences(loaded.sequences.offsets, marked, loaded.sequences.row_offsets, loaded.sequences.max_length)
+    sequences = loaded.sequences
+    single = Sequences(sequences.offsets, marked, sequences.row_offsets, None, sequences.max_length)
     batch = single.training_batch(torch.arange(loaded.source.rows), 1)
     last = torch.from_numpy(dataset.offsets)[batch.user + 1]
     assert (batch.target <= last - 2).all()

@@ -84,6 +84,7 @@ def test_an_exported_model_ranks_as_the_model_itself(tmp_path: Path, system: str
         length=torch.tensor([len(row) for row in recent]),
         target=torch.zeros(3, dtype=torch.int64),
         key=torch.zeros(3, dtype=torch.int64),
+        behaviours=torch.zeros(3, MAX_LENGTH, dtype=torch.uint8),
     )
     with torch.no_grad():
         users = for_similarity(model.user_vectors(batch), model.similarity)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
+from models.contract import Clock
 from models.errors import UserError
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import RunConfig
@@ -94,6 +95,7 @@ class Loop:
 
     def _step(self, step: int, sums: dict[str, Tensor]) -> None:
         torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
+        self.engine.model.clock = Clock(self.position.epoch, self.position.total_steps)
         shares = self.plan.share(step, self.rank, self.size, self.config.train.accumulation)
         try:
             terms = self.engine.step(

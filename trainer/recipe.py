@@ -1,7 +1,8 @@
 """Recipes: YAML files of settings for a dataset and the systems trained on it, and how options override them.
 
 A recipe has the sections of `trainer.config.RunConfig`, except that `model` is the name of the system to train and
-`systems` holds the options of each. A run's own `config.yaml`, whose `model` is a section, is a recipe too.
+`systems` holds the options of each, and under its key `train` what is different in the training of that system. A
+run's own `config.yaml`, whose `model` is a section, is a recipe too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
         raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
     if not isinstance(values.get("model"), Mapping):
         chosen = model or str(values.get("model", ""))
-        values["model"] = {"name": chosen, **(systems.get(chosen) or {})}
+        options = dict(systems.get(chosen) or {})
+        if training := options.pop("train", None):
+            _merge(values, {"train": training})
+        values["model"] = {"name": chosen, **options}
     elif model and model != values["model"].get("name"):
         values["model"] = {"name": model}  # options of another system do not carry over
     _merge(values, overrides)

@@ -26,6 +26,7 @@ class Dataset:
 
     root: local folder with ids, sequences and table. source: path or URL where its shards are.
     offsets: (U + 1,) int64 and items: (N,) int32 item rows, memory-mapped; row_offsets: (U + 1,) int64 training rows.
+    behaviours: (N,) uint8 along `items`, bit n for `manifest.behaviours[n]`; None where the source has none.
     """
 
     root: Path
@@ -34,6 +35,7 @@ class Dataset:
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
     row_offsets: NDArray[np.int64]
+    behaviours: NDArray[np.uint8] | None
 
     @classmethod
     def open(cls, source: str | Path, cache_dir: Path | None = None) -> Dataset:
@@ -48,7 +50,10 @@ class Dataset:
         items = map_array(root / "sequences/items.npy", "<i4", (manifest.interactions,))
         if offsets[0] != 0 or offsets[-1] != len(items) or np.diff(offsets).min() < 3:
             raise UserError(f"{root / 'sequences/offsets.npy'} does not fit items.npy; prepare the dataset again")
-        return cls(root, source, manifest, offsets, items, splits.row_offsets(offsets))
+        behaviours = None
+        if manifest.behaviours:
+            behaviours = map_array(root / "sequences/behaviours.npy", "|u1", (manifest.interactions,))
+        return cls(root, source, manifest, offsets, items, splits.row_offsets(offsets), behaviours)
 
     def verify(self) -> None:
         """Check every local file against size and sha256 in the manifest; UserError names the first that differs."""

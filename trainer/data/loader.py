@@ -51,6 +51,7 @@ class Sequences:
     offsets: Tensor
     items: Tensor
     row_offsets: Tensor
+    behaviours: Tensor | None
     max_length: int
 
     @staticmethod
@@ -58,7 +59,8 @@ class Sequences:
         """Sequences on `device`; on the CPU they share the memory-mapped files."""
         arrays = (dataset.offsets, dataset.items, dataset.row_offsets)
         offsets, items, row_offsets = (torch.from_numpy(array).to(device) for array in arrays)
-        return Sequences(offsets, items, row_offsets, dataset.manifest.max_length)
+        behaviours = None if dataset.behaviours is None else torch.from_numpy(dataset.behaviours).to(device)
+        return Sequences(offsets, items, row_offsets, behaviours, dataset.manifest.max_length)
 
     def training_batch(self, rows: Tensor, epoch: int) -> Batch:
         """The training rows `rows` (B,); noise is keyed by (row, epoch)."""
@@ -76,7 +78,10 @@ class Sequences:
         filled = column < length[:, None]
         index = torch.where(filled, (position - length)[:, None] + column, 0)
         history = torch.where(filled, self.items[index].long(), 0)
-        return Batch(user, history, length, self.items[position].long(), key)
+        behaviours = torch.zeros_like(history, dtype=torch.uint8)
+        if self.behaviours is not None:
+            behaviours = torch.where(filled, self.behaviours[index], 0)
+        return Batch(user, history, length, self.items[position].long(), key, behaviours)
 
 
 def training_keys(rows: Tensor, epoch: int, total: Tensor | int) -> Tensor:
@@ -129,9 +134,10 @@ class Streamed(RowSource):
 
     def batch(self, epoch: int, positions: Rows) -> Batch:
         row, columns = self._windows.take(epoch, positions)
-        user, history, length, target = (torch.from_numpy(column).long() for column in columns)
+        user, history, length, target = (torch.from_numpy(column).long() for column in columns[:4])
         key = training_keys(torch.from_numpy(row), epoch, self.rows)
-        return Batch(user, history, length, target, key).to(self._device)
+        behaviours = torch.from_numpy(columns[4]) if len(columns) > 4 else torch.zeros_like(history, dtype=torch.uint8)
+        return Batch(user, history, length, target, key, behaviours).to(self._device)
 
     def row_ids(self, epoch: int, positions: Rows) -> Rows:
         return self.order(epoch, positions)

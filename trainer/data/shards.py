@@ -48,14 +48,16 @@ def item_spec(shapes: Mapping[str, tuple[int, ...]]) -> BlockSpec:
     return spec
 
 
-def row_spec(max_length: int) -> BlockSpec:
-    """Members of a block of training rows."""
+def row_spec(max_length: int, behaviours: bool = False) -> BlockSpec:
+    """Members of a block of training rows; `behaviours` only where the dataset has several."""
+    shown: BlockSpec = {"behaviours": (np.dtype("|u1"), (max_length,))} if behaviours else {}
     return {
         "row": (np.dtype("<i8"), ()),
         "user": (np.dtype("<i4"), ()),
         "history": (np.dtype("<i4"), (max_length,)),
         "length": (np.dtype("<i2"), ()),
         "target": (np.dtype("<i4"), ()),
+        **shown,
     }
 
 
@@ -127,7 +129,7 @@ def shard_list(root: str, manifest: Manifest, kind: Kind) -> list[Shard]:
     if kind == "items":
         spec, first = item_spec({name: info.shape for name, info in manifest.content.items()}), 1
     else:
-        spec, first = row_spec(manifest.max_length), 0
+        spec, first = row_spec(manifest.max_length, bool(manifest.behaviours)), 0
     shards = []
     for name in manifest.shard_names(kind):
         rows = manifest.shards[name].rows

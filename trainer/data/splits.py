@@ -41,18 +41,29 @@ def cold_mask(offsets: Ints, items: NDArray[np.int32], counts: Ints, split: Spli
 
 
 def training_rows(
-    rows: Ints, offsets: Ints, items: NDArray[np.int32], starts: Ints, max_length: int
+    rows: Ints,
+    offsets: Ints,
+    items: NDArray[np.int32],
+    starts: Ints,
+    max_length: int,
+    behaviours: NDArray[np.uint8] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """user, history (n, L), length and target of training rows `rows` (n,); `starts` is `row_offsets(offsets)`."""
+    """user, history (n, L), length, target of training rows `rows` (n,), and behaviours (n, L) where given.
+
+    `starts` is `row_offsets(offsets)`.
+    """
     users = np.searchsorted(starts, rows, side="right") - 1
     position = offsets[users] + (rows - starts[users]) + 1
     length = np.minimum(position - offsets[users], max_length)
     column = np.arange(max_length)
     filled = column < length[:, None]
-    history = np.where(filled, items[np.where(filled, (position - length)[:, None] + column, 0)], 0)
+    at = np.where(filled, (position - length)[:, None] + column, 0)
+    shown = {} if behaviours is None else {"behaviours": np.where(filled, behaviours[at], 0).astype(np.uint8)}
+    history = np.where(filled, items[at], 0)
     return {
         "user": users.astype(np.int32),
         "history": history.astype(np.int32),
         "length": length.astype(np.int16),
         "target": items[position].astype(np.int32),
+        **shown,
     }

@@ -29,9 +29,10 @@ class ShardWindows:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="row-shards")
         self._windows: dict[tuple[int, int], Future[tuple[Rows, Columns]]] = {}
         self._count = -(-len(self._shards) // window)
+        self.columns = (*COLUMNS, "behaviours") if dataset.manifest.behaviours else COLUMNS
 
     def take(self, epoch: int, positions: Rows) -> tuple[Rows, Columns]:
-        """(row numbers, [user, history, length, target]) at `positions` of the epoch's order."""
+        """(row numbers, `self.columns`) at `positions` of the epoch's order."""
         numbers, places = self.order.window_of(epoch, positions)
         parts = [
             tuple(column[places[numbers == number]] for column in self._window(epoch, int(number)))
@@ -57,7 +58,7 @@ class ShardWindows:
         row = np.concatenate([block["row"] for block in blocks])
         by_row = np.argsort(row)
         at = by_row[np.searchsorted(row, self.order.window_rows(epoch, number), sorter=by_row)]
-        return row[at], [np.concatenate([block[name] for block in blocks])[at] for name in COLUMNS]
+        return row[at], [np.concatenate([block[name] for block in blocks])[at] for name in self.columns]
 
 
 def _names(dataset: Dataset) -> list[str]:

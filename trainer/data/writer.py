@@ -91,7 +91,7 @@ def write_dataset(
         titles = item_titles if item_titles is not None else _Nothing(len(item_ids))
         _write_ids(work / "items.parquet", {"item": item_ids, "title": titles}, 1, train_count=counts[1:])
         infos, shards = _write_content(work, content, counts)
-        shards |= _write_rows(work, offsets, items, max_length)
+        shards |= _write_rows(work, offsets, items, max_length, behaviours if behaviour_names else None)
         files = {str(path.relative_to(work)): file_info(path) for path in sorted(work.rglob("*")) if path.is_file()}
         users, n_items, total = len(user_ids), len(item_ids), len(items)
         cold = {split: int(splits.cold_mask(offsets, items, counts, split).sum()) for split in splits.SPLITS}
@@ -241,16 +241,21 @@ def _write_content(
 
 
 def _write_rows(
-    work: Path, offsets: NDArray[np.int64], items: NDArray[np.int32], max_length: int
+    work: Path,
+    offsets: NDArray[np.int64],
+    items: NDArray[np.int32],
+    max_length: int,
+    behaviours: NDArray[np.uint8] | None,
 ) -> dict[str, ShardInfo]:
     starts = splits.row_offsets(offsets)
     total = int(starts[-1])
-    step = block_rows(row_spec(max_length))
+    step = block_rows(row_spec(max_length, behaviours is not None))
     progress = Progress("writing training rows", total)
     with ShardWriter(work, "rows") as shards:
         for first in range(0, total, step):
             rows = np.arange(first, min(first + step, total))
-            shards.write({"row": rows, **splits.training_rows(rows, offsets, items, starts, max_length)})
+            block = splits.training_rows(rows, offsets, items, starts, max_length, behaviours)
+            shards.write({"row": rows, **block})
             progress.update(first + step)
     return shards.shards
 

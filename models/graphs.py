@@ -1,0 +1,82 @@
+"""Sparse matrices inside of models: built from training interactions alone, never dense, with torch alone.
+
+A matrix is a coalesced torch COO tensor while it is built, and a `SparseMap` when a model multiplies with it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import TrainingInteractions
+
+
+class _Product(torch.autograd.Function):
+    """A @ x for a constant sparse A; the gradient is A.T @ gradient, from a transpose that is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transposed @ grad_outputs[0].contiguous(), None, None
+
+
+class SparseMap(nn.Module):
+    """A constant (m, n) sparse matrix as a map (n, D) -> (m, D), in float32 (float64 for checking gradients).
+
+    Memory: twice the entries of the matrix; nothing of size m x n. Not part of checkpoints: it is built from data.
+    """
+
+    matrix: Tensor
+    transposed: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", _rows(matrix), persistent=False)
+        self.register_buffer("transposed", _rows(matrix.t()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, D) -> (m, D)."""
+        x = x if x.dtype == torch.float64 else x.float()
+        with torch.autocast(x.device.type, enabled=False):
+            product: Tensor = _Product.apply(x, self.matrix.to(x.dtype), self.transposed.to(x.dtype))  # type: ignore[no-untyped-call]
+        return product
+
+
+def sparse_matrix(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The coalesced (COO) matrix with `values` (n,) at `rows`, `columns` (n,) int64; values of one place are added."""
+    return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, shape, check_invariants=True).coalesce()
+
+
+def user_item_counts(interactions: TrainingInteractions, n_items: int) -> Tensor:
+    """(U, I) sparse float32: how often each user interacted with each item in training."""
+    users = interaction_users(interactions)
+    shape = (len(interactions.offsets) - 1, n_items)
+    return sparse_matrix(users, interactions.items, torch.ones(len(users)), shape)
+
+
+def interaction_users(interactions: TrainingInteractions) -> Tensor:
+    """(N,) int64 user row of each training interaction."""
+    return torch.repeat_interleave(torch.arange(len(interactions.offsets) - 1), interactions.offsets.diff())
+
+
+def row_normalised(matrix: Tensor) -> Tensor:
+    """Every row of a sparse matrix divided by its sum; empty rows stay empty."""
+    matrix = matrix.coalesce()
+    row = matrix.indices()[0]
+    total = matrix.values().new_zeros(matrix.shape[0]).index_add_(0, row, matrix.values())
+    return torch.sparse_coo_tensor(
+        matrix.indices(), matrix.values() / total[row], matrix.shape, is_coalesced=True, check_invariants=True
+    )
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    with warnings.catch_warnings():  # that CSR is beta; products with it are what we test
+        warnings.simplefilter("ignore", UserWarning)
+        return matrix.coalesce().to_sparse_csr()

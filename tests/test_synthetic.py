@@ -18,7 +18,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.manifest import load_manifest
 from trainer.data.synthetic import generate
 from trainer.data.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue, vocabulary
-from trainer.data.world_users import REACH, Histories, best_ranking, expected_metrics, histories
+from trainer.data.world_users import LIKES, REACH, Histories, best_ranking, expected_metrics, histories
 
 TINY = SyntheticOptions(users=60, items=60, topics=3, favourites=2, mean_length=6, width=8, text_width=4, frames=3)
 
@@ -295,6 +295,31 @@ def test_prepared_world_holds_data_and_truth(tmp_path: Path) -> None:
         assert np.load(tmp_path / f"one/table/{field}.npy")[1:] == pytest.approx(standard, abs=0.01)
     assert dataset.item_titles() == content.titles(0, o.items)
     assert (len(dataset.item_ids()), dataset.user_ids()[:2]) == (o.items, ["u0", "u1"])
+
+
+def test_likes_tell_choices_from_accidents_and_shift_no_other_draw(tmp_path: Path) -> None:
+    o = SyntheticOptions(users=3000, accident=0.4, behaviours=True)
+    _, (part,) = everyone(o)
+    real, liked = part.items >= 0, part.behaviours >> 1 == 1
+    assert (part.behaviours & 1 == real).all()
+    assert not part.behaviours[~real].any()
+    for accidental, share in ((False, LIKES[0]), (True, LIKES[1])):
+        of_kind = liked[real & (part.accidental == accidental)]
+        assert of_kind.mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / len(of_kind)))
+
+    generate(tmp_path / "with", replace(TINY, behaviours=True))
+    generate(tmp_path / "without", TINY)
+    dataset, plain = Dataset.open(tmp_path / "with"), Dataset.open(tmp_path / "without")
+    assert (dataset.manifest.behaviours, plain.manifest.behaviours) == (("view", "like"), ())
+    assert plain.behaviours is None
+    (tiny,) = everyone(TINY)[1]
+    assert np.array_equal(dataset.behaviours, tiny.behaviours[tiny.items >= 0])  # type: ignore[arg-type]
+    assert not (tmp_path / "without/sequences/behaviours.npy").exists()
+    paths = [p.relative_to(tmp_path / "without") for p in (tmp_path / "without").rglob("*") if p.is_file()]
+    same = [p for p in paths if p.name != "manifest.json" and not p.name.startswith("rows")]
+    assert len(same) > 8
+    for path in same:
+        assert (tmp_path / "without" / path).read_bytes() == (tmp_path / "with" / path).read_bytes(), path
 
 
 def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:

@@ -125,4 +125,7 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
     types = typing.get_type_hints(SyntheticOptions)
     for field in dataclasses.fields(SyntheticOptions):
         flag = f"--{field.name.replace('_', '-')}"
+        if types[field.name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+            continue
         parser.add_argument(flag, type=types[field.name], default=field.default, help=f"default {field.default}")

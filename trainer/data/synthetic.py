@@ -14,11 +14,12 @@ from typing import Any, overload
 
 import numpy as np
 
+from models.contract import ContentField
 from trainer.data.manifest import MANIFEST, Manifest, file_info
 from trainer.data.storage import staging_folder
 from trainer.data.tablefile import NpyWriter
 from trainer.data.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue
-from trainer.data.world_users import best_ranking, expected_metrics, histories
+from trainer.data.world_users import BEHAVIOUR_NAMES, best_ranking, expected_metrics, histories
 from trainer.data.writer import Content, write_dataset
 
 __all__ = ["SyntheticOptions", "generate"]
@@ -43,8 +44,8 @@ def generate(out: Path, options: SyntheticOptions) -> None:
 
 
 def _interactions(options: SyntheticOptions, places: Catalogue) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Columns offsets (U + 1,), items, times, accidental (N,), and the truth for the manifest."""
-    columns: dict[str, list[Array]] = {"length": [], "items": [], "times": [], "accidental": []}
+    """Columns offsets (U + 1,), items, times, accidental, behaviours (N,), and the truth for the manifest."""
+    columns: dict[str, list[Array]] = {"length": [], "items": [], "times": [], "accidental": [], "behaviours": []}
     probabilities, cold_targets = [], 0
     for part in histories(options, places):
         real = part.items >= 0
@@ -52,6 +53,7 @@ def _interactions(options: SyntheticOptions, places: Catalogue) -> tuple[dict[st
         columns["items"].append(part.items[real] + 1)
         columns["times"].append(part.times[real])
         columns["accidental"].append(part.accidental[real])
+        columns["behaviours"].append(part.behaviours[real])
         probabilities.append(best_ranking(options, places, part, 20)[1])
         cold_targets += int(places.cold[part.items[np.arange(len(part.length)), part.length - 1]].sum())
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -70,8 +72,16 @@ def _write(
     def whole(read: Callable[[int, int], Array]) -> Callable[[int, int], tuple[Array, Array]]:
         return lambda start, stop: (read(start, stop), np.ones(stop - start, bool))
 
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(o).items())
-    k, v, h = o.frames, o.width, o.text_width
+    flags = " ".join(_flag(name, value) for name, value in asdict(o).items())
+    k, v, h, s = o.frames, o.width, o.text_width, o.layers
+    fields: dict[ContentField, Content] = {
+        "sequence": Content((k, v), whole(content.frames), "frames", "synthetic"),
+        "visual": Content((v,), whole(content.visual), "video", "synthetic"),
+        "text": Content((h,), whole(content.text), "title", "synthetic"),
+    }
+    if s:
+        fields["visual_layers"] = Content((s, v), whole(content.visual_layers), "video layers", "synthetic")
+        fields["text_layers"] = Content((s, h), whole(content.text_layers), "title layers", "synthetic")
     return write_dataset(
         folder,
         user_ids=_Lazy(o.users, lambda start, stop: [f"u{i}" for i in range(start, stop)]),
@@ -80,15 +90,21 @@ def _write(
         offsets=columns["offsets"],
         items=columns["items"],
         times=columns["times"],
-        content={
-            "sequence": Content((k, v), whole(content.frames), "frames", "synthetic"),
-            "visual": Content((v,), whole(content.visual), "video", "synthetic"),
-            "text": Content((h,), whole(content.text), "title", "synthetic"),
-        },
+        behaviours=columns["behaviours"] if o.behaviours else None,
+        behaviour_names=BEHAVIOUR_NAMES if o.behaviours else (),
+        content=fields,
         max_length=o.max_length,
         command=f"mealrec prepare synthetic {flags}",
         truth=truth,
     )
+
+
+def _flag(name: str, value: float) -> str:
+    """An option as the command line takes it."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def _write_truth(

@@ -22,7 +22,7 @@ Array: TypeAlias = npt.NDArray[Any]
 #: items generated together: fixed, so that content does not depend on the block size of a writer
 ITEM_GRANULE = 1024
 #: streams of random numbers, one per purpose, so that one option does not shift the draws of another
-CODEBOOK, PLACE, RANK, FRAMES, TITLES, USERS = range(6)
+CODEBOOK, PLACE, RANK, FRAMES, TITLES, USERS, LAYERS, BEHAVIOURS = range(8)
 
 SCENES = 16
 TITLE_WORDS = 6
@@ -41,6 +41,9 @@ class SyntheticOptions:
     r ** -zipf. `cold`: share of items released only for the last two interactions of users (validation and test).
     `on_topic`: how many of the `frames` steps of an item show its topic, the others are filler. `noise`: standard
     deviation of the noise per dimension of a frame, where the signal has about 1. `max_length`: of a history, in rows.
+    `layers`: states of the encoders of video and title that are kept (0: none): the last is the encoder's result, the
+    earlier ones tell the topic alone, the more clearly the later they are. `behaviours`: every interaction is a view,
+    and some are likes: most likes are of chosen items, few of accidents (`world_users.LIKES`).
     """
 
     users: int = 2500
@@ -52,6 +55,7 @@ class SyntheticOptions:
     frames: int = 5
     width: int = 64
     text_width: int = 32
+    layers: int = 0
     on_topic: int = 2
     noise: float = 0.5
     title_signal: float = 0.4
@@ -61,6 +65,7 @@ class SyntheticOptions:
     zipf: float = 0.8
     cold: float = 0.1
     max_length: int = 10
+    behaviours: bool = False
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
@@ -73,6 +78,7 @@ class SyntheticOptions:
             "frames": (1, 10_000),
             "width": (1, 100_000),
             "text_width": (1, 100_000),
+            "layers": (0, 1000),
             "on_topic": (0, self.frames),
             "noise": (0, 100),
             # a user whose next three on the circle are all seen needs another way on
@@ -183,6 +189,7 @@ class ItemContent:
         around = 2 * rng.standard_normal((t, h), dtype=np.float32)
         vectors[: t * WORDS_PER_TOPIC] += np.repeat(around, WORDS_PER_TOPIC, axis=0)
         self._word_vectors = vectors
+        self._around = around
         self._words = vocabulary(t)
 
     def frames(self, start: int, stop: int) -> Array:
@@ -202,6 +209,14 @@ class ItemContent:
         vectors: Array = self._word_vectors[self._cut(self._title_words, start, stop)].mean(axis=1)
         return vectors
 
+    def visual_layers(self, start: int, stop: int) -> Array:
+        """(n, S, V) float32: states of the video's encoder; the last is `visual`, free of filler are those before."""
+        return self._cut(lambda granule: self._states(granule, self._shown(granule), 0), start, stop)
+
+    def text_layers(self, start: int, stop: int) -> Array:
+        """(n, S, H) float32: states of the title's encoder; the last is `text`."""
+        return self._cut(lambda granule: self._states(granule, self._around[self._topic(granule)], 1), start, stop)
+
     def titles(self, start: int, stop: int) -> list[str]:
         """n titles of TITLE_WORDS words."""
         return [" ".join([self._words[w] for w in row]) for row in self._cut(self._title_words, start, stop).tolist()]
@@ -219,20 +234,45 @@ class ItemContent:
         return rng.permuted(np.tile(np.arange(o.frames) < o.on_topic, (rows.stop - rows.start, 1)), axis=1)
 
     def _frames(self, granule: int) -> Array:
-        o, rows = self._options, self._rows(granule)
+        o = self._options
         rng = stream(o.seed, FRAMES, granule)
         on_topic = self._mask(rng, granule)
-        topic, angle = self._places.topic[rows], 2 * np.pi * self._places.phase[rows, None]
-        circle = self._circles[topic]
-        shown = self._topics[topic] + np.cos(angle) * circle[:, 0] + np.sin(angle) * circle[:, 1]
         frames: Array = self._scenes[rng.integers(SCENES, size=on_topic.shape)]
-        np.copyto(frames, shown[:, None], where=on_topic[:, :, None])
+        np.copyto(frames, self._shown(granule)[:, None], where=on_topic[:, :, None])
         frames += np.float32(o.noise) * rng.standard_normal(frames.shape, dtype=np.float32)
         return frames
 
+    def _topic(self, granule: int) -> Array:
+        topic: Array = self._places.topic[self._rows(granule)]
+        return topic
+
+    def _shown(self, granule: int) -> Array:
+        """(n, V) what a frame on topic shows, without noise."""
+        topic, angle = self._topic(granule), 2 * np.pi * self._places.phase[self._rows(granule), None]
+        circle = self._circles[topic]
+        shown: Array = self._topics[topic] + np.cos(angle) * circle[:, 0] + np.sin(angle) * circle[:, 1]
+        return shown
+
+    def _states(self, granule: int, signal: Array, encoder: int) -> Array:
+        """(n, S, width) states of `encoder`: a rotation of `signal` of its own per state, and noise that shrinks."""
+        o, width = self._options, signal.shape[1]
+        rng = stream(o.seed, LAYERS, 2 * granule + encoder)
+        states = rng.standard_normal((len(signal), o.layers, width), dtype=np.float32)
+        states *= np.arange(o.layers - 1, -1, -1, dtype=np.float32)[:, None] * np.float32(o.noise)
+        for layer in range(o.layers - 1):
+            states[:, layer] += signal @ self._rotation(width, encoder, layer)
+        rows = self._rows(granule)
+        states[:, -1] = (self.text if encoder else self.visual)(rows.start, rows.stop)
+        return states
+
+    def _rotation(self, width: int, encoder: int, layer: int) -> Array:
+        rng = stream(self._options.seed, CODEBOOK, 1 + encoder + 2 * layer)
+        rotation: Array = np.linalg.qr(rng.standard_normal((width, width)))[0].astype(np.float32)
+        return rotation
+
     def _title_words(self, granule: int) -> Array:
         rng = stream(self._options.seed, TITLES, granule)
-        topic = self._places.topic[self._rows(granule)]
+        topic = self._topic(granule)
         shape = (len(topic), TITLE_WORDS)
         own = topic[:, None] * WORDS_PER_TOPIC + rng.integers(WORDS_PER_TOPIC, size=shape)
         # the other words come from the whole vocabulary, so that some of them tell a wrong topic

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.errors import UserError
-from trainer.data.world import USERS, Array, Catalogue, SyntheticOptions, stream
+from trainer.data.world import BEHAVIOURS, USERS, Array, Catalogue, SyntheticOptions, stream
 
 #: users simulated together: fixed, so that the world does not depend on how it is written
 USER_GRANULE = 4096
 #: probability of going 1, 2 or 3 items on along the circle
 REACH = np.array([0.5, 0.3, 0.2])
+#: what users of a world with `behaviours` show, in bit order
+BEHAVIOUR_NAMES = ("view", "like")
+#: probability of a like after a chosen interaction, and after an accident
+LIKES = (0.5, 0.02)
 RELEASE_TIME = 1_700_000_000  # cold items appear here; the last two interactions of every user come after it
 _DAY = 86_400
 _REDRAWS = 2000
@@ -46,7 +50,8 @@ class Histories:
     """Interactions of a run of users, and their state before the last one (the test target).
 
     length: (n,) int64. items (n, L) int32, accidental (n, L) bool, times (n, L) int64 seconds: padded on the right with
-    -1, False, 0. mind: of every user, before the test target.
+    -1, False, 0. mind: of every user, before the test target. behaviours: (n, L) uint8, bits of BEHAVIOUR_NAMES, 0
+    at padding.
     """
 
     length: Array
@@ -54,6 +59,7 @@ class Histories:
     accidental: Array
     times: Array
     mind: Mind
+    behaviours: Array
 
 
 def histories(options: SyntheticOptions, places: Catalogue) -> Iterator[Histories]:
@@ -102,7 +108,16 @@ def _simulate(o: SyntheticOptions, places: Catalogue, granule: int, n: int) -> H
     steps = np.arange(items.shape[1])
     times = RELEASE_TIME + (steps - length[:, None] + 2) * _DAY + rng.integers(_DAY, size=items.shape)
     mind = Mind(before_test[0], favourites, before_test[1])
-    return Histories(length, items, accidental, np.where(items >= 0, times, 0), mind)
+    behaviours = _behaviours(o, granule, items, accidental)
+    return Histories(length, items, accidental, np.where(items >= 0, times, 0), mind, behaviours)
+
+
+def _behaviours(o: SyntheticOptions, granule: int, items: Array, accidental: Array) -> Array:
+    """(n, L) uint8: a view everywhere; a like often where the item was chosen, and seldom where it was an accident."""
+    drawn = stream(o.seed, BEHAVIOURS, granule).random(items.shape)
+    liked = drawn < np.where(accidental, LIKES[1], LIKES[0])
+    bits: Array = np.where(items >= 0, 1 + 2 * liked, 0).astype(np.uint8)
+    return bits
 
 
 def _distinct(rng: np.random.Generator, n: int, count: int, among: int) -> Array:

@@ -93,6 +93,14 @@ class KeyedNoise:
         values = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
         return values[:, :count].reshape(-1, *shape)
 
+    def gumbel(self, keys_B: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
+        """(B, *shape) float32 standard Gumbel values, minus the logarithm of exponential ones."""
+        counter = hash32(torch.arange(1, math.prod(shape) + 1, device=keys_B.device))
+        uniform = hash32(counter ^ self._row_keys(keys_B, stream, 3)[:, None]).float().add_(0.5).mul_(2.0**-32)
+        # below 1 in float32, so that the exponential is finite
+        exponential = uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
+        return exponential.log_().neg_().reshape(-1, *shape)
+
     def integers(self, keys_B: Tensor, low: int, high: int, stream: Stream) -> Tensor:
         """(B,) int64 uniform on {low, ..., high}, both ends included."""
         return low + (self._row_keys(keys_B, stream, 2) * (high - low + 1) >> 32)

@@ -1,0 +1,54 @@
+"""Vector quantisation of whole histories: each is assigned to one of a few learned centres (DiQDiff, from its facts).
+
+The released code makes its centres anew from every batch, as means of the members, and so its metrics depend on
+how evaluation is batched. Here the centres are parameters, and `codebook_loss` keeps each near the mean of its members.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.options import require
+
+
+class SequenceQuantiser(nn.Module):
+    """Assigns a history of L vectors to one of M centres of the same shape by a linear layer on all of it.
+
+    codes: (M, L, D), the centres.
+    """
+
+    def __init__(self, length: int, hidden: int, codes: int, temperature: float = 0.1) -> None:
+        super().__init__()
+        require(codes >= 1, "codes", codes, "it is at least 1")
+        require(temperature > 0, "temperature", temperature, "it is above 0")
+        self.temperature = temperature
+        self.assign = nn.Linear(length * hidden, codes)
+        self.codes = nn.Parameter(torch.empty(codes, length, hidden).normal_(std=0.02))
+
+    def forward(self, x_BLD: Tensor, gumbel_BM: Tensor | None) -> Tensor:
+        """(B, L, D) centre of each history; `x_BLD` is zero at padding.
+
+        With `gumbel_BM`, (B, M) Gumbel noise of the caller's: a hard Gumbel-softmax sample, whose gradient is that of
+        the soft one (straight-through). Without: the likeliest centre. In float32, so that rounding settles no ties.
+        """
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            flat_BX = x_BLD.flatten(1).to(self.codes.dtype)
+            logits_BM = self.assign(flat_BX)
+            if gumbel_BM is None:
+                return self.codes[logits_BM.argmax(dim=1)]
+            soft_BM = ((logits_BM + gumbel_BM) / self.temperature).softmax(dim=1)
+            hard_BM = F.one_hot(soft_BM.argmax(dim=1), soft_BM.shape[1]).to(soft_BM.dtype)
+            picked_BM = hard_BM + soft_BM - soft_BM.detach()
+            return (picked_BM @ self.codes.flatten(1)).view(x_BLD.shape)  # type: ignore[no-any-return]
+
+
+def codebook_loss(centre_BLD: Tensor, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
+    """Scalar: squared distance of each history to its centre, mean over its real positions, then over rows.
+
+    No gradient reaches `x_BLD`: the centres move to their members (the minimum is the members' mean, which is what the
+    released code computes), and not the members to their centres as with the commitment term of VQ-VAE.
+    """
+    square_BL = (centre_BLD.float() - x_BLD.detach().float()).square().mean(dim=2)
+    return ((square_BL * real_BL).sum(dim=1) / real_BL.sum(dim=1)).mean()

@@ -28,12 +28,14 @@ def betas(kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: fl
 class Diffusion:
     """q(x_t | x_0) and q(x_s | x_t, x_0) for steps 0..T, where step 0 is the clean state.
 
-    Coefficients are float32 tensors outside of any module's buffers: a module cast to bfloat16 must not round them.
+    Built from the arguments of `betas`. Coefficients are float32 tensors outside of any module's buffers: a module
+    cast to bfloat16 must not round them.
     """
 
-    def __init__(self, kind: ScheduleKind, steps: int) -> None:
+    def __init__(self, kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
         self.steps = steps
-        self._alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas(kind, steps), 0)])
+        beta = betas(kind, steps, beta_start, beta_end)
+        self._alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)])
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _signal_noise(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,14 @@ class CausalEncoder(nn.Module):
 
     def forward(self, token_ND: Tensor, layout: Layout) -> Tensor:
         """(N, D) embeddings of the kept tokens -> (B, D) state at each row's last real token."""
-        x = self.dropout(self.norm(token_ND + self.position(layout.position())))
+        return self.contextualise(self.embed(token_ND, layout), layout)
+
+    def embed(self, token_ND: Tensor, layout: Layout) -> Tensor:
+        """(N, D) -> (N, D): position embeddings added, LayerNorm, dropout; what the layers read."""
+        return self.dropout(self.norm(token_ND + self.position(layout.position())))  # type: ignore[no-any-return]
+
+    def contextualise(self, x_ND: Tensor, layout: Layout) -> Tensor:
+        """(N, D) states of the kept tokens -> (B, D): the layers alone, for systems that change what they read."""
         for layer in self.layers:
-            x = layer(x, layout, last_only=layer is self.layers[-1])
-        return x  # type: ignore[no-any-return]
+            x_ND = layer(x_ND, layout, last_only=layer is self.layers[-1])
+        return x_ND

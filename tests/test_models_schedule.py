@@ -25,6 +25,12 @@ def test_corrupt_is_the_marginal_of_the_chain_of_eq_1(kind: ScheduleKind) -> Non
         assert diffusion.corrupt(zero, step, one).item() ** 2 == pytest.approx(variance, rel=1e-6)
 
 
+def test_the_range_of_a_linear_schedule_is_given() -> None:
+    by_hand = (1 - 1e-4) * (1 - 1.05e-3) * (1 - 2e-3)
+    x_t = Diffusion("linear", 3, 1e-4, 2e-3).corrupt(torch.ones(1), torch.tensor([3]), torch.zeros(1))
+    assert x_t.item() ** 2 == pytest.approx(by_hand, rel=1e-6)
+
+
 def test_corrupt_takes_a_step_per_row() -> None:
     diffusion = Diffusion("linear", 10)
     x, noise = torch.randn(3, 2, 4), torch.randn(3, 2, 4)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
+from models.cl4srec import CL4SRec, CL4SRecOptions
 from models.content import ContentInput, require_content
 from models.contract import Batch, ModelContext, SequenceModel
 from models.errors import UserError
@@ -41,8 +42,9 @@ class MealRecOptions:
     *_start (0: from T), "direct" one call on the clean state, "auto" picks on validation.
     """
 
-    backbone: Literal["sasrec", "tedrec"] = "tedrec"
+    backbone: Literal["sasrec", "cl4srec", "tedrec"] = "tedrec"
     sasrec: SASRecOptions = field(default_factory=SASRecOptions)
+    cl4srec: CL4SRecOptions = field(default_factory=CL4SRecOptions)
     tedrec: TedRecOptions = field(default_factory=TedRecOptions)
     tcd: TCDOptions = field(default_factory=TCDOptions)
     npd: NPDOptions = field(default_factory=NPDOptions)
@@ -76,6 +78,8 @@ class MealRecOptions:
 def _build_backbone(options: MealRecOptions, context: ModelContext) -> Backbone:
     if options.backbone == "sasrec":
         return SASRec(options.sasrec, context)
+    if options.backbone == "cl4srec":
+        return CL4SRec(options.cl4srec, context)
     return TedRec(options.tedrec, context)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from models.cl4srec import CL4SRec, CL4SRecOptions
 from models.contract import ModelContext, SequenceModel
 from models.errors import UserError
 from models.mealrec import MealRec, MealRecOptions
@@ -15,6 +16,7 @@ from models.tedrec import TedRec, TedRecOptions
 
 SYSTEMS: dict[str, tuple[type[Any], type[Any]]] = {
     "sasrec": (SASRecOptions, SASRec),
+    "cl4srec": (CL4SRecOptions, CL4SRec),
     "tedrec": (TedRecOptions, TedRec),
     "mealrec": (MealRecOptions, MealRec),
 }

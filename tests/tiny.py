@@ -15,6 +15,7 @@ OPTIONS = SyntheticOptions(
 )
 MODELS = {
     "sasrec": ["model.hidden=8", "model.inner=8"],
+    "cl4srec": ["model.hidden=8", "model.inner=8"],
     "tedrec": ["model.hidden=8", "model.inner=8", "model.experts=2"],
     "mealrec": [
         "model.backbone=sasrec", "model.sasrec={hidden: 8, inner: 8}", "model.tcd.channels=[8, 16]", "model.steps=3",

@@ -1,0 +1,75 @@
+"""CL4SRec: contrastive learning for sequential recommendation (Xie et al. 2022), in RecBole-DA's form.
+
+SASRec with a second loss: two augmented views of a history should be encoded alike. Differences from the released code
+are in docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from models.augment import Augment
+from models.contract import Batch, ModelContext, Similarity
+from models.contrastive import info_nce
+from models.layout import Layout
+from models.noise import KeyedNoise
+from models.options import require
+from models.sasrec import SASRec, SASRecOptions
+
+
+@dataclass(frozen=True)
+class CL4SRecOptions(SASRecOptions):
+    """crop: share of the history that a crop keeps; mask, reorder: share that is masked, or shuffled in one block.
+
+    contrast: weight of InfoNCE; contrast_temperature and contrast_similarity are its own, not those of the ranking.
+    """
+
+    crop: float = 0.6
+    mask: float = 0.3
+    reorder: float = 0.6
+    contrast: float = 0.1
+    contrast_temperature: float = 1.0
+    contrast_similarity: Similarity = "dot"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crop", "mask", "reorder"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "it lies in 0..1")
+        require(self.contrast >= 0, "contrast", self.contrast, "it is 0 or more")
+        require(self.contrast_temperature > 0, "contrast_temperature", self.contrast_temperature, "it is above 0")
+        known = ("dot", "cosine")
+        require(self.contrast_similarity in known, "contrast_similarity", self.contrast_similarity, "dot or cosine")
+
+
+class CL4SRec(SASRec):
+    """SASRec, and InfoNCE between two augmented views of each history; with `contrast` 0 it is SASRec."""
+
+    def __init__(self, options: CL4SRecOptions, context: ModelContext) -> None:
+        super().__init__(options, context)
+        self.options = options
+        self.augment = Augment(options.crop, options.mask, options.reorder, KeyedNoise(context.seed))
+        # outside of the item table: it must not be ranked
+        self.mask_token = nn.Parameter(0.02 * torch.randn(options.hidden))
+        if options.contrast:
+            self.loss_weights = {**self.loss_weights, "contrast": options.contrast}
+
+    def auxiliary_losses(self, batch: Batch) -> dict[str, Tensor]:
+        if not self.options.contrast:
+            return {}
+        one, two = self.augment(batch)
+        both = batch[torch.arange(len(batch), device=batch.length.device).repeat(2)]
+        both = replace(both, history=torch.cat([one[0], two[0]]), length=torch.cat([one[1], two[1]]))
+        one_BD, two_BD = self._encode_view(both).chunk(2)
+        options = self.options
+        loss = info_nce(one_BD, two_BD, batch.key, options.contrast_similarity, options.contrast_temperature)
+        return {"contrast": loss}
+
+    def _encode_view(self, view: Batch) -> Tensor:
+        """(B, D) of histories in which item row -1 is [MASK]."""
+        layout = Layout.of(view)
+        row_N = layout.flatten(view.history)
+        token_ND = self.item_embedding(row_N.clamp(min=0))
+        return self.encoder(torch.where(row_N[:, None] < 0, self.mask_token, token_ND), layout)  # type: ignore[no-any-return]

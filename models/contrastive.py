@@ -1,4 +1,4 @@
-"""InfoNCE between two views of every row, with the rows of the global batch as negatives."""
+"""InfoNCE with the rows of the global batch as negatives: between two views of every row, or of each with itself."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ def info_nce(one_BD: Tensor, two_BD: Tensor, key_B: Tensor, similarity: Similari
         own_B2 = own_B2 + torch.arange(2, device=key_B.device)
         loss: Tensor = _InfoNCE.apply(  # type: ignore[no-untyped-call]
             rows_B2D.flatten(0, 1), column_2MD, own_B2.flatten(), own_B2.flip(1).flatten(), again_2M, 1 / temperature
+        )
+    return loss
+
+
+def uniformity(x_BD: Tensor, key_B: Tensor, temperature: float) -> Tensor:
+    """Scalar: mean over rows of -log softmax(cosine / temperature)[itself] against every other row of the batch.
+
+    The positive is a constant: the term only drives the rows apart (DiQDiff). Workers and keys as in `info_nce`.
+    """
+    with torch.autocast(x_BD.device.type, enabled=False):
+        row_BD = F.normalize(x_BD if x_BD.dtype == torch.float64 else x_BD.float(), dim=-1)
+        gather = Gather.of(len(key_B), key_B.device)
+        own_B = gather.start + torch.arange(len(key_B), device=key_B.device)
+        loss: Tensor = _InfoNCE.apply(  # type: ignore[no-untyped-call]
+            row_BD, gather(row_BD), own_B, own_B, repeated(gather(key_B)), 1 / temperature
         )
     return loss
 

@@ -9,15 +9,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-ScheduleKind = Literal["linear", "cosine"]
+ScheduleKind = Literal["linear", "cosine", "trunc_lin"]
 
 
 def betas(kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """(T,) float64 variances beta_1..beta_T.
 
     "linear" is not rescaled by 1000/T, so that the number of steps acts as corruption strength (decision D11);
-    "cosine" is Nichol and Dhariwal's, clipped at .999.
+    "cosine" is Nichol and Dhariwal's, clipped at .999; "trunc_lin" is DiffuRec's, linear in both its ends rescaled by
+    1000/T and raised by .01, the last lowered where it would pass 1.
     """
+    if kind == "trunc_lin":
+        scale = 1000 / steps
+        beta_start, beta_end = scale * beta_start + 0.01, scale * beta_end + 0.01
+        return torch.linspace(
+            beta_start, beta_end if beta_end <= 1 else scale * 1e-3 + 0.01, steps, dtype=torch.float64
+        )
     if kind == "linear":
         return torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
     position = torch.arange(steps + 1, dtype=torch.float64) / steps

@@ -24,10 +24,19 @@ def init_weights(module: nn.Module) -> None:
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention over one row's tokens, residual and LayerNorm included (Eq. 5)."""
+    """Multi-head attention over one row's tokens, residual and LayerNorm included (Eq. 5).
 
-    def __init__(self, hidden: int, heads: int, attention_dropout: float, hidden_dropout: float) -> None:
+    causal: a token attends to itself and older ones, else to every real one of its row. norm_first: the norm is
+    applied to what attention reads (pre-LN), else to what comes out.
+    """
+
+    def __init__(
+        self, hidden: int, heads: int, attention_dropout: float, hidden_dropout: float,
+        *, causal: bool = True, norm_first: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.causal = causal
+        self.norm_first = norm_first
         self.heads = heads
         self.query = nn.Linear(hidden, hidden)
         self.key_value = nn.Linear(hidden, 2 * hidden)
@@ -38,21 +47,22 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
         """(N, D) -> (N, D), or (B, D) for the last token of each row alone."""
-        source = x_ND.index_select(0, layout.last) if last_only else x_ND
-        query, key_value = self.query(source), self.key_value(x_ND)
+        read = self.norm(x_ND) if self.norm_first else x_ND
+        source, asking = ((y.index_select(0, layout.last) if last_only else y) for y in (x_ND, read))
+        query, key_value = self.query(asking), self.key_value(read)
         context = [self._attend(query, key_value, group, last_only) for group in layout.groups]
         joined = torch.cat(context) if len(context) > 1 else context[0]
         if last_only and len(context) > 1:  # groups hold rows in their own order
             joined = joined.index_select(0, torch.cat([group.row for group in layout.groups]).argsort())
-        return self.norm(source + self.dropout(self.out(joined)))  # type: ignore[no-any-return]
+        mixed = source + self.dropout(self.out(joined))
+        return mixed if self.norm_first else self.norm(mixed)  # type: ignore[no-any-return]
 
     def _attend(self, query: Tensor, key_value: Tensor, group: Group, last_only: bool) -> Tensor:
         """(n, D) for the tokens of `group`, or (G, D) for its rows' last tokens."""
         key, value = group.pad(key_value[group.tokens]).chunk(2, dim=-1)
-        if last_only:  # the last token sees every real token: the mask's last row is "key is real"
-            asked, mask = query.index_select(0, group.row)[:, None], group.mask_G1MM[:, :, -1:, :]
-        else:
-            asked, mask = group.pad(query[group.tokens]), group.mask_G1MM
+        # the last token sees every real token: the mask's last row is "key is real"
+        mask = group.mask_G1MM if self.causal and not last_only else group.mask_G1MM[:, :, -1:, :]
+        asked = query.index_select(0, group.row)[:, None] if last_only else group.pad(query[group.tokens])
         rate = self.attention_dropout if self.training else 0.0
         context = attention(self._split(asked), self._split(key), self._split(value), mask, rate)
         context = context.transpose(1, 2).flatten(2)
@@ -63,11 +73,17 @@ class SelfAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm after it."""
+    """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm after it (or before it)."""
 
-    def __init__(self, hidden: int, inner: int, heads: int, attention_dropout: float, hidden_dropout: float) -> None:
+    def __init__(
+        self, hidden: int, inner: int, heads: int, attention_dropout: float, hidden_dropout: float,
+        *, causal: bool = True, norm_first: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.attention = SelfAttention(hidden, heads, attention_dropout, hidden_dropout)
+        self.norm_first = norm_first
+        self.attention = SelfAttention(
+            hidden, heads, attention_dropout, hidden_dropout, causal=causal, norm_first=norm_first
+        )
         self.inner = nn.Linear(hidden, inner)
         self.outer = nn.Linear(inner, hidden)
         self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
@@ -75,7 +91,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
         x = self.attention(x_ND, layout, last_only)
-        return self.norm(x + self.dropout(self.outer(F.gelu(self.inner(x)))))  # type: ignore[no-any-return]
+        read = self.norm(x) if self.norm_first else x
+        mixed = x + self.dropout(self.outer(F.gelu(self.inner(read))))
+        return mixed if self.norm_first else self.norm(mixed)  # type: ignore[no-any-return]
 
 
 class CausalEncoder(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models.schedule import Diffusion, ScheduleKind, betas
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "trunc_lin"])
 def test_corrupt_is_the_marginal_of_the_chain_of_eq_1(kind: ScheduleKind) -> None:
     diffusion = Diffusion(kind, 25)
     signal, variance = 1.0, 0.0
@@ -71,6 +71,17 @@ def test_cosine_schedule_wipes_the_signal_out() -> None:
     assert math.prod(1 - b for b in beta.tolist()) < 1e-5
 
 
+@pytest.mark.parametrize("steps", [1, 2, 20, 21, 32, 1000])
+def test_trunc_lin_is_rescaled_raised_and_never_passes_1(steps: int) -> None:
+    """DiffuRec's: from 1000/T * 1e-4 + .01 to 1000/T * .02 + .01, or 1000/T * 1e-3 + .01 where that passes 1."""
+    beta = betas("trunc_lin", steps)
+    assert beta[0].item() == pytest.approx(0.1 / steps + 0.01)
+    if steps > 1:
+        assert beta[-1].item() == pytest.approx((20 if steps > 20 else 1) / steps + 0.01)
+        torch.testing.assert_close(beta.diff(), beta.diff()[:1].expand(steps - 1))
+    assert ((beta > 0) & (beta < 1)).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 25), st.integers(1, 24), st.floats(-2, 2), st.floats(-2, 2))
 def test_posterior_mean_is_bayes_rule_on_gaussians(t: int, s: int, x_0: float, x_t: float) -> None:
@@ -89,7 +100,7 @@ def test_posterior_mean_is_bayes_rule_on_gaussians(t: int, s: int, x_0: float, x
     assert actual == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "trunc_lin"])
 def test_reverse_chain_with_a_perfect_predictor_returns_x_0_exactly(kind: ScheduleKind) -> None:
     x_0, seen = torch.randn(4, 3), []
 

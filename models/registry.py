@@ -8,13 +8,27 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from models.cl4srec import CL4SRec, CL4SRecOptions
-from models.contract import ModelContext, SequenceModel
+from models.contract import ContentField, Floor, ModelContext, SequenceModel, System
 from models.errors import UserError
+from models.floors import (
+    ContentKNN,
+    ContentOptions,
+    Popularity,
+    PopularityOptions,
+    RecencyOptions,
+    TitleKNN,
+    TransitionKNN,
+    TransitionOptions,
+)
 from models.mealrec import MealRec, MealRecOptions
 from models.sasrec import SASRec, SASRecOptions
 from models.tedrec import TedRec, TedRecOptions
 
 SYSTEMS: dict[str, tuple[type[Any], type[Any]]] = {
+    "popularity": (PopularityOptions, Popularity),
+    "transition-knn": (TransitionOptions, TransitionKNN),
+    "tfidf-knn": (RecencyOptions, TitleKNN),
+    "content-knn": (ContentOptions, ContentKNN),
     "sasrec": (SASRecOptions, SASRec),
     "cl4srec": (CL4SRecOptions, CL4SRec),
     "tedrec": (TedRecOptions, TedRec),
@@ -50,12 +64,26 @@ def parse_options(cls: type[Any], values: Mapping[str, object], where: str = "mo
     return cls(**parsed)
 
 
-def build(name: str, options: Mapping[str, object], context: ModelContext) -> SequenceModel:
-    """The model `name` with `options` over the data of `context`.
+def system_class(name: str) -> type[System]:
+    """The class of system `name`, to ask what it needs before it is built."""
+    options_class(name)
+    return SYSTEMS[name][1]
+
+
+def needs(name: str, options: Mapping[str, object]) -> tuple[ContentField, ...]:
+    """Content without which system `name` with `options` cannot be built; options may know more than the class."""
+    fields: tuple[ContentField, ...] = getattr(
+        parse_options(options_class(name), options), "needs", system_class(name).needs
+    )
+    return fields
+
+
+def build(name: str, options: Mapping[str, object], context: ModelContext) -> SequenceModel | Floor:
+    """The system `name` with `options` over the data of `context`.
 
     Raises UserError for an unknown system or option, and where the dataset lacks content that the system needs.
     """
     cls = options_class(name)
     parsed = parse_options(cls, options)
-    model: SequenceModel = SYSTEMS[name][1](parsed, context)
+    model: SequenceModel | Floor = SYSTEMS[name][1](parsed, context)
     return model

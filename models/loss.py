@@ -1,7 +1,8 @@
-"""Losses over the whole catalogue that never hold a (B, I) matrix of gradients."""
+"""Losses over the whole catalogue, or a sample of it, that never hold a (B, I) matrix of gradients."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +16,37 @@ _SLICE_BYTES_GPU = 1 << 30
 _SLICE_ROWS = 32
 
 
-class _FullSoftmaxCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of softmax(scale * user @ item.T); gradients are formed slice by slice in forward.
+@dataclass(frozen=True)
+class Corrections:
+    """What a softmax over a sample of the catalogue adds to its logits; constants, no gradient.
 
-    A slice's probabilities are turned into gradients while they are still in cache, so neither the logits nor
-    their gradient are ever written out whole: on a CPU this is memory traffic, on a GPU memory.
+    offset_I: (I,) for each item. own_B: (B,) for the target of each row, in place of its offset. hidden_BL: (B, L)
+    items that are no candidates for their row; the target always is one.
+    """
+
+    offset_I: Tensor
+    own_B: Tensor
+    hidden_BL: Tensor
+
+    def apply(self, logits: Tensor, rows: slice, target_B: Tensor) -> Tensor:
+        """`logits` of a slice of rows, corrected in place."""
+        target_B1 = target_B[rows, None]
+        own = logits.gather(1, target_B1) + self.own_B[rows, None].to(logits.dtype)
+        logits.add_(self.offset_I)
+        return logits.scatter_(1, self.hidden_BL[rows], -torch.inf).scatter_(1, target_B1, own)
+
+
+class _FullSoftmaxCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of softmax(scale * user @ item.T + corrections); gradients are formed slice by slice.
+
+    A slice's probabilities are turned into gradients in forward, while they are still in cache, so neither the logits
+    nor their gradient are ever written out whole: on a CPU this is memory traffic, on a GPU memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float, corrections: Corrections | None
+    ) -> Tensor:
         budget = _SLICE_BYTES_GPU if user_BD.is_cuda else _SLICE_BYTES_CPU
         size, rows = user_BD.shape[0], max(_SLICE_ROWS, budget // (item_ID.shape[0] * 4))
         scaled_BD = user_BD * scale
@@ -33,6 +56,8 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
         for start in range(0, size, rows):
             part = slice(start, start + rows)
             logits = (scaled_BD[part] @ item_ID.T).to(log_total.dtype)
+            if corrections is not None:
+                logits = corrections.apply(logits, part, target_B)
             highest = logits.amax(dim=1)
             p = logits.softmax(dim=1)
             # log sum exp from the largest probability, which is at least 1 / I: no second pass of exponentials
@@ -41,16 +66,19 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
             torch.mm(p, item_ID, out=user_grad_BD[part])
             item_grad_ID.addmm_(p.T, share_BD[part])
         target_BD = item_ID[target_B]
-        loss = (log_total - (scaled_BD * target_BD).sum(dim=1, dtype=log_total.dtype)).mean()
+        score = (scaled_BD * target_BD).sum(dim=1, dtype=log_total.dtype)
+        if corrections is not None:
+            score += corrections.own_B
+        loss = (log_total - score).mean()
         user_grad_BD.sub_(target_BD).mul_(scale / size)
         item_grad_ID.index_add_(0, target_B, share_BD, alpha=-1)
         ctx.save_for_backward(user_grad_BD, item_grad_ID)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         user_grad_BD, item_grad_ID = ctx.saved_tensors
-        return grad_outputs[0] * user_grad_BD, grad_outputs[0] * item_grad_ID, None, None
+        return grad_outputs[0] * user_grad_BD, grad_outputs[0] * item_grad_ID, None, None, None
 
 
 def _accumulate(values: Tensor) -> torch.dtype:
@@ -63,12 +91,28 @@ def full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tenso
 
     RecBole's softmax includes the padding column; leaving it out only removes a class that is never a target.
     """
+    return _cross_entropy(user_BD, item_ID[1:], target_B - 1, scale, None)
+
+
+def sampled_softmax_cross_entropy(
+    user_BD: Tensor, item_CD: Tensor, target_B: Tensor, corrections: Corrections
+) -> Tensor:
+    """Scalar mean of -log softmax(user . item + corrections)[target] over C candidates, none of them padding.
+
+    target_B and `corrections` count candidates, not item rows.
+    """
+    return _cross_entropy(user_BD, item_CD, target_B, 1.0, corrections)
+
+
+def _cross_entropy(
+    user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float, corrections: Corrections | None
+) -> Tensor:
     if torch.is_autocast_enabled(user_BD.device.type):
         dtype = torch.get_autocast_dtype(user_BD.device.type)
         user_BD, item_ID = user_BD.to(dtype), item_ID.to(dtype)
     with torch.autocast(user_BD.device.type, enabled=False):
         loss: Tensor = _FullSoftmaxCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            user_BD, item_ID[1:], target_B - 1, scale
+            user_BD, item_ID, target_B, scale, corrections
         )
     return loss
 

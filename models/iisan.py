@@ -1,0 +1,229 @@
+"""IISAN (Fu et al. 2024): side adapters over the layer states of two frozen encoders; and its asymmetric form, Versa.
+
+From the facts of the released code (cached form); choices and deviations are in docs/fidelity.md. Intra-modal towers
+read the states of one encoder, the inter-modal tower reads pairs of states of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.content import ContentInput, require_content
+from models.content_model import ContentModel, xavier
+from models.contract import ModelContext
+from models.errors import UserError
+from models.options import at_least_one, probabilities, whole_heads
+
+_GATE_TEMPERATURE = 0.1
+_ADAPTER_STD = 0.01
+
+
+@dataclass(frozen=True)
+class IISANOptions:
+    """hidden: item width d; adapter: inner width of all adapters; every: one layer in so many gets an adapter."""
+
+    hidden: int = 64
+    adapter: int = 64
+    every: int = 2
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "adapter", "every", "layers")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "dropout")
+
+
+@dataclass(frozen=True)
+class IISANVersaOptions:
+    """adapter, visual_adapter: inner width of adapters (text and inter tower; visual tower). groups: layers of an
+    encoder that get an adapter, at most, besides its embedding layer.
+    """
+
+    hidden: int = 64
+    adapter: int = 64
+    visual_adapter: int = 512
+    groups: int = 6
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "adapter", "visual_adapter", "groups", "layers")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "dropout")
+
+
+def adapter_states(states: int, every: int) -> list[int]:
+    """Which of an encoder's states get an adapter: the embedding layer's (0), the last, and every so many before it.
+
+    Of the 13 states of BERT-base, every second: 0, 2, 4 ... 12, as published.
+    """
+    return [0, *sorted(range(states - 1, 0, -every))]
+
+
+def group_size(states: int, groups: int) -> int:
+    """Layers per group so that there are at most `groups`: 2 for BERT-base and 6 for Llama-7B, as published."""
+    return max(2, -(-(states - 1) // groups))
+
+
+class Adapter(nn.Module):
+    """x + Up(ReLU(Down(x)))."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, inner)
+        self.up = nn.Linear(inner, width)
+        for layer in (self.down, self.up):
+            nn.init.normal_(layer.weight, std=_ADAPTER_STD)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x_nW: Tensor) -> Tensor:
+        return x_nW + self.up(F.relu(self.down(x_nW)))  # type: ignore[no-any-return]
+
+
+class IntraTower(nn.Module):
+    """Adapters along the states H_j of one encoder: s = A_j(g_j H_j + (1 - g_j) s), from s = 0."""
+
+    def __init__(self, width: int, inner: int, depth: int) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(depth))
+        self.adapters = nn.ModuleList(Adapter(width, inner) for _ in range(depth))
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """(n, W) per adapter -> (n, W)."""
+        gate = torch.sigmoid(self.gate / _GATE_TEMPERATURE)
+        state_nW = torch.zeros_like(states[0])
+        for j, (adapter, read_nW) in enumerate(zip(self.adapters, states, strict=True)):
+            state_nW = adapter(gate[j] * read_nW + (1 - gate[j]) * state_nW)
+        return state_nW
+
+
+class InterTower(nn.Module):
+    """Adapters along pairs of states: s = A_j(s + g_j V_j + (1 - g_j) T_j), from s = 0, in the smaller width.
+
+    The wider encoder's states are projected, by a linear layer per pair; equal widths need none.
+    """
+
+    def __init__(self, visual: int, text: int, inner: int, depth: int) -> None:
+        super().__init__()
+        width = min(visual, text)
+        self.gate = nn.Parameter(torch.zeros(depth))
+        self.adapters = nn.ModuleList(Adapter(width, inner) for _ in range(depth))
+        self.visual, self.text = (
+            nn.ModuleList(nn.Linear(wide, width) if wide > width else nn.Identity() for _ in range(depth))
+            for wide in (visual, text)
+        )
+
+    def forward(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """((n, V), (n, H)) per adapter -> (n, min(V, H))."""
+        gate = torch.sigmoid(self.gate / _GATE_TEMPERATURE)
+        parts = zip(self.adapters, self.visual, self.text, pairs, strict=True)
+        state_nW: Tensor | None = None
+        for j, (adapter, align_visual, align_text, (visual_nV, text_nH)) in enumerate(parts):
+            read_nW = gate[j] * align_visual(visual_nV) + (1 - gate[j]) * align_text(text_nH)
+            state_nW = adapter(read_nW if state_nW is None else state_nW + read_nW)
+        assert state_nW is not None, "every encoder has at least one state"
+        return state_nW
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a side network. *_states: which states its towers read. *_adapter: inner widths."""
+
+    visual_states: Sequence[int]
+    text_states: Sequence[int]
+    visual_adapter: int
+    adapter: int
+    hidden: int
+
+
+class SideNetwork(nn.Module):
+    """Two intra towers and the inter tower over layer states, a head on each; their outputs fused to an item vector.
+
+    Where one encoder has more adapters, its first ones run in its own tower alone, and the others are paired.
+    """
+
+    def __init__(self, visual: ContentInput, text: ContentInput, sizes: Sizes, narrow_heads: bool) -> None:
+        """narrow_heads: the heads of the intra towers go to D in their first layer (Versa), not in their second."""
+        super().__init__()
+        self.visual, self.text, self.sizes = visual, text, sizes
+        widths, hidden = (visual.width[1], text.width[1]), sizes.hidden
+        inner = min(widths)
+        depth = min(len(sizes.visual_states), len(sizes.text_states))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, middle), nn.Linear(middle, hidden))
+            for width, middle in [*((w, hidden if narrow_heads else w) for w in widths), (inner, inner)]
+        )
+        self.fuse = nn.Linear(3 * hidden, hidden)
+        self.apply(xavier)  # adapters, made below, have weights of their own law
+        self.visual_tower = IntraTower(widths[0], sizes.visual_adapter, len(sizes.visual_states))
+        self.text_tower = IntraTower(widths[1], sizes.adapter, len(sizes.text_states))
+        self.inter_tower = InterTower(*widths, sizes.adapter, depth)
+        self.inter_tower.visual.apply(xavier)
+        self.inter_tower.text.apply(xavier)
+
+    def forward(self, row_n: Tensor) -> Tensor:
+        """(n,) item rows -> (n, D)."""
+        visual_nSV, text_nSH = self.visual(row_n), self.text(row_n)
+        visual = [visual_nSV[:, s] for s in self.sizes.visual_states]
+        text = [text_nSH[:, s] for s in self.sizes.text_states]
+        depth = min(len(visual), len(text))
+        towers = (
+            self.visual_tower(visual),
+            self.text_tower(text),
+            self.inter_tower(zip(visual[-depth:], text[-depth:], strict=True)),
+        )
+        joined = [head(state) for head, state in zip(self.heads, towers, strict=True)]
+        return self.fuse(torch.cat(joined, dim=1))  # type: ignore[no-any-return]
+
+
+class _Adapted(ContentModel):
+    """Items by a side network over both encoders' layer states."""
+
+    needs = ("visual_layers", "text_layers")
+    items: SideNetwork
+
+    def encode_items(self, row_n: Tensor) -> Tensor:
+        return self.items(row_n)  # type: ignore[no-any-return]
+
+
+class IISAN(_Adapted):
+    """The symmetric form: both encoders have equally many states of equal width."""
+
+    def __init__(self, options: IISANOptions, context: ModelContext) -> None:
+        super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
+        require_content("IISAN", context.table.widths, self.needs)
+        visual, text = (ContentInput(context.table, field) for field in self.needs)
+        if visual.width != text.width:
+            raise UserError(
+                f"IISAN needs two encoders with equally many layer states of equal width; here are {_shape(visual)} "
+                f"of the video and {_shape(text)} of the title. Use the system iisan-versa, which takes any two"
+            )
+        states = adapter_states(visual.width[0], options.every)
+        sizes = Sizes(states, states, options.adapter, options.adapter, options.hidden)
+        self.items = SideNetwork(visual, text, sizes, narrow_heads=False)
+
+
+class IISANVersa(_Adapted):
+    """The asymmetric form: encoders of any depth and width."""
+
+    def __init__(self, options: IISANVersaOptions, context: ModelContext) -> None:
+        super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
+        require_content("IISAN-Versa", context.table.widths, self.needs)
+        visual, text = (ContentInput(context.table, field) for field in self.needs)
+        visual_states, text_states = (
+            adapter_states(content.width[0], group_size(content.width[0], options.groups)) for content in (visual, text)
+        )
+        sizes = Sizes(visual_states, text_states, options.visual_adapter, options.adapter, options.hidden)
+        self.items = SideNetwork(visual, text, sizes, narrow_heads=True)
+
+
+def _shape(content: ContentInput) -> str:
+    return f"{content.width[0]} states of {content.width[1]}"

@@ -1,0 +1,73 @@
+"""MoRec: frozen content features in place of item ids (Yuan et al. 2023), in its two-stage form.
+
+From the facts of its released code; choices and deviations are in docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.content import ContentInput, require_content
+from models.content_model import ContentModel, xavier
+from models.contract import ContentField, ModelContext
+from models.dropout import Dropout
+from models.options import at_least_one, probabilities, require, whole_heads
+
+
+@dataclass(frozen=True)
+class MoRecOptions:
+    """hidden: embedding width d; depth: layers of an item's network after its projection. visual: use video vectors
+    too where the dataset has them.
+    """
+
+    hidden: int = 512
+    depth: int = 2
+    visual: bool = True
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "layers")
+        require(self.depth >= 0, "depth", self.depth, "it is at least 0")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "dropout")
+
+
+class FeatureEncoder(nn.Module):
+    """One modality: its vector through a linear layer and GELU, then `depth` times dropout, linear layer, GELU."""
+
+    def __init__(self, content: ContentInput, hidden: int, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.content = content
+        parts: list[nn.Module] = [nn.Linear(content.width[0], hidden), nn.GELU()]
+        for _ in range(depth):
+            parts += [Dropout(dropout), nn.Linear(hidden, hidden), nn.GELU()]
+        self.network = nn.Sequential(*parts)
+
+    def forward(self, row_n: Tensor) -> Tensor:
+        """(n,) item rows -> (n, D)."""
+        return self.network(self.content(row_n))  # type: ignore[no-any-return]
+
+
+class MoRec(ContentModel):
+    """An item is the sum of its encoded modalities."""
+
+    needs: tuple[ContentField, ...] = ("text",)
+
+    def __init__(self, options: MoRecOptions, context: ModelContext) -> None:
+        super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
+        require_content("MoRec", context.table.widths, self.needs)
+        if options.visual and "visual" in context.table.widths:
+            self.needs = ("text", "visual")
+        self.modalities = nn.ModuleList(
+            FeatureEncoder(ContentInput(context.table, field), options.hidden, options.depth, options.dropout)
+            for field in self.needs
+        )
+        self.modalities.apply(xavier)
+
+    def encode_items(self, row_n: Tensor) -> Tensor:
+        return torch.stack([encode(row_n) for encode in self.modalities]).sum(0)

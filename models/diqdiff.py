@@ -1,0 +1,160 @@
+"""DiQDiff: quantised guidance and contrastive discrepancy on DiffuRec's diffusion (Mao et al. 2025), from its facts.
+
+The target's embedding is noised and added to every token of the history; a transformer estimates it at the last one.
+Deviations are in docs/fidelity.md: padding is never attended to, the centres are learned, the chain is deterministic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import Batch, ModelContext, SequenceModel
+from models.contrastive import uniformity
+from models.dropout import Dropout
+from models.layout import Layout
+from models.loss import full_softmax_cross_entropy
+from models.noise import KeyedNoise, Stream
+from models.options import at_least_one, probabilities, require, whole_heads
+from models.quantise import SequenceQuantiser, codebook_loss
+from models.schedule import Diffusion
+from models.tcd import timestep_embedding
+from models.transformer import LAYER_NORM_EPS, EncoderLayer
+
+
+@dataclass(frozen=True)
+class DiQDiffOptions:
+    """hidden: embedding width d; codes: centres M; steps: T. Defaults are those published for Amazon Beauty.
+
+    lambda_history, lambda_intent, lambda_noise: weights of the history, of its centre and of the noised target in a
+    token; lambda_intent 0 leaves the centres out. lambda_contrast, lambda_codebook: weights of the loss terms.
+    """
+
+    hidden: int = 128
+    inner: int = 512
+    layers: int = 4
+    heads: int = 4
+    embedding_dropout: float = 0.3
+    dropout: float = 0.1
+    steps: int = 32
+    codes: int = 32
+    code_temperature: float = 0.1
+    lambda_history: float = 0.6
+    lambda_intent: float = 0.4
+    lambda_noise: float = 0.001
+    contrast_temperature: float = 0.07
+    lambda_contrast: float = 1.0
+    lambda_codebook: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "inner", "layers", "steps", "codes")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "embedding_dropout", "dropout")
+        for name in ("code_temperature", "contrast_temperature"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "it is above 0")
+        for name in ("lambda_history", "lambda_intent", "lambda_noise", "lambda_contrast", "lambda_codebook"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")
+
+
+class Approximator(nn.Module):
+    """Estimates the target's embedding x_0 from guidance, x_t and t: pre-LN layers, every token sees every other.
+
+    No position embeddings: order is told by which token is read, and by the centres.
+    """
+
+    def __init__(self, options: DiQDiffOptions) -> None:
+        super().__init__()
+        hidden = options.hidden
+        self.steps, self.lambda_noise = options.steps, options.lambda_noise
+        self.time = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.SiLU(), nn.Linear(4 * hidden, hidden))
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                hidden, options.inner, options.heads, options.dropout, options.dropout, causal=False, norm_first=True
+            )
+            for _ in range(options.layers)
+        )
+        self.dropout = Dropout(options.dropout)
+        self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+
+    def forward(self, guidance_ND: Tensor, x_BD: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
+        """(N, D) guidance of the kept tokens, (B, D) x_t and (B,) steps in 1..T -> (B, D) estimate of x_0."""
+        scaled_B = (t_B - 1) * (1000 / self.steps)  # the released code counts steps from 0
+        state_BD = x_BD + self.time(timestep_embedding(scaled_B, x_BD.shape[1]).to(x_BD.dtype))
+        token_ND = guidance_ND + self.lambda_noise * state_BD.index_select(0, layout.row())
+        for layer in self.layers:
+            token_ND = layer(token_ND, layout, last_only=layer is self.layers[-1])
+        return self.norm(self.dropout(token_ND))  # type: ignore[no-any-return]
+
+
+class DiQDiff(SequenceModel):
+    """The estimate of the next item's embedding, ranked by its dot products with the item table.
+
+    Inference "direct" is one call on the starting noise, at step T; "chain" is the reverse chain of T calls.
+    """
+
+    inference_choices = ("direct", "chain")
+    inference = "direct"
+
+    def __init__(self, options: DiQDiffOptions, context: ModelContext) -> None:
+        super().__init__()
+        self.options = options
+        self.noise = KeyedNoise(context.seed)
+        self.diffusion = Diffusion("trunc_lin", options.steps)
+        # N(0, 1), PyTorch's law, as released: of the size of the noise that is added to it
+        self.item_embedding = nn.Embedding(context.table.n_items, options.hidden, padding_idx=0)
+        self.norm = nn.LayerNorm(options.hidden, eps=LAYER_NORM_EPS)
+        self.dropout = Dropout(options.embedding_dropout)
+        self.approximator = Approximator(options)
+        self.loss_weights = {"ranking": 1.0}
+        if options.lambda_contrast:
+            self.loss_weights["contrast"] = options.lambda_contrast
+        if options.lambda_intent:
+            self.quantiser = SequenceQuantiser(
+                context.max_length, options.hidden, options.codes, options.code_temperature
+            )
+            self.loss_weights["codebook"] = options.lambda_codebook
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        layout = Layout.of(batch)
+        guidance_ND, losses = self._guidance(batch, layout)
+        t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.TARGET_STEP)
+        noise_BD = self.noise.normal(batch.key, (self.options.hidden,), Stream.TARGET_NOISE)
+        x_BD = self.diffusion.corrupt(self.item_embedding(batch.target), t_B, noise_BD)
+        estimate_BD = self.approximator(guidance_ND, x_BD, t_B, layout)
+        losses["ranking"] = full_softmax_cross_entropy(estimate_BD, self.item_embedding.weight, batch.target)
+        if self.options.lambda_contrast:
+            losses["contrast"] = uniformity(estimate_BD, batch.key, self.options.contrast_temperature)
+        return losses
+
+    def _guidance(self, batch: Batch, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
+        """(N, D) weighted sum of history and centre for the kept tokens, and the loss of the centres."""
+        history_ND = self.norm(self.dropout(self.item_embedding(layout.flatten(batch.history))))
+        guidance_ND = self.options.lambda_history * history_ND
+        if not self.options.lambda_intent:
+            return guidance_ND, {}
+        real_BL = batch.history != 0
+        # zero at padding, whose LayerNorm is not
+        history_BLD = layout.pad(history_ND) * real_BL[:, :, None]
+        gumbel_BM = self.noise.gumbel(batch.key, (self.options.codes,), Stream.CLUSTER) if self.training else None
+        centre_BLD = self.quantiser(history_BLD, gumbel_BM)
+        losses = {"codebook": codebook_loss(centre_BLD, history_BLD, real_BL)}
+        return guidance_ND + self.options.lambda_intent * layout.flatten(centre_BLD), losses
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        layout = Layout.of(batch)
+        guidance_ND, _ = self._guidance(batch, layout)
+        start_BD = self.noise.normal(batch.key, (self.options.hidden,), Stream.START_NOISE).to(guidance_ND.dtype)
+
+        def predict(x_BD: Tensor, t: int) -> Tensor:
+            estimate: Tensor = self.approximator(guidance_ND, x_BD, torch.full_like(batch.length, t), layout)
+            return estimate
+
+        steps = self.options.steps
+        if self.inference == "direct":
+            return predict(start_BD, steps).float()
+        return self.diffusion.reverse(start_BD, steps, predict).float()
+
+    def item_vectors(self) -> Tensor:
+        return self.item_embedding.weight.float()

@@ -58,6 +58,12 @@ class Diffusion:
         shape = (-1,) + (1,) * (x_0.dim() - 1)
         return signal[t_B].view(shape) * x_0 + spread[t_B].view(shape) * noise
 
+    def clean(self, x_t: Tensor, t_B: Tensor, noise: Tensor) -> Tensor:
+        """The x_0 that `corrupt` would turn into x_t with this noise: what a prediction of the noise says of x_0."""
+        signal, spread = self._signal_noise(x_t.device)
+        shape = (-1,) + (1,) * (x_t.dim() - 1)
+        return (x_t - spread[t_B].view(shape) * noise) / signal[t_B].view(shape)
+
     def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: int, s: int) -> Tensor:
         """Mean of q(x_s | x_t, x_0) for s < t (Eq. 9 without its noise, decision D13); s = 0 gives x_0 itself."""
         ab_t, ab_s = float(self._alpha_bar[t]), float(self._alpha_bar[s])

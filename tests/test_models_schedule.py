@@ -41,6 +41,12 @@ def test_corrupt_takes_a_step_per_row() -> None:
         torch.testing.assert_close(together[part], diffusion.corrupt(x[part], steps[part], noise[part]))
 
 
+def test_clean_undoes_corrupt_at_every_step() -> None:
+    diffusion, steps = Diffusion("linear", 100), torch.arange(101)
+    x, noise = torch.randn(2, 101, 3, dtype=torch.float64)
+    torch.testing.assert_close(diffusion.clean(diffusion.corrupt(x, steps, noise), steps, noise), x)
+
+
 def test_corrupted_samples_have_the_mean_and_variance_of_eq_2() -> None:
     torch.manual_seed(0)
     alpha_bar = math.prod(1 - b for b in betas("linear", 25).tolist()[:20])

@@ -1,0 +1,240 @@
+"""MMGCN: one graph convolution per modality over users and items (Wei et al. 2019), from facts of its released code.
+
+Corrected (docs/fidelity.md): preferences and id embeddings are trained; the released code never registers them.
+N = U + I nodes are kept as users and items apart; row 0 of the items is padding, without neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.cached import Remembering
+from models.content import ContentInput, require_content
+from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
+from models.graphs import SparseMap, interaction_users, row_normalised, user_item_counts
+from models.noise import KeyedNoise, Stream
+from models.options import at_least_one, require
+
+MODALITIES: tuple[ContentField, ...] = ("visual", "text")
+#: draws of a negative item; the first that the user has not seen is taken
+_DRAWS = 16
+
+
+@dataclass(frozen=True)
+class MMGCNOptions:
+    """hidden: width of id embeddings and states; visual_width: to which visual content is projected; reg: weight.
+
+    graph: whether nodes read their neighbours (else themselves); content: whether items have content (else free
+    vectors, as users have): ablations.
+    """
+
+    hidden: int = 64
+    visual_width: int = 256
+    layers: int = 3
+    reg: float = 0.1
+    graph: bool = True
+    content: bool = True
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "visual_width", "layers")
+        require(self.reg >= 0, "reg", self.reg, "it is 0 or more")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        """Content that these options need."""
+        return MODALITIES if self.content else ()
+
+
+class GraphLayer(nn.Module):
+    """x -> leaky(G [h ; leaky(A x) + id]), h = leaky(W mean of x over the neighbours); W keeps the width."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.neighbours = nn.Linear(width, width, bias=False)
+        self.own = nn.Linear(width, hidden)
+        self.out = nn.Linear(width + hidden, hidden)
+
+    def forward(self, x_NW: Tensor, mean_NW: Tensor, id_ND: Tensor) -> Tensor:
+        """Own states, means over neighbours (0 without any) and id embeddings -> (N, D)."""
+        h_NW = F.leaky_relu(self.neighbours(mean_NW))
+        own_ND = F.leaky_relu(self.own(x_NW)) + id_ND
+        return F.leaky_relu(self.out(torch.cat([h_NW, own_ND], dim=1)))
+
+
+class Neighbours(nn.Module):
+    """Means over neighbours in the graph of users and items; an item counts as often as it was interacted with."""
+
+    def __init__(self, interactions: TrainingInteractions, n_items: int) -> None:
+        super().__init__()
+        counts_UI = user_item_counts(interactions, n_items)
+        self.of_users = SparseMap(row_normalised(counts_UI))
+        self.of_items = SparseMap(row_normalised(counts_UI.t()))
+
+    def forward(self, user_UW: Tensor, item_IW: Tensor) -> tuple[Tensor, Tensor]:
+        """(U, W) and (I, W) states -> means over the neighbours of the users and of the items."""
+        return self.of_users(item_IW), self.of_items(user_UW)
+
+
+class ModalityGraph(nn.Module):
+    """The graph convolutions of one modality, with a free preference vector per user."""
+
+    def __init__(self, users: int, width: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.preference = nn.Parameter(nn.init.xavier_normal_(torch.empty(users, width)))
+        self.layers = nn.ModuleList(GraphLayer(width if n == 0 else hidden, hidden) for n in range(layers))
+
+    def forward(
+        self, content_IW: Tensor, ids: tuple[Tensor, Tensor], neighbours: Neighbours | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Final states of users (U, D), and states of items before the first layer and after each."""
+        user, item = F.normalize(self.preference, dim=1), F.normalize(_full(content_IW), dim=1)
+        states = [item]
+        for layer in self.layers:
+            of_user, of_item = neighbours(user, item) if neighbours is not None else (user, item)
+            user, item = layer(user, of_user, ids[0]), layer(item, of_item, ids[1])
+            states.append(item)
+        return user, states
+
+    def newcomers(self, batch: Batch, states: list[Tensor], id_D: Tensor, graph: bool) -> Tensor:
+        """(B, D) users outside of the graph, who read their history and otherwise are the average user."""
+        average_W = F.normalize(self.preference, dim=1).mean(dim=0)
+        user = average_W.expand(len(batch), -1)
+        for layer, state in zip(self.layers, states, strict=False):
+            mean = _history_mean(batch, state) if graph else user
+            user = layer(user, mean, id_D.expand(len(batch), -1))
+        return user
+
+
+class Propagated(NamedTuple):
+    """Final vectors of users (U, D) and items (I, D), and per modality the states of items before every layer."""
+
+    user: Tensor
+    item: Tensor
+    states: list[list[Tensor]]
+
+
+class Unseen(nn.Module):
+    """Draws items that a user has no training interaction with."""
+
+    seen: Tensor
+
+    def __init__(self, interactions: TrainingInteractions, n_items: int, seed: int) -> None:
+        super().__init__()
+        self.n_items, self.noise = n_items, KeyedNoise(seed)
+        # one sorted number per pair: a table of users by items would not fit
+        pairs = torch.unique(interaction_users(interactions) * n_items + interactions.items)
+        self.register_buffer("seen", pairs, persistent=False)
+
+    def forward(self, user_B: Tensor, key_B: Tensor) -> Tensor:
+        """(B,) item rows, uniform over what the user has not seen; a seen one if all draws were."""
+        # keys count rows and epochs: their highest bits are free to tell the draws apart
+        draw = torch.arange(_DRAWS, device=key_B.device) << 56
+        item_BR = self.noise.integers(key_B[:, None] ^ draw, 1, self.n_items - 1, Stream.NEGATIVES)
+        pair_BR = user_B[:, None] * self.n_items + item_BR
+        place_BR = torch.searchsorted(self.seen, pair_BR).clamp(max=len(self.seen) - 1)
+        first_B1 = (self.seen[place_BR] != pair_BR).int().argmax(dim=1, keepdim=True)
+        return item_BR.gather(1, first_B1).squeeze(1)
+
+
+class MMGCN(Remembering, SequenceModel):
+    """Users and items of the training graph by the mean of their states over modalities; dot product; BPR.
+
+    The graph, not the order of a history, says who a user is: only somebody unknown is encoded from the history.
+    """
+
+    needs = MODALITIES
+    needs_interactions = True
+
+    def __init__(self, options: MMGCNOptions, context: ModelContext) -> None:
+        super().__init__()
+        require_content("MMGCN", context.table.widths, options.needs)
+        self.loss_weights = {"ranking": 1.0, "regularisation": options.reg}
+        users, items = len(context.interactions.offsets) - 1, context.table.n_items
+        self.user_embedding = nn.Embedding(users, options.hidden)
+        self.item_embedding = nn.Embedding(items, options.hidden)
+        self.content, self.graphs = nn.ModuleList(), nn.ModuleList()
+        for field in MODALITIES:
+            content, width = _item_input(field, options, context)
+            self.content.append(content)
+            self.graphs.append(ModalityGraph(users, width, options.hidden, options.layers))
+        self.neighbours = Neighbours(context.interactions, items) if options.graph else None
+        self.unseen = Unseen(context.interactions, items, context.seed)
+        self.apply(_init_weights)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        user_UD, item_ID, _ = self._propagate()
+        negative_B = self.unseen(batch.user, batch.key)
+        user_BD = user_UD[batch.user]
+        margin_B = (user_BD * (item_ID[batch.target] - item_ID[negative_B])).sum(dim=1)
+        drawn = [self.user_embedding(batch.user), self.item_embedding(batch.target), self.item_embedding(negative_B)]
+        # the released code weighs the visual preferences alone
+        regularisation = torch.cat(drawn).square().mean() + self._modalities()[0].preference.square().mean()
+        return {"ranking": -F.logsigmoid(margin_B).mean(), "regularisation": regularisation}
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        propagated = self.remember(self._propagate)
+        known_B = batch.user >= 0
+        user_BD = propagated.user[batch.user.clamp(min=0)]
+        if bool(known_B.all()):
+            return user_BD
+        newcomer_BD = self._newcomers(batch, propagated.states)
+        return torch.where(known_B[:, None], user_BD, newcomer_BD)
+
+    def item_vectors(self) -> Tensor:
+        return self.remember(self._propagate).item
+
+    def _propagate(self) -> Propagated:
+        rows_I = torch.arange(self.item_embedding.num_embeddings, device=self.item_embedding.weight.device)
+        ids = self.user_embedding.weight, self.item_embedding.weight
+        users, states = [], []
+        for content, graph in zip(self.content, self.graphs, strict=True):
+            user, state = graph(content(rows_I), ids, self.neighbours)
+            users.append(_full(user))
+            states.append(state)
+        item_ID = torch.stack([_full(state.pop()) for state in states]).mean(dim=0)
+        return Propagated(torch.stack(users).mean(dim=0), item_ID, states)
+
+    def _modalities(self) -> list[ModalityGraph]:
+        return [graph for graph in self.graphs if isinstance(graph, ModalityGraph)]
+
+    def _newcomers(self, batch: Batch, states: list[list[Tensor]]) -> Tensor:
+        id_D, graph = self.user_embedding.weight.mean(dim=0), self.neighbours is not None
+        vectors = [
+            _full(modality.newcomers(batch, state, id_D, graph))
+            for modality, state in zip(self._modalities(), states, strict=True)
+        ]
+        return torch.stack(vectors).mean(dim=0)
+
+
+def _item_input(field: ContentField, options: MMGCNOptions, context: ModelContext) -> tuple[nn.Module, int]:
+    """(I,) item rows -> (I, width), and the width: visual content is projected, text is used as it is."""
+    if not options.content:
+        width = options.visual_width if field == "visual" else options.hidden
+        return nn.Embedding(context.table.n_items, width), width
+    content = ContentInput(context.table, field)
+    if field == "text":
+        return content, content.width[0]
+    return nn.Sequential(content, nn.Linear(content.width[0], options.visual_width)), options.visual_width
+
+
+def _history_mean(batch: Batch, state_IW: Tensor) -> Tensor:
+    """(B, W) mean state of the items of each history."""
+    total_BW = F.embedding_bag(batch.history, _full(state_IW), mode="sum", padding_idx=0)
+    return total_BW / batch.length[:, None]
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.xavier_normal_(module.weight)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

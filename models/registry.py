@@ -9,6 +9,8 @@ from typing import Any
 
 from models.cl4srec import CL4SRec, CL4SRecOptions
 from models.contract import ContentField, Floor, ModelContext, SequenceModel, System
+from models.diqdiff import DiQDiff, DiQDiffOptions
+from models.dmmd4sr import DMMD4SR, DMMD4SROptions
 from models.errors import UserError
 from models.floors import (
     ContentKNN,
@@ -20,7 +22,11 @@ from models.floors import (
     TransitionKNN,
     TransitionOptions,
 )
+from models.iisan import IISAN, IISANOptions, IISANVersa, IISANVersaOptions
+from models.m3bsr import M3BSR, M3BSROptions
 from models.mealrec import MealRec, MealRecOptions
+from models.mmgcn import MMGCN, MMGCNOptions
+from models.morec import MoRec, MoRecOptions
 from models.sasrec import SASRec, SASRecOptions
 from models.tedrec import TedRec, TedRecOptions
 
@@ -31,8 +37,15 @@ SYSTEMS: dict[str, tuple[type[Any], type[Any]]] = {
     "content-knn": (ContentOptions, ContentKNN),
     "sasrec": (SASRecOptions, SASRec),
     "cl4srec": (CL4SRecOptions, CL4SRec),
+    "diqdiff": (DiQDiffOptions, DiQDiff),
     "tedrec": (TedRecOptions, TedRec),
+    "morec": (MoRecOptions, MoRec),
+    "iisan": (IISANOptions, IISAN),
+    "iisan-versa": (IISANVersaOptions, IISANVersa),
     "mealrec": (MealRecOptions, MealRec),
+    "m3bsr": (M3BSROptions, M3BSR),
+    "dmmd4sr": (DMMD4SROptions, DMMD4SR),
+    "mmgcn": (MMGCNOptions, MMGCN),
 }
 
 

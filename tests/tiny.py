@@ -16,10 +16,16 @@ OPTIONS = SyntheticOptions(
 MODELS = {
     "sasrec": ["model.hidden=8", "model.inner=8"],
     "cl4srec": ["model.hidden=8", "model.inner=8"],
+    "diqdiff": ["model.hidden=8", "model.inner=8", "model.layers=2", "model.steps=3", "model.codes=4"],
     "tedrec": ["model.hidden=8", "model.inner=8", "model.experts=2"],
+    "morec": ["model.hidden=8"],
+    "iisan-versa": ["model.hidden=8", "model.adapter=4", "model.visual_adapter=4"],
     "mealrec": [
         "model.backbone=sasrec", "model.sasrec={hidden: 8, inner: 8}", "model.tcd.channels=[8, 16]", "model.steps=3",
     ],
+    "m3bsr": ["model.hidden=8", "model.inner=8", "model.heads=2", "model.layers=1"],
+    "dmmd4sr": ["model.hidden=8", "model.inner=8", "model.clusters=4"],
+    "mmgcn": ["model.hidden=8", "model.visual_width=8"],
 }  # fmt: skip
 RUN = ["train.epochs=2", "train.batch_size=64", "train.learning_rate=0.002",
        "engine.name=torch", "cluster.launcher=inline", "cluster.threads=1",

@@ -86,32 +86,49 @@ def exact_ranks(
     check_finite(users_BD, "user vector")
     check_finite(items_ID, "item vector")
     n_items, device = len(items_ID), users_BD.device
-    targets_B = targets_B.to(device)
-    if len(targets_B) and (int(targets_B.min()) < 1 or int(targets_B.max()) >= n_items):
-        raise ValueError(f"targets must be item rows in 1..{n_items - 1}")
+    targets_B = _checked(targets_B.to(device), n_items)
     real_items = items_ID[1:].float()  # row 0 is left out of the matmul, so column c is item c + 1
     budget = max_bytes or _default_bytes(device)
     step = max(1, budget // (_SCORE_BYTES * max(1, n_items)))
-    all_items, masked = [], []
+    parts = [Ranks(targets_B[:0], targets_B[:0])]
     with _full_float32():
         for start in range(0, len(users_BD), step):
             stop = min(start + step, len(users_BD))
             scores = users_BD[start:stop].float() @ real_items.T
-            target = targets_B[start:stop]
-            # from the same matmul as its rivals: computed apart it could differ in the last bit
-            own = scores.gather(1, target[:, None] - 1)
-            user, item = (x.to(device) for x in histories.pairs(start, stop, n_items))
-            # "not lower" rather than ">=": a score that overflowed to NaN counts against the target too
-            rival = ~(scores[user, item - 1] < own[user, 0]) & (item != target[user])
-            seen = torch.zeros_like(target).index_add_(0, user, rival.long())
-            # in place, and summed in float64: no second array of scores, exact for any catalogue
-            lower = scores.lt_(own).sum(1, dtype=torch.float64).long()
-            rank = n_items - 1 - lower
-            all_items.append(rank)
-            masked.append(rank - seen)
-    if not all_items:
-        return Ranks(targets_B.clone(), targets_B.clone())
-    return Ranks(torch.cat(all_items), torch.cat(masked))
+            parts.append(_rank(scores, targets_B[start:stop], histories.pairs(start, stop, n_items)))
+    return Ranks(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def score_ranks(scores_BI: Tensor, targets_B: Tensor, histories: Histories) -> Ranks:
+    """`exact_ranks` for scores that are there already: (B, I) float32, column 0 padding, which is never ranked.
+
+    Raises UserError where a score is not finite.
+    """
+    check_finite(scores_BI, "row of scores")
+    n_items = scores_BI.shape[1]
+    targets_B = _checked(targets_B.to(scores_BI.device), n_items)
+    return _rank(scores_BI[:, 1:].clone(), targets_B, histories.pairs(0, len(scores_BI), n_items))
+
+
+def _checked(targets_B: Tensor, n_items: int) -> Tensor:
+    if len(targets_B) and (int(targets_B.min()) < 1 or int(targets_B.max()) >= n_items):
+        raise ValueError(f"targets must be item rows in 1..{n_items - 1}")
+    return targets_B
+
+
+def _rank(scores: Tensor, target_B: Tensor, seen: tuple[Tensor, Tensor]) -> Ranks:
+    """Ranks from the scores (B, I - 1) of items 1.., which are overwritten; seen: (user, item) pairs of histories."""
+    # from the same matmul as its rivals: computed apart it could differ in the last bit
+    own = scores.gather(1, target_B[:, None] - 1)
+    user, item = (x.to(scores.device) for x in seen)
+    # "not lower" rather than ">=": a score that overflowed to NaN counts against the target too
+    rival = ~(scores[user, item - 1] < own[user, 0]) & (item != target_B[user])
+    masked = torch.zeros_like(target_B).index_add_(0, user, rival.long())
+    # in place, and summed in float64: no second array of scores, exact for any catalogue
+    lower = scores.lt_(own).sum(1, dtype=torch.float64).long()
+    rank = scores.shape[1] - lower
+    return Ranks(rank, rank - masked)
 
 
 @torch.no_grad()
@@ -155,6 +172,23 @@ def exact_topk(
             ids_out[start:stop, : best_ids.shape[1]] = best_ids
     ids_out[scores_out == -torch.inf] = 0
     return scores_out, ids_out
+
+
+@torch.no_grad()
+def score_topk(scores_BI: Tensor, k: int, exclude: Histories | None = None) -> tuple[Tensor, Tensor]:
+    """`exact_topk` for scores that are there already: (B, I) float32, column 0 padding, which is never returned."""
+    check_finite(scores_BI, "row of scores")
+    rows, n_items = scores_BI.shape
+    scores = scores_BI.clone()
+    scores[:, 0] = -torch.inf
+    if exclude is not None:
+        user, item = exclude.pairs(0, rows, n_items)
+        scores[user.to(scores.device), item.to(scores.device)] = -torch.inf
+    best, ids = _ordered_topk(scores, torch.arange(n_items, device=scores.device).expand_as(scores), k)
+    missing = (0, k - best.shape[1])
+    best, ids = torch.nn.functional.pad(best, missing, value=-torch.inf), torch.nn.functional.pad(ids, missing)
+    ids[best == -torch.inf] = 0
+    return best, ids
 
 
 def _ordered_topk(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:

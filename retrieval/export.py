@@ -23,16 +23,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import ContentField, Similarity
+from models.contract import ContentField, Similarity, TrainingInteractions
 from models.errors import UserError
 from retrieval.files import Record, check_file, read_record, sha256, whole_folder
 
-_WEIGHTS, _VECTORS, _ITEMS, _CONTENT = (
+_WEIGHTS, _VECTORS, _ITEMS, _CONTENT, _INTERACTIONS = (
     "weights.safetensors",
     "item_vectors.safetensors",
     "items.json",
     "content.safetensors",
+    "interactions.safetensors",
 )
+_NOBODY = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 _REMEDY = "export the model again with `mealrec export`"
 
 
@@ -56,6 +58,7 @@ class ModelCard(Record):
     content: dict[ContentField, ContentSpec]
     metrics: dict[str, object]
     provenance: dict[str, object]
+    behaviours: list[str]
     files: dict[str, str]
 
     @property
@@ -74,7 +77,10 @@ class ItemNames(Record):
 
 @dataclass(frozen=True)
 class Export:
-    """An exported model in host memory. item_vectors: (I, D) float32; content, present: (I, ...) by field."""
+    """An exported system in host memory. item_vectors: (I, D) float32; content, present: (I, ...) by field.
+
+    A floor has no vectors: D is 0. interactions: of training, for systems that need them (else of nobody).
+    """
 
     card: ModelCard
     weights: Mapping[str, Tensor]
@@ -82,6 +88,7 @@ class Export:
     items: ItemNames
     content: Mapping[ContentField, Tensor]
     present: Mapping[ContentField, Tensor]
+    interactions: TrainingInteractions
 
 
 def write_export(
@@ -100,6 +107,8 @@ def write_export(
     content: Mapping[ContentField, Tensor] | None = None,
     present: Mapping[ContentField, Tensor] | None = None,
     content_kinds: Mapping[ContentField, str] | None = None,
+    interactions: TrainingInteractions | None = None,
+    behaviours: Sequence[str] = (),
     metrics: Mapping[str, object] | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> ModelCard:
@@ -107,7 +116,7 @@ def write_export(
 
     options: plain JSON values, as `models.registry.build` takes them. seed: of the ModelContext (it keys the noise).
     item_vectors: (I, D); item_ids, titles: I - 1 entries, from row 1. content: (I, ...) per field, stored as float16;
-    present: (I,) bool per field; content_kinds: words per field.
+    present: (I,) bool per field; content_kinds: words per field. interactions: where the system needs them later.
     Raises UserError when `out` exists and is not an empty folder.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -127,6 +136,9 @@ def write_export(
             tensors: dict[str, Tensor] = {field: _stored(x.half()) for field, x in content.items()}
             tensors |= {f"{field}.present": _stored(x.bool()) for field, x in present.items()}
             save_file(tensors, new / _CONTENT)
+        if interactions is not None:
+            parts = {"offsets": interactions.offsets, "items": interactions.items}
+            save_file({name: _stored(x) for name, x in parts.items()}, new / _INTERACTIONS)
         card = ModelCard(
             system=system,
             options=dict(options),
@@ -137,6 +149,7 @@ def write_export(
             content={f: ContentSpec(shape=list(x.shape[1:]), kind=kinds[f]) for f, x in content.items()},
             metrics=dict(metrics or {}),
             provenance=dict(provenance or {}),
+            behaviours=list(behaviours),
             files={path.name: sha256(path) for path in sorted(new.iterdir())},
         )
         (new / "model.json").write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -150,7 +163,9 @@ def load_export(path: Path) -> Export:
     """
     card = cast(ModelCard, read_record(path / "model.json", ModelCard, _REMEDY))
     expected = {_WEIGHTS, _VECTORS, _ITEMS, *([_CONTENT] if card.content else [])}
-    if card.files.keys() != expected:  # names are never taken from the file: they could lead out of the folder
+    if (
+        card.files.keys() - {_INTERACTIONS} != expected
+    ):  # names are never taken from the file: they could lead out of the folder
         raise UserError(f"{path}/model.json lists the files {sorted(card.files)}, not {sorted(expected)}; {_REMEDY}")
     for name, digest in card.files.items():
         check_file(path / name, digest, _REMEDY)
@@ -161,12 +176,18 @@ def load_export(path: Path) -> Export:
         stored = load_file(path / _CONTENT) if card.content else {}
         content = {field: stored[field] for field in card.content}
         present = {field: stored[f"{field}.present"] for field in card.content}
+        interactions = _interactions(path) if _INTERACTIONS in card.files else _NOBODY
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}; {_REMEDY}") from None
     counts = {len(vectors) - 1, len(items.ids), len(items.titles), *(len(x) - 1 for x in content.values())}
     if len(counts) != 1:
         raise UserError(f"{path}: item vectors, ids, titles and content disagree on the number of items; {_REMEDY}")
-    return Export(card, weights, vectors, items, content, present)
+    return Export(card, weights, vectors, items, content, present, interactions)
+
+
+def _interactions(path: Path) -> TrainingInteractions:
+    stored = load_file(path / _INTERACTIONS)
+    return TrainingInteractions(stored["offsets"], stored["items"])
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from models import registry
-from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch, Floor, ModelContext, SequenceModel
 from models.errors import UserError
 from models.table import TensorTable
-from retrieval.exact import Histories, exact_topk, for_similarity
+from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
 from retrieval.export import Export, load_export
 from retrieval.index import Device, Index, Kind, load_index
 
@@ -44,7 +44,7 @@ class Answer:
 class Recommender:
     """An exported model, ready to answer; made by `Recommender.load`."""
 
-    def __init__(self, export: Export, model: SequenceModel, device: torch.device, index: Index | None) -> None:
+    def __init__(self, export: Export, model: SequenceModel | Floor, device: torch.device, index: Index | None) -> None:
         """index: over the vectors as ranked (`item_vectors`), or None to rank exactly."""
         self.card = export.card
         self.items = export.items
@@ -85,9 +85,18 @@ class Recommender:
 
     @torch.no_grad()
     def encode(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """(B, D) float32 user vectors, as ranked, for histories of item rows (oldest first, each with at least one)."""
+        """(B, D) float32 user vectors, as ranked, for histories of item rows (oldest first, each with at least one).
+
+        Raises UserError for a system without vectors (a floor).
+        """
+        model = self._model
+        if isinstance(model, Floor):
+            raise UserError(f"{self.card.system} ranks without vectors: it needs no index, and cannot have one")
+        vectors = torch.cat([model.user_vectors(batch) for batch in self._batches(histories)])
+        return for_similarity(vectors, self.card.similarity)
+
+    def _batches(self, histories: Sequence[Sequence[int]]) -> Iterator[Batch]:
         length = self.card.max_length
-        parts = []
         for start in range(0, len(histories), _BATCH):
             recent = [list(history[-length:]) for history in histories[start : start + _BATCH]]
             padded = torch.tensor([row + [0] * (length - len(row)) for row in recent], dtype=torch.int64)
@@ -100,8 +109,7 @@ class Recommender:
                 key=torch.full_like(zeros, _NOISE_KEY),
                 behaviours=torch.zeros_like(padded, dtype=torch.uint8),
             )
-            parts.append(self._model.user_vectors(batch.to(self._device)))
-        return for_similarity(torch.cat(parts), self.card.similarity)
+            yield batch.to(self._device)
 
     def recommend(self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool = True) -> list[Answer]:
         """The k best items for each history of raw item ids, oldest first; fewer where the catalogue has fewer.
@@ -124,13 +132,21 @@ class Recommender:
             unknown.append([item for item in history if item not in self._rows])
         if not known:
             return []
-        scores, ids = self._rank(self.encode(known), known if exclude_history else [[] for _ in known], k)
+        scores, ids = self._rank(known, known if exclude_history else [[] for _ in known], k)
         return [
             Answer([self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0], missing)
             for row, values, missing in zip(ids.tolist(), scores.tolist(), unknown, strict=True)
         ]
 
-    def _rank(self, users: Tensor, excluded: list[list[int]], k: int) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _rank(self, known: list[list[int]], excluded: list[list[int]], k: int) -> tuple[Tensor, Tensor]:
+        if isinstance(self._model, Floor):
+            parts = [
+                score_topk(self._model.scores(batch), k, Histories.of(excluded[start : start + _BATCH]))
+                for start, batch in zip(range(0, len(known), _BATCH), self._batches(known), strict=True)
+            ]
+            return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
+        users = self.encode(known)
         if self.index is None:
             return exact_topk(users, self.item_vectors, k, Histories.of(excluded))
         # an index cannot leave items out: ask for as many more as could be dropped
@@ -151,7 +167,7 @@ def index_folder(model_dir: Path, kind: Kind) -> Path:
     return model_dir / "index" / kind
 
 
-def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceModel:
+def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceModel | Floor:
     card = export.card
     table = TensorTable(
         fields={field: x.to(device) for field, x in export.content.items()},
@@ -159,8 +175,12 @@ def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceM
         kinds={field: spec.kind for field, spec in card.content.items()},
         n_items=len(export.item_vectors),
     )
-    nobody = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    model = registry.build(card.system, card.options, ModelContext(table, nobody, card.max_length, card.seed))
+    context = ModelContext(
+        table, export.interactions, card.max_length, card.seed, tuple(card.behaviours), export.items.titles
+    )
+    model = registry.build(card.system, card.options, context)
+    if isinstance(model, Floor):
+        return model
     try:
         model.load_state_dict(dict(export.weights))
     except RuntimeError as error:  # names or shapes differ: the checksums were right, so the code has changed

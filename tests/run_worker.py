@@ -21,7 +21,7 @@ from trainer.tracking import MetricsLog
 POINTS: dict[str, list[tuple[type[Any], str]]] = {
     "step": [(TorchEngine, "step")],
     "save": [(FileSystem, name) for name in ("mkdir", "open", "write", "fsync", "rename", "remove_tree")],
-    "evaluation": [(evaluation._Ranker, "add")],
+    "evaluation": [(evaluation._Exact, "ranks")],
     "log": [(MetricsLog, "append")],
 }
 

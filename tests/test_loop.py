@@ -65,7 +65,7 @@ def train(config: RunConfig, run_dir: Path) -> None:
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without times."""
-    timed = {"rows_per_second", "train_seconds", "valid_seconds"}
+    timed = {"rows_per_second", "train_seconds", "valid_seconds", "peak_memory_mib"}
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row["metrics"] = {key: value for key, value in row["metrics"].items() if key not in timed}

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from models.contract import SequenceModel
+from models.contract import Batch, Floor, SequenceModel, System
 from models.errors import UserError
-from retrieval.exact import Histories, exact_ranks, exact_topk, for_similarity
+from retrieval.exact import Histories, Ranks, exact_ranks, exact_topk, for_similarity, score_ranks
 from retrieval.index import Index, build_index
 from retrieval.metrics import mean_metrics, warm_cold
 from trainer.config import EvalConfig
@@ -67,8 +67,12 @@ class Evaluation:
             )
 
 
+#: scores that a system without vectors gives at once
+_SCORES_AT_ONCE = 1 << 26
+
+
 @torch.no_grad()
-def evaluate(model: SequenceModel, loaded: Loaded, split: Split, config: EvalConfig) -> Evaluation:
+def evaluate(model: System, loaded: Loaded, split: Split, config: EvalConfig) -> Evaluation:
     """Rank the target of every user of `split` against the whole catalogue. Collective; complete on every rank.
 
     The model is in eval mode. Each rank takes a contiguous share of the users; noise is keyed by
@@ -77,11 +81,17 @@ def evaluate(model: SequenceModel, loaded: Loaded, split: Split, config: EvalCon
     started = time.perf_counter()
     rank, size = world()
     users = np.array_split(np.arange(loaded.dataset.manifest.users, dtype=np.int64), size)[rank]
-    items = for_similarity(model.item_vectors(), model.similarity)
-    ranker = _Ranker(items, loaded, split, config)
-    for batch in loaded.evaluation_batches(split, users, config.batch_size):
-        ranker.add(for_similarity(model.user_vectors(batch), model.similarity), batch.user, batch.target)
-    plain, masked = (_gather(torch.cat(parts)) for parts in (ranker.plain, ranker.masked))
+    ranker = _ranker(model, config)
+    known = _Known(loaded, split)
+    nobody = torch.zeros(0, dtype=torch.int64)  # the share of a worker when there are more workers than users
+    parts = [Ranks(nobody, nobody)]
+    size_of_batch = config.batch_size
+    if isinstance(model, Floor):
+        size_of_batch = min(size_of_batch, max(1, _SCORES_AT_ONCE // loaded.table.n_items))
+    for batch in loaded.evaluation_batches(split, users, size_of_batch):
+        ranks = ranker.ranks(batch, known.histories(batch.user.cpu()))
+        parts.append(Ranks(ranks.all_items.cpu(), ranks.history_masked.cpu()))
+    plain, masked = (_gather(torch.cat(column)) for column in zip(*parts, strict=True))
     dataset = loaded.dataset
     return Evaluation(
         user=np.arange(dataset.manifest.users, dtype=np.int64),
@@ -91,45 +101,73 @@ def evaluate(model: SequenceModel, loaded: Loaded, split: Split, config: EvalCon
     )  # fmt: skip
 
 
-class _Ranker:
-    """Ranks batches of users exactly, or by an approximate index whose recall it measures on a sample."""
+class _Known:
+    """What each user had seen before the target of a split, without the limit on history length."""
 
-    def __init__(self, items: torch.Tensor, loaded: Loaded, split: Split, config: EvalConfig) -> None:
-        self._items, self._config = items, config
+    def __init__(self, loaded: Loaded, split: Split) -> None:
         self._offsets = torch.from_numpy(np.array(loaded.dataset.offsets))
-        self._known = loaded.dataset.items
+        self._items = loaded.dataset.items
         self._held_back = 1 if split == "test" else 2
-        nobody = torch.zeros(0, dtype=torch.int64)  # the share of a worker when there are more workers than users
-        self.plain, self.masked = [nobody], [nobody]
-        self._index: Index | None = None
-        self._found, self._sampled = 0, 0
-        if config.index != "exact":
-            self._index = build_index(items.cpu().numpy(), config.index, checksum="evaluation")
 
-    def add(self, vectors: torch.Tensor, user: torch.Tensor, target: torch.Tensor) -> None:
-        histories = self._histories(user.cpu())
-        if self._index is None:
-            ranks = exact_ranks(vectors, self._items, target, histories)
-            plain, masked = ranks.all_items, ranks.history_masked
-        else:
-            plain, masked = self._by_index(self._index, vectors, target, histories)
-        self.plain.append(plain.cpu())
-        self.masked.append(masked.cpu())
-
-    def _histories(self, user: torch.Tensor) -> Histories:
-        """Everything each user had seen before the target, without the limit on history length."""
+    def histories(self, user: torch.Tensor) -> Histories:
         start, stop = self._offsets[user], self._offsets[user + 1] - self._held_back
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (stop - start).cumsum(0)])
         at = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1] - start, stop - start)
-        return Histories(offsets, torch.from_numpy(self._known[at.numpy()].astype(np.int64)))
+        return Histories(offsets, torch.from_numpy(self._items[at.numpy()].astype(np.int64)))
 
-    def _by_index(
-        self, index: Index, vectors: torch.Tensor, target: torch.Tensor, histories: Histories
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+
+def _ranker(model: System, config: EvalConfig) -> _Scores | _Exact | _Approximate:
+    if isinstance(model, Floor):
+        if config.index != "exact":
+            raise UserError(f"eval.index={config.index}: this system has no item vectors to index; use exact")
+        return _Scores(model)
+    assert isinstance(model, SequenceModel)
+    return _Exact(model) if config.index == "exact" else _Approximate(model, config)
+
+
+class _Scores:
+    """Ranks by the scores of a system that has no vectors."""
+
+    def __init__(self, model: Floor) -> None:
+        self._model = model
+
+    def ranks(self, batch: Batch, histories: Histories) -> Ranks:
+        return score_ranks(self._model.scores(batch), batch.target, histories)
+
+    def describe(self) -> None:
+        """Nothing to say: this is exact."""
+
+
+class _Exact:
+    """Ranks by inner products with the whole catalogue."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        self._model = model
+        self._items = for_similarity(model.item_vectors(), model.similarity)
+
+    def ranks(self, batch: Batch, histories: Histories) -> Ranks:
+        vectors = for_similarity(self._model.user_vectors(batch), self._model.similarity)
+        return exact_ranks(vectors, self._items, batch.target, histories)
+
+    def describe(self) -> None:
+        """Nothing to say: this is exact."""
+
+
+class _Approximate:
+    """Ranks by an approximate index whose recall it measures on a sample."""
+
+    def __init__(self, model: SequenceModel, config: EvalConfig) -> None:
+        self._model, self._config = model, config
+        self._items = for_similarity(model.item_vectors(), model.similarity)
+        self._index: Index = build_index(self._items.cpu().numpy(), config.index, checksum="evaluation")  # type: ignore[arg-type]
+        self._found, self._sampled = 0, 0
+
+    def ranks(self, batch: Batch, histories: Histories) -> Ranks:
+        vectors = for_similarity(self._model.user_vectors(batch), self._model.similarity)
         depth = min(self._config.depth, len(self._items) - 1)
-        _, found = index.search(vectors.cpu().numpy(), depth)
+        _, found = self._index.search(vectors.cpu().numpy(), depth)
         ids = torch.from_numpy(found)
-        hit = ids == target.cpu()[:, None]
+        hit = ids == batch.target.cpu()[:, None]
         plain = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
         user, item = histories.pairs(0, len(ids), len(self._items))
         # pairs as numbers: a table of users by items would not fit for the catalogues that an index is for
@@ -137,7 +175,7 @@ class _Ranker:
         seen = torch.isin(row + ids.clamp(min=0), user * len(self._items) + item)
         before = (seen & (torch.arange(depth) < plain[:, None] - 1)).sum(1)
         self._measure_recall(vectors, ids)
-        return plain, torch.where(plain > 0, plain - before, 0)
+        return Ranks(plain, torch.where(plain > 0, plain - before, 0))
 
     def _measure_recall(self, vectors: torch.Tensor, ids: torch.Tensor) -> None:
         wanted = min(len(ids), self._config.recall_sample - self._sampled)
@@ -148,9 +186,8 @@ class _Ranker:
         self._found, self._sampled = self._found + int(same.sum()), self._sampled + same.numel() // exact.shape[1]
         self._recall_depth = exact.shape[1]
 
-    def describe(self) -> dict[str, Any] | None:
-        if self._index is None:
-            return None
+    def describe(self) -> dict[str, Any]:
+        """What ranked, and how near to exact it is."""
         recall = self._found / max(1, self._sampled * self._recall_depth)
         return {
             "kind": self._config.index, "description": self._index.description, "depth": self._config.depth,

@@ -48,13 +48,13 @@ class Position:
 class Loop:
     """One run on one worker. Rank 0 writes; every rank computes."""
 
-    def __init__(self, config: RunConfig, loaded: Loaded, engine: Engine, run_dir: Path) -> None:
+    def __init__(self, config: RunConfig, loaded: Loaded, engine: Engine, run_dir: Path, progress: Progress) -> None:
         self.config, self.loaded, self.engine, self.run_dir = config, loaded, engine, run_dir
         self.rank, self.size = world()
         self.plan = Plan(loaded.source.rows, config.train.batch_size)
         self.store = CheckpointStore(run_dir / "checkpoints")
         self.stopping = EarlyStopping(config.train.patience)
-        self.progress = Progress(self.rank == 0, config.train.epochs)
+        self.progress = progress
         self.position = Position()
         self.log: MetricsLog | None = None
 

@@ -1,9 +1,12 @@
-"""Keeping freed memory for the next tensor of the same size."""
+"""Memory of this process: keeping what is freed for the next tensor of the same size, and how much there was."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
+
+import torch
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -25,3 +28,11 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGE), (_M_TOP_PAD, _PAD)):
         mallopt(parameter, value)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory that this process has held: of the GPU where it computes on one, else resident, mapped files too."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

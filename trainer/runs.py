@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from models.contract import ContentField, SequenceModel
+from models.contract import ContentField, Floor, SequenceModel
 from models.errors import UserError
+from models.registry import needs
 from trainer import recipe
 from trainer.checkpoint import CheckpointStore
 from trainer.config import RunConfig
@@ -26,7 +27,7 @@ class Run:
     folder: Path
     config: RunConfig
     loaded: Loaded
-    model: SequenceModel
+    model: SequenceModel | Floor
     epoch: int
 
 
@@ -50,8 +51,9 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     loaded = load(dataset, config.data, choose_device(config), config.seed)
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)
-    load_weights(model, store.load(int(stopping["best_step"])).tensors["model"])
-    model.eval()
+    if isinstance(model, SequenceModel):
+        load_weights(model, store.load(int(stopping["best_step"])).tensors["model"])
+        model.eval()
     return Run(folder, config, loaded, model, int(stopping["best_epoch"]))
 
 
@@ -63,7 +65,7 @@ def run_folder(name: str, runs_dir: Path) -> Path:
 def whole_table(run: Run) -> tuple[ContentTensors, ContentTensors, dict[ContentField, str]]:
     """(values, present, kinds) of the content fields that the run's model needs, for every item, in float16."""
     table, rows = run.loaded.table, torch.arange(run.loaded.table.n_items, device=run.loaded.device)
-    fields = run.model.needs
+    fields = needs(run.config.model_name, run.config.model_options)
     values: ContentTensors = {field: table.gather(field, rows).half().cpu() for field in fields}
     present: ContentTensors = {field: table.present(field, rows).cpu() for field in fields}
     return values, present, {field: table.kinds[field] for field in fields}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.contract import ModelContext, SequenceModel
+from models.contract import Floor, ModelContext, SequenceModel, System
 from models.errors import UserError
-from models.registry import build
+from models.registry import build, system_class
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import RunConfig, parse
 from trainer.data.dataset import Dataset
@@ -24,7 +25,8 @@ from trainer.engine import Engine, NonFiniteError, TorchEngine, world
 from trainer.evaluation import Evaluation, choose_inference, evaluate
 from trainer.files import sole_writer, write_json
 from trainer.loop import Loop, check_resumable
-from trainer.memory import keep_freed_memory
+from trainer.memory import keep_freed_memory, peak_memory_mib
+from trainer.progress import Progress
 from trainer.tracking import MetricsLog, Mirror, start_mirror
 
 _MIRROR_SECONDS = 60.0
@@ -40,13 +42,17 @@ def choose_device(config: RunConfig) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel:
-    """The configured model over this data, on its device, initialised from the seed alone: the same on every rank."""
+def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Floor:
+    """The configured system over this data, on its device, initialised from the seed alone: the same on every rank."""
     torch.manual_seed(config.seed)
+    dataset = loaded.dataset
+    titles = dataset.item_titles() if system_class(config.model_name).needs_titles else ()
     context = ModelContext(
-        loaded.table, loaded.dataset.training_interactions(), loaded.dataset.manifest.max_length, config.seed
-    )
-    return build(config.model_name, config.model_options, context).to(loaded.device)
+        loaded.table, dataset.training_interactions(), dataset.manifest.max_length, config.seed,
+        dataset.manifest.behaviours, titles,
+    )  # fmt: skip
+    model = build(config.model_name, config.model_options, context)
+    return model if isinstance(model, Floor) else model.to(loaded.device)
 
 
 def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:
@@ -103,15 +109,52 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
     checkpoint = _agree_on_checkpoint(run_dir)
     if checkpoint is not None:
         check_resumable(checkpoint, config, dataset.manifest.fingerprint, run_dir)
+    progress = Progress(rank == 0, config.train.epochs)
+    if isinstance(model, Floor):
+        _announce(progress, config, loaded, model, "fitted, nothing is trained")
+        with _tracked(config, run_dir, checkpoint, rank) as log:
+            _fit(config, loaded, run_dir)
+            _finish(Trained(model, 0, 0, "none"), config, loaded, run_dir, log, progress)
+        return
+    if checkpoint is not None:
         load_weights(model, checkpoint.tensors["model"])
     engine = build_engine(model, config, device)
-    loop = Loop(config, loaded, engine, run_dir)
+    loop = Loop(config, loaded, engine, run_dir, progress)
     if checkpoint is not None:
         loop.restore(checkpoint)
-    _announce(loop, checkpoint)
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    how = f"{parameters:,} parameters; {loop.size} worker(s), {engine.name} engine, {config.engine.precision}"
+    _announce(progress, config, loaded, model, how)
+    if checkpoint is not None:
+        progress.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
     with _tracked(config, run_dir, checkpoint, rank) as log:
         _train(loop)
-        _finish(loop, log)
+        best = build_model(config, loaded)
+        assert isinstance(best, SequenceModel)
+        load_weights(best, loop.best().tensors["model"])
+        trained = Trained(best, loop.stopping.best_epoch, loop.position.total_steps, engine.name)
+        _finish(trained, config, loaded, run_dir, log, progress)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is evaluated at the end: the best model, its epoch, all steps that were taken, and what took them."""
+
+    model: SequenceModel | Floor
+    epoch: int
+    steps: int
+    engine: str
+
+
+def _fit(config: RunConfig, loaded: Loaded, run_dir: Path) -> None:
+    """A floor is fitted when it is built; its checkpoint only says from what, so that it is opened like any run."""
+    if world()[0] != 0:
+        return
+    state = {
+        "position": {}, "stopping": {"best_step": 0, "best_epoch": 0},
+        "config": config.fingerprint(), "data": loaded.dataset.manifest.fingerprint,
+    }  # fmt: skip
+    CheckpointStore(run_dir / "checkpoints").commit(0, {"model": {}, "optimizer": {}}, state, keep=[0])
 
 
 def _train(loop: Loop) -> None:
@@ -141,17 +184,14 @@ def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
     return latest if latest is not None else store.load(chosen[0])
 
 
-def _announce(loop: Loop, checkpoint: Checkpoint | None) -> None:
-    loaded, config = loop.loaded, loop.config
+def _announce(progress: Progress, config: RunConfig, loaded: Loaded, model: System, how: str) -> None:
     manifest = loaded.dataset.manifest
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in loop.engine.model.parameters())
-    loop.progress.say(
-        f"{config.model_name}: {parameters:,} parameters on {manifest.users:,} users, {manifest.items:,} items, "
-        f"{manifest.train_rows:,} training rows; {loop.size} worker(s), {loop.engine.name} engine, "
-        f"{config.engine.precision} on {loaded.device.type}, data {loaded.placement}"
+    progress.say(
+        f"{config.model_name} on {manifest.users:,} users, {manifest.items:,} items, {manifest.train_rows:,} training "
+        f"rows ({loaded.device.type}, data {loaded.placement}): {how}"
     )
-    if checkpoint is not None:
-        loop.progress.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
+    for note in model.notes:
+        progress.say(f"note: {note}")
 
 
 @contextlib.contextmanager
@@ -179,16 +219,16 @@ def default_uri(run_dir: Path) -> str:
     return f"sqlite:///{run_dir.absolute().parent.parent / 'mlflow.db'}"
 
 
-def _finish(loop: Loop, log: MetricsLog | None) -> None:
-    """Evaluate the best checkpoint: every way of encoding users on validation, the best of them on the test split."""
-    best = loop.best()
-    loaded, config, run_dir = loop.loaded, loop.config, loop.run_dir
-    model = build_model(config, loaded)
-    load_weights(model, best.tensors["model"])
-    evaluations, chosen = evaluate_choices(model, loaded, config)
+def _finish(
+    trained: Trained, config: RunConfig, loaded: Loaded, run_dir: Path, log: MetricsLog | None, progress: Progress
+) -> None:
+    """Evaluate the best model: every way of encoding users on validation, the best of them on the test split."""
+    evaluations, chosen = evaluate_choices(trained.model, loaded, config)
     if log is None:
         return
-    common = {"inference": chosen, "epoch": loop.stopping.best_epoch, "seed": config.seed, "engine": loop.engine.name}
+    common = {
+        "inference": chosen, "epoch": trained.epoch, "seed": config.seed, "engine": trained.engine,
+    }  # fmt: skip
     if loaded.dataset.manifest.truth:
         common["truth"] = loaded.dataset.manifest.truth
     for split, name in zip(SPLITS, ("valid", "test"), strict=True):
@@ -198,17 +238,18 @@ def _finish(loop: Loop, log: MetricsLog | None) -> None:
         choices[chosen].save(run_dir / f"ranks-{name}.npz")
         write_json(run_dir / f"{name}.json", {**report, **common, "choices": every})
     test = evaluations["test"][chosen]
-    log.append("test", loop.stopping.best_epoch, loop.position.total_steps, test.metrics())
-    log.append("end", loop.position.epoch - 1, loop.position.total_steps, {})
+    log.append("test", trained.epoch, trained.steps, test.metrics())
+    log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
     shown = " ".join(f"{name} {value:.4f}" for name, value in test.metrics().items())
-    loop.progress.say(f"test (epoch {loop.stopping.best_epoch}, {chosen}): {shown}")
+    progress.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
 
 
 def evaluate_choices(
-    model: SequenceModel, loaded: Loaded, config: RunConfig
+    model: SequenceModel | Floor, loaded: Loaded, config: RunConfig
 ) -> tuple[dict[Split, dict[str, Evaluation]], str]:
     """Evaluations by split and way of encoding users, and the way that is best on validation. Collective."""
-    model.eval()
+    if isinstance(model, SequenceModel):
+        model.eval()
     results: dict[Split, dict[str, Evaluation]] = {"validation": {}, "test": {}}
     with torch.no_grad():
         for split in SPLITS:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from models.contract import SequenceModel
 from retrieval.export import write_export
+from trainer.engine import weights_of
 from trainer.runs import Run, open_run, run_folder, whole_table
 from trainer.session import evaluate_choices
 
@@ -36,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     _write(opened, args.out)
     print(f"{opened.config.model_name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
     print(f'ask it: mealrec recommend --model {args.out} --history "ITEM ITEM ..." --k 20')
-    print(f"index it: mealrec index --model {args.out} --kind ivf")
+    if isinstance(opened.model, SequenceModel):
+        print(f"index it: mealrec index --model {args.out} --kind ivf")
     return 0
 
 
@@ -45,13 +48,18 @@ def _write(opened: Run, out: Path) -> None:
     content, present, kinds = whole_table(opened)
     test = opened.folder / "test.json"
     metrics = {k: v for k, v in json.loads(test.read_text()).items() if "@" in k} if test.exists() else {}
-    with torch.no_grad():
-        vectors = model.item_vectors().cpu()
+    manifest = dataset.manifest
+    vectors, weights, similarity = torch.zeros(manifest.items + 1, 0), {}, SequenceModel.similarity
+    if isinstance(model, SequenceModel):
+        with torch.no_grad():
+            vectors = model.item_vectors().cpu()
+        weights, similarity = weights_of(model), model.similarity
     write_export(
-        out, system=config.model_name, options=config.model_options, similarity=model.similarity,
-        max_length=dataset.manifest.max_length, inference=model.inference, seed=config.seed,
-        weights={name: p.detach().cpu() for name, p in model.named_parameters()}, item_vectors=vectors,
+        out, system=config.model_name, options=config.model_options, similarity=similarity,
+        max_length=manifest.max_length, inference=model.inference, seed=config.seed,
+        weights=weights, item_vectors=vectors,
         item_ids=dataset.item_ids(), titles=dataset.item_titles(), content=content, present=present,
-        content_kinds=kinds, metrics=metrics,
-        provenance={"run": opened.folder.name, "epoch": opened.epoch, "data": dataset.manifest.fingerprint},
+        content_kinds=kinds, metrics=metrics, behaviours=manifest.behaviours,
+        interactions=dataset.training_interactions() if model.needs_interactions else None,
+        provenance={"run": opened.folder.name, "epoch": opened.epoch, "data": manifest.fingerprint},
     )  # fmt: skip

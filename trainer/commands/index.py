@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, measure, save; returns the exit code."""
     recommender = Recommender.load(args.model)
+    histories = np.random.default_rng(0).integers(1, len(recommender.items.ids) + 1, size=(_QUERIES, _HISTORY)).tolist()
+    users = recommender.encode(histories).numpy()  # first: a system without vectors is refused here
     vectors = recommender.item_vectors.numpy()
     started = time.perf_counter()
     index = build_index(
@@ -50,9 +52,6 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     folder = index_folder(args.model, args.kind)
     index.save(folder)
-    rng = np.random.default_rng(0)
-    histories = rng.integers(1, len(vectors), size=(_QUERIES, _HISTORY)).tolist()
-    users = recommender.encode(histories).numpy()
     recalls = {k: recall_against_exact(index, users, vectors, k) for k in (10, 20)}
     size = (folder / "index.faiss").stat().st_size
     print(index.description)

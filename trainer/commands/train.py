@@ -17,8 +17,9 @@ import torch
 
 from cluster.ray_train import fit
 from models.content import require_content
+from models.contract import Floor
 from models.errors import UserError
-from models.registry import SYSTEMS
+from models.registry import needs, system_class
 from trainer import recipe
 from trainer.config import RunConfig
 from trainer.data.manifest import Manifest, load_manifest
@@ -69,6 +70,8 @@ def _check(config: RunConfig) -> RunConfig:
         raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
     if config.engine.zero_stage and (config.engine.name == "torch" or not deepspeed_installed()):
         raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
+    if config.eval.index != "exact" and issubclass(system_class(config.model_name), Floor):
+        raise UserError(f"eval.index={config.eval.index}: {config.model_name} has no item vectors to index; use exact")
     if is_url(config.data.path):
         return config
     path = Path(config.data.path).absolute()
@@ -79,7 +82,7 @@ def _check(config: RunConfig) -> RunConfig:
 def _check_content(config: RunConfig, manifest: Manifest) -> None:
     if manifest.train_rows == 0:
         raise UserError(f"{config.data.path} has no training rows: every user has only 3 items; use a lower --k-core")
-    require_content(config.model_name, manifest.content, SYSTEMS[config.model_name][1].needs)
+    require_content(config.model_name, manifest.content, needs(config.model_name, config.model_options))
 
 
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:

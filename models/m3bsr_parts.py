@@ -102,7 +102,7 @@ class CrossAttention(nn.Module):
         return self.out(part.layout.flatten(read.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     def _split(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x_BLD.view(*x_BLD.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class NoisePredictor(nn.Module):
@@ -189,7 +189,7 @@ class InterestExperts(nn.Module):
         """Tokens (n, D) per modality of both parts -> (B, D) interest, and (B, E, D) what each specific expert says."""
         specific = [expert(x, shallow_part.layout) for expert, x in zip(self.shallow, shallow, strict=True)]
         specific += [expert(x, deep_part.layout) for expert, x in zip(self.deep, deep, strict=True)]
-        common = self.common(self._both(sum(shallow), shallow_part, sum(deep), deep_part, history), history)
+        common = self.common(self._both(_sum(shallow), shallow_part, _sum(deep), deep_part, history), history)
         gate = torch.sigmoid(self.gate(torch.cat([*specific, common], dim=1)))
         specific_BED = torch.stack(specific, dim=1)
         return torch.lerp(specific_BED.mean(dim=1), common, gate.to(common.dtype)), specific_BED
@@ -200,6 +200,10 @@ class InterestExperts(nn.Module):
         tokens = shallow.new_zeros(size, shallow.shape[1])
         tokens = shallow_part.put(self.shallow_reads(shallow, shallow_part, deep, deep_part), tokens)
         return deep_part.put(self.deep_reads(deep, deep_part, shallow, shallow_part), tokens)
+
+
+def _sum(tokens: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(tokens)).sum(dim=0)
 
 
 def mean_cosine(x_BED: Tensor) -> Tensor:

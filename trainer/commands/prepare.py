@@ -115,9 +115,15 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     add("--sample-users", type=int, metavar="N", help="keep N users, drawn before the k-core")
     add("--seed", type=int, default=default.seed, help="of the sample (default %(default)s)")
     add("--max-length", type=int, default=default.max_length, help="items in a history (default %(default)s)")
-    add("--features", type=Path, metavar="DIR", help="ids.txt or ids.json beside frames.npy, video.npy, text.npy")
+    add(
+        "--features",
+        type=Path,
+        metavar="DIR",
+        help="ids.txt or ids.json beside frames.npy, video.npy, text.npy, *_layers.npy",
+    )
     add("--text", choices=["minilm"], help="embed titles (needs the extra `text`)")
     add("--segments", type=int, metavar="K", help="cut titles into K overlapping windows, each embedded")
+    add("--layers", action="store_true", help="keep the encoder's layer states too (IISAN)")
 
 
 def _add_fields(parser: argparse.ArgumentParser) -> None:

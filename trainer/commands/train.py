@@ -6,6 +6,7 @@ Example: mealrec train --recipe demo --data data/demo --model sasrec,tedrec,meal
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, help="name of the run; results go to RUNS_DIR/NAME")
     parser.add_argument("--model", help="system to train instead of the recipe's; several, separated by commas, "
                         "make runs NAME-SYSTEM and one table")  # fmt: skip
+    parser.add_argument("--seeds", help="train each system once per seed, e.g. 2020,2021,2022: runs NAME-sSEED, which "
+                        "`mealrec compare` joins to means and spreads")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="override one setting; may be repeated")  # fmt: skip
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
@@ -47,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     systems = args.model.split(",") if args.model else [None]
     if len(set(systems)) < len(systems) or "" in systems:
         raise UserError(f"--model {args.model}: name each system once, separated by commas")
-    several = len(systems) > 1
+    seeds = _seeds(args.seeds)
+    several = len(systems) * len(seeds) > 1
     planned = []
-    for system in systems:
-        config = recipe.load(args.recipe, system, args.settings, args.data)
-        name = f"{args.name}-{config.model_name}" if several else args.name
+    for system, seed in itertools.product(systems, seeds):
+        settings = args.settings if seed is None else [*args.settings, f"seed={seed}"]
+        config = recipe.load(args.recipe, system, settings, args.data)
+        name = f"{args.name}-{config.model_name}" if len(systems) > 1 else args.name
+        name += "" if seed is None else f"-s{seed}"
         planned.append((name, _check(config), args.runs_dir.absolute() / name))
     for name, _, run_dir in planned:
         _check_name(name, run_dir, args.resume)
@@ -62,6 +68,15 @@ def run(args: argparse.Namespace) -> int:
     reports = {name: json.loads((run_dir / "test.json").read_text()) for name, _, run_dir in planned}
     print(metric_table(reports), flush=True)
     return 0
+
+
+def _seeds(text: str | None) -> list[int | None]:
+    if text is None:
+        return [None]
+    seeds = text.split(",")
+    if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
+        raise UserError(f"--seeds {text}: name each seed once, as whole numbers separated by commas")
+    return [int(seed) for seed in seeds]
 
 
 def _check(config: RunConfig) -> RunConfig:

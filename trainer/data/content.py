@@ -21,6 +21,8 @@ _FILES: dict[str, tuple[ContentField, int, str]] = {
     "frames.npy": ("sequence", 3, "frames"),
     "video.npy": ("visual", 2, "video"),
     "text.npy": ("text", 2, "title"),
+    "video_layers.npy": ("visual_layers", 3, "video layers"),
+    "text_layers.npy": ("text_layers", 3, "title layers"),
 }
 
 
@@ -28,7 +30,8 @@ def feature_content(
     folder: Path, item_ids: Sequence[str]
 ) -> tuple[dict[ContentField, Content], dict[str, int], list[Path]]:
     """Content from `folder`: ids.txt (one id a line) or ids.json (a list), and any of frames.npy (I, K, V),
-    video.npy (I, V), text.npy (I, H). Without a video, visual is the mean of the frames.
+    video.npy (I, V), text.npy (I, H), video_layers.npy (I, S, V), text_layers.npy (I, S', H). Without a video, visual
+    is the mean of the frames.
 
     Returns content by field, what was not used (reason -> count), and the files read.
     Raises UserError: files missing, ids and arrays of different lengths, NaN or infinity (file and first bad row).
@@ -54,8 +57,13 @@ def feature_content(
     return content, {"feature rows of items not in the dataset": unused}, files
 
 
-def title_content(titles: Sequence[str | None], n_segments: int | None) -> dict[ContentField, Content]:
-    """Text content of titles (None or blank: missing), and with `n_segments` a sequence of segments and their mean."""
+def title_content(
+    titles: Sequence[str | None], n_segments: int | None, layers: bool = False
+) -> dict[ContentField, Content]:
+    """Text content of titles (None or blank: missing), and with `n_segments` a sequence of segments and their mean.
+
+    layers: also the encoder's layer states, of the titles, and of the stand-in for video as the mean over segments.
+    """
     clean = [title.strip() if title else "" for title in titles]
     present = np.asarray([bool(title) for title in clean])
     if not present.any():
@@ -64,16 +72,20 @@ def title_content(titles: Sequence[str | None], n_segments: int | None) -> dict[
     texts = [title for title in clean if title] + [
         w for title, ws in zip(clean, windows, strict=False) if title for w in ws
     ]
-    vectors, index = embed(texts)
+    vectors, states, index = embed(texts, layers)
     shown = int(present.sum())
     text = np.full(len(clean), -1, np.int64)
     text[present] = index[:shown]
     content: dict[ContentField, Content] = {"text": _from_rows(vectors, text, "title", ENCODER)}
+    if states is not None:
+        content["text_layers"] = _from_rows(states, text, "title layers", ENCODER)
     if n_segments:
         sequence = np.full((len(clean), n_segments), -1, np.int64)
         sequence[present] = index[shown:].reshape(shown, n_segments)
         content["sequence"] = _from_rows(vectors, sequence, "segments", ENCODER)
         content["visual"] = mean_of(content["sequence"])
+        if states is not None:
+            content["visual_layers"] = mean_of(_from_rows(states, sequence, "segments layers", ENCODER))
     return content
 
 

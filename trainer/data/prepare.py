@@ -32,6 +32,7 @@ class PrepareOptions:
     features: Path | None = None
     text: Literal["minilm"] | None = None
     segments: int | None = None
+    layers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("k_core", "max_length", "segments"):
@@ -40,6 +41,8 @@ class PrepareOptions:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
         if self.segments and not self.text:
             raise UserError("--segments cuts the titles that --text embeds: add --text minilm")
+        if self.layers and not self.text:
+            raise UserError("--layers keeps the states of the encoder that --text runs: add --text minilm")
         # checked here, before a long import: numpy's generator takes no negative seed
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: give a number of at least 0")
@@ -155,7 +158,7 @@ def _content(
     if options.features:
         content, unused, files = feature_content(options.features, item_ids)
     if options.text:
-        made = title_content([titles.get(item) for item in item_ids], options.segments)
+        made = title_content([titles.get(item) for item in item_ids], options.segments, options.layers)
         twice = sorted(made.keys() & content.keys())
         if twice:
             raise UserError(

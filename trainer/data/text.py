@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,13 @@ def segments(title: str, count: int) -> list[str]:
     return [" ".join(words[start : start + size]) for start in starts]
 
 
-def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """MiniLM vectors of the distinct `texts` (D, 384) float32, and for each text the row of its vector (n,).
+def embed(
+    texts: Sequence[str], layers: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.float16] | None, NDArray[np.int64]]:
+    """MiniLM vectors of the distinct `texts` (D, 384), with `layers` its states (D, 7, 384), and each text's row (n,).
 
-    Each distinct text is embedded once. Raises UserError: the extra `text` is not installed.
+    A state is the mean over the text's tokens, the embedding layer first; the last, at length 1, is the vector. Each
+    distinct text is embedded once. Raises UserError: the extra `text` is not installed.
     """
     number = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     index = np.fromiter((number[text] for text in texts), np.int64, len(texts))
@@ -45,9 +49,32 @@ def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]
     by_length = sorted(range(len(distinct)), key=lambda row: len(distinct[row]))  # little padding within a batch
     width = len(model.encode(""))
     vectors = np.empty((len(distinct), width), np.float32)
+    states: NDArray[np.float16] | None = None
+    if layers:
+        states = np.empty((len(distinct), *_states(model, [""]).shape[1:]), np.float16)
     progress = Progress(f"embedding texts ({len(distinct):,} distinct of {len(texts):,})", len(distinct))
     for start in range(0, len(distinct), _CHUNK):
         rows = by_length[start : start + _CHUNK]
-        vectors[rows] = model.encode([distinct[row] for row in rows], batch_size=64, show_progress_bar=False)
+        chosen = [distinct[row] for row in rows]
+        if states is None:
+            vectors[rows] = model.encode(chosen, batch_size=64, show_progress_bar=False)
+        else:
+            parts = [_states(model, chosen[at : at + 64]) for at in range(0, len(chosen), 64)]
+            states[rows] = np.concatenate(parts)
+            last = np.concatenate([part[:, -1] for part in parts])
+            vectors[rows] = last / np.linalg.norm(last, axis=1, keepdims=True)
         progress.update(start + len(rows))
-    return vectors, index
+    return vectors, states, index
+
+
+def _states(model: Any, texts: list[str]) -> NDArray[np.float32]:
+    """(n, layers + 1, width) mean token of each state of the encoder."""
+    import torch
+
+    with torch.no_grad():
+        tokens = {k: v.to(model.device) for k, v in model.preprocess(texts).items() if isinstance(v, torch.Tensor)}
+        real = tokens["attention_mask"][:, :, None].float()
+        hidden = model[0].auto_model(**tokens, output_hidden_states=True).hidden_states
+        means = [(state * real).sum(1) / real.sum(1) for state in hidden]
+    states: NDArray[np.float32] = torch.stack(means, dim=1).cpu().numpy()
+    return states

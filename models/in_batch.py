@@ -10,22 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.contract import Batch, TrainingInteractions
+from models.gather import Gather, repeated
 from models.loss import Corrections, sampled_softmax_cross_entropy
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The C distinct items of the global batch. row: (C,) item rows, ascending. count: (C,) how often each occurs."""
+    """The C distinct items of the global batch. row: (C,) item rows, ascending; padding is one of them where the batch
+    has any. count: (C,) how often each occurs; 0 for padding, which nothing is compared with.
+    """
 
     row: Tensor
     count: Tensor
 
     def place(self, items: Tensor) -> Tensor:
-        """Index among the candidates of item rows that are candidates (any shape); 0 for padding."""
+        """Index among the candidates of item rows of the batch (any shape)."""
         return torch.searchsorted(self.row, items)
 
 
@@ -42,35 +44,22 @@ class InBatchSoftmax(nn.Module):
         self.register_buffer("log_share", share.log(), persistent=False)
 
     def candidates(self, batch: Batch) -> Candidates:
-        """Collective: the same on every worker, from the rows of all. Synchronises the host, for their number."""
-        items = torch.cat([batch.target[:, None], batch.history], dim=1)
-        real = items != 0
-        count_I = torch.zeros(len(self.log_share), dtype=torch.int32, device=items.device)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            real = real & ~_repeats_first_row(batch)[:, None]
-            count_I.index_add_(0, items.flatten(), real.flatten().int())
-            dist.all_reduce(count_I)
-        else:
-            count_I.index_add_(0, items.flatten(), real.flatten().int())
-        row = count_I.nonzero().squeeze(1)
-        return Candidates(row, count_I[row])
+        """The same on every worker, from the rows of all. Collective; the host waits for their number."""
+        own = torch.cat([batch.key[:, None], batch.target[:, None], batch.history], dim=1)
+        rows = Gather.of(len(batch), own.device)(own)
+        key_M, items = rows[:, 0], rows[:, 1:]
+        counted = (items != 0) & ~repeated(key_M)[:, None]
+        row, place = torch.unique(items, return_inverse=True)
+        count = self.log_share.new_zeros(len(row)).index_add_(0, place.flatten(), counted.flatten().to(self.log_share))
+        return Candidates(row, count)
 
     def forward(self, user_BD: Tensor, item_CD: Tensor, candidates: Candidates, batch: Batch) -> Tensor:
         """Scalar mean over rows, from user vectors and the vectors of the candidates. Memory: a slice of (B, C)."""
         target_B = candidates.place(batch.target)
-        # padding hides the target, which is never hidden
-        hidden_BL = torch.where(batch.history != 0, candidates.place(batch.history), target_B[:, None])
         log_share_C = self.log_share[candidates.row]
-        offset_C = candidates.count.to(log_share_C.dtype).log() - log_share_C
-        corrections = Corrections(offset_C, -log_share_C[target_B], hidden_BL)
+        corrections = Corrections(
+            offset_I=candidates.count.log() - log_share_C,
+            own_B=-log_share_C[target_B],  # as a target an item stands for its row alone
+            hidden_BL=candidates.place(batch.history),
+        )
         return sampled_softmax_cross_entropy(user_BD, item_CD, target_B, corrections)
-
-
-def _repeats_first_row(batch: Batch) -> Tensor:
-    """(B,) rows of this worker that stand in for missing ones (trainer/plan.py): the first row of worker 0 again.
-
-    Keys are distinct per training row, so the stand-in is told by its key, and its items are counted once.
-    """
-    first = batch.key[:1].clone()
-    dist.broadcast(first, 0)
-    return (batch.key == first) & (dist.get_rank() != 0)

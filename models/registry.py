@@ -28,6 +28,7 @@ from models.mealrec import MealRec, MealRecOptions
 from models.mmgcn import MMGCN, MMGCNOptions
 from models.morec import MoRec, MoRecOptions
 from models.sasrec import SASRec, SASRecOptions
+from models.ssdrec import SSDRec, SSDRecOptions
 from models.tedrec import TedRec, TedRecOptions
 
 SYSTEMS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -38,6 +39,7 @@ SYSTEMS: dict[str, tuple[type[Any], type[Any]]] = {
     "sasrec": (SASRecOptions, SASRec),
     "cl4srec": (CL4SRecOptions, CL4SRec),
     "diqdiff": (DiQDiffOptions, DiQDiff),
+    "ssdrec": (SSDRecOptions, SSDRec),
     "tedrec": (TedRecOptions, TedRec),
     "morec": (MoRecOptions, MoRec),
     "iisan": (IISANOptions, IISAN),

@@ -17,6 +17,7 @@ MODELS = {
     "sasrec": ["model.hidden=8", "model.inner=8"],
     "cl4srec": ["model.hidden=8", "model.inner=8"],
     "diqdiff": ["model.hidden=8", "model.inner=8", "model.layers=2", "model.steps=3", "model.codes=4"],
+    "ssdrec": ["model.hidden=8", "model.inner=8", "model.strong=1"],
     "tedrec": ["model.hidden=8", "model.inner=8", "model.experts=2"],
     "morec": ["model.hidden=8"],
     "iisan-versa": ["model.hidden=8", "model.adapter=4", "model.visual_adapter=4"],

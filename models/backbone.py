@@ -8,21 +8,27 @@ from torch import Tensor, nn
 
 from models.contract import Batch, ModelContext, SequenceModel
 from models.loss import cosine_full_softmax_cross_entropy, full_softmax_cross_entropy
+from models.noise import KeyedNoise
+from models.ranking import Candidates, RankingOptions, shortened
 
 
 class Backbone(SequenceModel):
     """A sequence encoder with an item embedding table and its own rule for scoring.
 
     Alone it is a recommender; under MealRec it gives x_0 (Eq. 12) and ranks the denoised preference by its own rule.
+    How it learns to rank is in `models/ranking.py`; without `ranking` it is as published.
     """
 
     hidden: int
     temperature: float = 1.0
 
-    def __init__(self, context: ModelContext, hidden: int) -> None:
+    def __init__(self, context: ModelContext, hidden: int, ranking: RankingOptions | None = None) -> None:
         super().__init__()
         self.hidden = hidden
         self.item_embedding = nn.Embedding(context.table.n_items, hidden, padding_idx=0)
+        ranking = ranking or RankingOptions()
+        self.candidates = Candidates(ranking, context, hidden)
+        self._shorten, self._shorten_noise = ranking.shorten, KeyedNoise(context.seed)
 
     @abstractmethod
     def encode(self, batch: Batch) -> Tensor:
@@ -35,15 +41,21 @@ class Backbone(SequenceModel):
 
     def ranking_loss(self, user_BD: Tensor, target_B: Tensor) -> Tensor:
         """Full softmax cross-entropy of the target under this backbone's similarity, mean over rows (Eq. 15)."""
+        item_ID, target_B = self.candidates.trained(self.candidates(self.item_embedding.weight), target_B)
         if self.similarity == "cosine":
-            return cosine_full_softmax_cross_entropy(user_BD, self.item_embedding.weight, target_B, self.temperature)
-        return full_softmax_cross_entropy(user_BD, self.item_embedding.weight, target_B)
+            return cosine_full_softmax_cross_entropy(user_BD, item_ID, target_B, self.temperature)
+        return full_softmax_cross_entropy(user_BD, item_ID, target_B)
+
+    def training_rows(self, batch: Batch) -> Batch:
+        """The rows that a training step learns from: `batch`, with the share of shortened histories that is set."""
+        return shortened(batch, self._shorten, self._shorten_noise)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        batch = self.training_rows(batch)
         return {"ranking": self.ranking_loss(self.encode(batch), batch.target), **self.auxiliary_losses(batch)}
 
     def user_vectors(self, batch: Batch) -> Tensor:
         return self.encode(batch).float()
 
     def item_vectors(self) -> Tensor:
-        return self.item_embedding.weight.float()
+        return self.candidates(self.item_embedding.weight).float()  # type: ignore[no-any-return]

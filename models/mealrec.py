@@ -144,6 +144,7 @@ class MealRec(SequenceModel):
         return tuple(f"tcd={t} npd={n}" for t in tcd for n in npd)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        batch = self.backbone.training_rows(batch)
         last_B = _last_item(batch)
         losses: dict[str, Tensor] = {}
         z_BKV = self.sequence(last_B)

@@ -43,6 +43,7 @@ class Stream(IntEnum):
     FUSION_NOISE = 23
     START_NOISE = 24
     SPARE_NOISE = 25
+    SHORTENING = 26
 
 
 def hash32(x: Tensor) -> Tensor:
@@ -92,6 +93,12 @@ class KeyedNoise:
         angle = second.float().mul_(2.0 * math.pi * 2.0**-32)
         values = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
         return values[:, :count].reshape(-1, *shape)
+
+    def uniform(self, keys_B: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
+        """(B, *shape) float32 uniform values above 0 and below 1."""
+        counter = hash32(torch.arange(1, math.prod(shape) + 1, device=keys_B.device))
+        uniform = hash32(counter ^ self._row_keys(keys_B, stream, 4)[:, None]).float().add_(0.5).mul_(2.0**-32)
+        return uniform.clamp_(max=1 - 2.0**-24).reshape(-1, *shape)
 
     def gumbel(self, keys_B: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
         """(B, *shape) float32 standard Gumbel values, minus the logarithm of exponential ones."""

@@ -7,7 +7,8 @@ not depend on a random padding row, and only real positions are computed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,22 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.content import ContentInput, require_content
-from models.contract import Batch, ModelContext
+from models.contract import Batch, ContentField, ModelContext, Similarity
 from models.dropout import dropout
 from models.layout import Layout
 from models.noise import KeyedNoise, Stream
 from models.options import at_least_one, probabilities, require, whole_heads
+from models.ranking import RankingOptions
 from models.transformer import CausalEncoder, init_weights
 
 
 @dataclass(frozen=True)
 class TedRecOptions:
-    """hidden: embedding width d; experts: of the text adaptor; temperature: of the cosine softmax."""
+    """hidden: embedding width d; experts: of the text adaptor; temperature: of the cosine softmax.
+
+    Published is similarity "cosine" and filter_start "noise"; "identity" starts with a filter that passes the IDs
+    unmixed (docs/fidelity.md says why). ranking: other deviations from the published objective (models/ranking.py).
+    """
 
     hidden: int = 300
     inner: int = 256
@@ -36,12 +42,22 @@ class TedRecOptions:
     attention_dropout: float = 0.5
     hidden_dropout: float = 0.5
     temperature: float = 0.07
+    similarity: Similarity = "cosine"
+    filter_start: Literal["noise", "identity"] = "noise"
+    ranking: RankingOptions = field(default_factory=RankingOptions)
 
     def __post_init__(self) -> None:
         at_least_one(self, "hidden", "inner", "layers", "experts")
         whole_heads(self.hidden, self.heads)
         probabilities(self, "adaptor_dropout", "attention_dropout", "hidden_dropout")
         require(self.temperature > 0, "temperature", self.temperature, "it is above 0")
+        require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "dot or cosine")
+        require(self.filter_start in ("noise", "identity"), "filter_start", self.filter_start, "noise or identity")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        """Content that these options need."""
+        return tuple(dict.fromkeys(("text", *self.ranking.needs)))
 
 
 class TextAdaptor(nn.Module):
@@ -139,13 +155,13 @@ class TedRec(Backbone):
     """SASRec over fused text and ID sequences; cosine similarity with the ID table."""
 
     needs = ("text",)
-    similarity = "cosine"
+    similarity: Similarity = "cosine"
     loss_weights = {"ranking": 1.0}  # noqa: RUF012 - read-only by contract
 
     def __init__(self, options: TedRecOptions, context: ModelContext) -> None:
-        super().__init__(context, options.hidden)
+        super().__init__(context, options.hidden, options.ranking)
         require_content("TedRec", context.table.widths, self.needs)
-        self.temperature = options.temperature
+        self.similarity, self.temperature = options.similarity, options.temperature
         self.noise = KeyedNoise(context.seed)
         self.text = ContentInput(context.table, "text")
         self.encoder = CausalEncoder(
@@ -153,6 +169,9 @@ class TedRec(Backbone):
             options.attention_dropout, options.hidden_dropout,
         )  # fmt: skip
         self.fusion = FrequencyFusion(context.max_length, options.hidden)
+        if options.filter_start == "identity":
+            with torch.no_grad():
+                self.fusion.filter[..., 0] += 1  # the real part
         self.apply(init_weights)
         self.adaptor = TextAdaptor(
             self.text.width[0], options.hidden, context.max_length, options.experts, options.adaptor_dropout

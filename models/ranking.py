@@ -1,0 +1,150 @@
+"""How a backbone learns to rank: which vectors stand for items as candidates, and on which histories it trains.
+
+The defaults are the published form of every backbone: the item table that histories are read from ranks too, every
+item is a negative, and histories are whole. Why there is anything else is in docs/fidelity.md, "What was learned".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.content import require_content
+from models.contract import Batch, ContentField, ItemTable, ModelContext, TrainingInteractions
+from models.noise import KeyedNoise, Stream
+from models.options import probabilities, require
+
+#: items whose content is projected at once: bounds the memory of a large catalogue
+_BLOCK = 1 << 14
+#: scale of the projection of unit content at the start: that of a trained ID vector, not above it
+_CONTENT_STD = 0.05
+
+
+@dataclass(frozen=True)
+class RankingOptions:
+    """untied: candidates have a table of their own. shorten: share of training rows that lose 1..n-1 of their n items.
+
+    content: added to each candidate's vector, as a learned projection of its content at unit length ("none": nothing).
+    id_dropout: share of the items whose ID vector a training step leaves out, so that content alone stands for them.
+    absent: items without any training interaction are "negatives" like all others, or "left_out" of the softmax.
+    """
+
+    untied: bool = False
+    shorten: float = 0.0
+    content: Literal["none", "text", "visual"] = "none"
+    id_dropout: float = 0.0
+    absent: Literal["negatives", "left_out"] = "negatives"
+
+    def __post_init__(self) -> None:
+        probabilities(self, "id_dropout")
+        require(0 <= self.shorten <= 1, "shorten", self.shorten, "it lies in 0..1")
+        require(self.content in ("none", "text", "visual"), "content", self.content, "none, text or visual")
+        require(self.absent in ("negatives", "left_out"), "absent", self.absent, "negatives or left_out")
+        alone = self.content != "none" or not self.id_dropout
+        require(alone, "id_dropout", self.id_dropout, "it needs content, which stands for an item without its ID")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        """Content that these options need."""
+        return () if self.content == "none" else (self.content,)
+
+
+class Candidates(nn.Module):
+    """Item vectors as they are ranked, from the backbone's ID table, and the items a training softmax runs over."""
+
+    seen: Tensor | None
+    place: Tensor | None
+
+    def __init__(self, options: RankingOptions, context: ModelContext, hidden: int) -> None:
+        super().__init__()
+        require_content("ranking.content", context.table.widths, options.needs)
+        self.options = options
+        seen_I = seen_items(context.interactions, context.table.n_items)
+        self._table = context.table
+        # plain parameters: a backbone's init_weights leaves them as they are made here
+        self.own = nn.Parameter(0.02 * torch.randn(len(seen_I), hidden)) if options.untied else None
+        if self.own is not None:
+            with torch.no_grad():
+                self.own[0] = 0
+                if options.absent == "left_out":  # never trained: content alone, or nothing
+                    self.own[~seen_I] = 0
+        self.project = None
+        if options.content != "none":
+            width = context.table.widths[options.content][0]
+            self.project = nn.Parameter(_CONTENT_STD * torch.randn(hidden, width))
+        left_out = options.absent == "left_out" and not bool(seen_I[1:].all())
+        self.register_buffer("seen", seen_I.nonzero().squeeze(1) if left_out else None, persistent=False)
+        self.register_buffer("place", seen_I.cumsum(0) if left_out else None, persistent=False)
+
+    def forward(self, shared_ID: Tensor) -> Tensor:
+        """(I, D) ID table of the histories -> (I, D) candidates; row 0 is padding."""
+        item_ID = shared_ID if self.own is None else self.own
+        if self.training and self.options.id_dropout:
+            kept = torch.rand(len(item_ID), 1, device=item_ID.device) >= self.options.id_dropout
+            item_ID = item_ID * kept
+        if self.project is None:
+            return item_ID
+        field = self.options.content
+        return item_ID + _Projected.apply(self.project, self._table, field)  # type: ignore[no-untyped-call,no-any-return]
+
+    def trained(self, item_ID: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of `item_ID` that the softmax of training runs over, padding first, and the targets among them.
+
+        Targets of training rows are training interactions, so none is left out.
+        """
+        if self.seen is None or self.place is None:
+            return item_ID, target_B
+        return torch.cat([item_ID[:1], item_ID.index_select(0, self.seen)]), self.place[target_B]
+
+
+class _Projected(torch.autograd.Function):
+    """(I, D) unit content of every item times the projection; content is gathered in blocks, twice, and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, project_DH: Tensor, table: ItemTable, field: ContentField) -> Tensor:
+        ctx.table, ctx.field = table, field
+        ctx.like = project_DH
+        parts = [content_DH @ project_DH.T for content_DH in _unit_blocks(table, field, project_DH)]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        gradient, start = torch.zeros_like(ctx.like), 0
+        for content_IH in _unit_blocks(ctx.table, ctx.field, ctx.like):
+            gradient.addmm_(grad_outputs[0][start : start + len(content_IH)].T, content_IH)
+            start += len(content_IH)
+        return gradient, None, None
+
+
+def _unit_blocks(table: ItemTable, field: ContentField, like: Tensor) -> Any:
+    """Content of all items at unit length, block by block, in the type and on the device of `like`."""
+    for start in range(0, table.n_items, _BLOCK):
+        rows = torch.arange(start, min(start + _BLOCK, table.n_items), device=like.device)
+        yield F.normalize(table.gather(field, rows).to(like.dtype), dim=1)
+
+
+def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:
+    """(I,) bool: items with a training interaction; padding is not one."""
+    seen_I = torch.zeros(n_items, dtype=torch.bool)
+    seen_I[interactions.items.long()] = True
+    seen_I[0] = False
+    return seen_I
+
+
+def shortened(batch: Batch, share: float, noise: KeyedNoise) -> Batch:
+    """`batch`, with a `share` of its rows cut to their first 1..n-1 items (uniform): their target is a later item.
+
+    Rows of one item stay as they are. Drawn by the rows' keys.
+    """
+    if not share:
+        return batch
+    picked_B, cut_B = noise.uniform(batch.key, (2,), Stream.SHORTENING).unbind(1)
+    length_B = torch.where(
+        (picked_B < share) & (batch.length > 1), 1 + (cut_B * (batch.length - 1)).long(), batch.length
+    )
+    kept_BL = torch.arange(batch.history.shape[1], device=length_B.device) < length_B[:, None]
+    return replace(batch, history=batch.history * kept_BL, length=length_B, behaviours=batch.behaviours * kept_BL)

@@ -48,5 +48,5 @@ def test_content_helps(data: Path, whole: dict[str, Any], tmp_path: Path) -> Non
     blind = train(data, tmp_path / "blind", "mmgcn", *SETTINGS, "model.content=false")
     assert whole["HR@10"] > 1.1 * blind["HR@10"]
     assert whole["NDCG@10"] > 1.1 * blind["NDCG@10"]
-    # content does not reach items without a neighbour: drawn as negatives only, they end below the others
+    # it does not reach items without a neighbour (docs/fidelity.md): nobody who learns from graphs alone finds them
     assert whole["cold"]["HR@10"] < whole["warm"]["HR@10"]

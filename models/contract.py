@@ -113,9 +113,8 @@ class Clock:
 class System:
     """What every system says of itself, so that it can be refused, exported and explained before it runs."""
 
-    #: content that the system cannot do without, at training and when it encodes a history; an instance may add what
-    #: it uses where the dataset has it, so that an export carries it
-    needs: tuple[ContentField, ...] = ()
+    #: content that the system cannot do without, at training and when it encodes a history
+    needs: ClassVar[tuple[ContentField, ...]] = ()
     #: whether a trained system still needs the training interactions, or the titles, so that an export carries them
     needs_interactions: ClassVar[bool] = False
     needs_titles: ClassVar[bool] = False

@@ -57,10 +57,13 @@ class Uncertain(nn.Module):
         self.log_scale = nn.Linear(hidden, hidden)
 
     def forward(self, x_ND: Tensor, noise_ND: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(N, D) -> a draw by `noise_ND` (standard normal; None: the mean), and (N,) KL divergence from N(0, 1)."""
+        """(N, D) -> a draw by `noise_ND` (standard normal; None: the mean), and (N,) KL divergence from N(0, 1).
+
+        The divergence is a mean over dimensions, as every other loss; a sum empties the draws (docs/fidelity.md).
+        """
         mean, log_scale = full(self.mean(x_ND)), full(self.log_scale(x_ND))
         scale = log_scale.exp()
-        divergence_N = 0.5 * (mean.square() + scale.square() - 1 - 2 * log_scale).sum(dim=1)
+        divergence_N = 0.5 * (mean.square() + scale.square() - 1 - 2 * log_scale).mean(dim=1)
         return (mean if noise_ND is None else mean + scale * noise_ND), divergence_N
 
 

@@ -19,12 +19,13 @@ from models.options import at_least_one, probabilities, require, whole_heads
 
 @dataclass(frozen=True)
 class MoRecOptions:
-    """hidden: embedding width d; depth: layers of an item's network after its projection. visual: use video vectors
-    too where the dataset has them.
+    """hidden: embedding width d; depth: layers of an item's network after its projection. text, visual: what items are
+    known by, the title, the video or both.
     """
 
     hidden: int = 512
     depth: int = 2
+    text: bool = True
     visual: bool = True
     layers: int = 2
     heads: int = 2
@@ -35,6 +36,13 @@ class MoRecOptions:
         require(self.depth >= 0, "depth", self.depth, "it is at least 0")
         whole_heads(self.hidden, self.heads)
         probabilities(self, "dropout")
+        require(self.text or self.visual, "text", self.text, "it is true where visual is false")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        """Content that these options need."""
+        wanted: tuple[tuple[ContentField, bool], ...] = (("text", self.text), ("visual", self.visual))
+        return tuple(field for field, used in wanted if used)
 
 
 class FeatureEncoder(nn.Module):
@@ -56,16 +64,12 @@ class FeatureEncoder(nn.Module):
 class MoRec(ContentModel):
     """An item is the sum of its encoded modalities."""
 
-    needs: tuple[ContentField, ...] = ("text",)
-
     def __init__(self, options: MoRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
-        require_content("MoRec", context.table.widths, self.needs)
-        if options.visual and "visual" in context.table.widths:
-            self.needs = ("text", "visual")
+        require_content("MoRec", context.table.widths, options.needs)
         self.modalities = nn.ModuleList(
             FeatureEncoder(ContentInput(context.table, field), options.hidden, options.depth, options.dropout)
-            for field in self.needs
+            for field in options.needs
         )
         self.modalities.apply(xavier)
 

@@ -105,7 +105,7 @@ def score_ranks(scores_BI: Tensor, targets_B: Tensor, histories: Histories) -> R
 
     Raises UserError where a score is not finite.
     """
-    check_finite(scores_BI, "row of scores")
+    check_finite(scores_BI[:, 1:], "score row")
     n_items = scores_BI.shape[1]
     targets_B = _checked(targets_B.to(scores_BI.device), n_items)
     return _rank(scores_BI[:, 1:].clone(), targets_B, histories.pairs(0, len(scores_BI), n_items))
@@ -177,7 +177,7 @@ def exact_topk(
 @torch.no_grad()
 def score_topk(scores_BI: Tensor, k: int, exclude: Histories | None = None) -> tuple[Tensor, Tensor]:
     """`exact_topk` for scores that are there already: (B, I) float32, column 0 padding, which is never returned."""
-    check_finite(scores_BI, "row of scores")
+    check_finite(scores_BI[:, 1:], "score row")
     rows, n_items = scores_BI.shape
     scores = scores_BI.clone()
     scores[:, 0] = -torch.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +14,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
-from models.registry import build
+from models.registry import build, options_class
 from models.table import TensorTable
-from tests.tiny import fork_server
+from tests.tiny import MODELS, fork_server
 from trainer.config import EngineConfig, TrainConfig
 from trainer.engine import Engine, Groups, NonFiniteError, TorchEngine
 from trainer.plan import Plan, Rows
+from trainer.recipe import nest
 
 ITEMS, LENGTH = 40, 6
 PLAN = Plan(263, 130)  # steps of 130, 130 and 3 rows: fewer than there are shares
 HALF, STEPS = 2, 4
 BAD_STEP = 1
-INTERACTIONS = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
+#: three items of each user, who is a training row here
+INTERACTIONS = TrainingInteractions(3 * torch.arange(PLAN.rows + 1), 1 + torch.arange(3 * PLAN.rows) * 7 % (ITEMS - 1))
 OPTIONS: dict[str, Any] = {
     "backbone": "sasrec", "steps": 5, "tcd": {"channels": (16, 32), "dropout": 0.0}, "npd": {"dropout": 0.0},
     "sasrec": {"hidden": 8, "inner": 8, "layers": 1, "attention_dropout": 0.0, "hidden_dropout": 0.0},
@@ -35,8 +37,9 @@ Spoil = Literal["", "features", "gradient", "loss"]
 
 @dataclass(frozen=True)
 class Job:
-    """`load`: a job whose half-way state is taken over. `spoil` breaks step BAD_STEP on the last rank by `value`.
+    """`system`: MealRec with OPTIONS, or another with the settings of `tests.tiny`.
 
+    `load`: a job whose half-way state is taken over. `spoil` breaks step BAD_STEP on the last rank by `value`.
     unused: leave out TCD, whose other inputs then are parameters that never get a gradient.
     """
 
@@ -50,6 +53,7 @@ class Job:
     spoil: Spoil = ""
     value: float = 0.0
     unused: bool = False
+    system: str = "mealrec"
 
 
 def run_jobs(folder: Path, world: int, jobs: list[Job]) -> None:
@@ -137,8 +141,9 @@ def _raises(engine: Engine, job: Job, step: int, rank: int, world: int) -> bool:
 
 def _engine(folder: Path, job: Job, table: TensorTable) -> Engine:
     torch.manual_seed(0)
-    options = {**OPTIONS, "use_tcd": not job.unused}
-    model = build("mealrec", options, ModelContext(table, INTERACTIONS, LENGTH, seed=1))
+    context = ModelContext(table, INTERACTIONS, LENGTH, seed=1)
+    model = build(job.system, _options(job), context)
+    assert isinstance(model, SequenceModel)
     state = state_of(folder, job.load, "half") if job.load else None
     if state is not None:
         model.load_state_dict(state["model"], strict=False)
@@ -154,6 +159,15 @@ def _engine(folder: Path, job: Job, table: TensorTable) -> Engine:
     if state is not None:
         engine.load_optimizer(state["optimizer"])
     return engine
+
+
+def _options(job: Job) -> dict[str, Any]:
+    """Without dropout: its masks depend on how rows are shared out."""
+    if job.system == "mealrec":
+        return {**OPTIONS, "use_tcd": not job.unused}
+    drops = {field.name: 0.0 for field in fields(options_class(job.system)) if field.name.endswith("dropout")}
+    small: dict[str, Any] = nest(MODELS[job.system])["model"]
+    return drops | small
 
 
 def _spoil(job: Job, model: SequenceModel, table: TensorTable, mine: bool) -> None:
@@ -175,12 +189,14 @@ def _save(path: Path, state: Groups, rank: int) -> None:
 
 def _table() -> TensorTable:
     generator = torch.Generator().manual_seed(0)
-    fields: dict[ContentField, Tensor] = {
+    content: dict[ContentField, Tensor] = {
         "sequence": torch.randn(ITEMS, 3, 8, generator=generator),
         "visual": torch.randn(ITEMS, 8, generator=generator),
         "text": torch.randn(ITEMS, 6, generator=generator),
+        "visual_layers": torch.randn(ITEMS, 3, 8, generator=generator),
+        "text_layers": torch.randn(ITEMS, 3, 8, generator=generator),
     }
-    return TensorTable(ITEMS, fields, {name: torch.arange(ITEMS) > 3 for name in fields}, {})
+    return TensorTable(ITEMS, content, {name: torch.arange(ITEMS) > 3 for name in content}, {})
 
 
 def _batch(positions: Rows) -> Batch:

@@ -18,12 +18,18 @@ VISUAL_LAYERS, TEXT_LAYERS = 5, 4
 MISSING = 4
 
 
-def item_table(steps: int = STEPS, fields: Sequence[ContentField] = get_args(ContentField)) -> TensorTable:
-    """Twelve item rows of random content; padding row 0 and item `MISSING` have none."""
+def item_table(
+    steps: int = STEPS, fields: Sequence[ContentField] = get_args(ContentField), symmetric: bool = False
+) -> TensorTable:
+    """Twelve item rows of random content; padding row 0 and item `MISSING` have none.
+
+    symmetric: both encoders have layer states of equal number and width, as IISAN wants them.
+    """
     generator = torch.Generator().manual_seed(5)
     shapes: dict[ContentField, tuple[int, ...]] = {
         "sequence": (steps, VISUAL), "visual": (VISUAL,), "text": (TEXT,),
-        "visual_layers": (VISUAL_LAYERS, VISUAL), "text_layers": (TEXT_LAYERS, TEXT),
+        "visual_layers": (VISUAL_LAYERS, VISUAL),
+        "text_layers": (VISUAL_LAYERS, VISUAL) if symmetric else (TEXT_LAYERS, TEXT),
     }  # fmt: skip
     present = torch.ones(ITEMS, dtype=torch.bool)
     present[[0, MISSING]] = False
@@ -37,6 +43,11 @@ def model_context(steps: int = STEPS, seed: int = 3, table: TensorTable | None =
     """What a model over `item_table` is built from, with histories of at most `LENGTH` items."""
     titles = [f"title {row % 3} of item" for row in range(1, ITEMS)]
     return ModelContext(table or item_table(steps), interactions(), LENGTH, seed, titles=titles)
+
+
+def context_for(system: str) -> ModelContext:
+    """What any system can be built from."""
+    return model_context(table=item_table(symmetric=system == "iisan"))
 
 
 def interactions() -> TrainingInteractions:

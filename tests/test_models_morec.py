@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from models import content_model
+from models.contract import ContentField
 from models.errors import UserError
 from models.layout import Layout
 from models.morec import FeatureEncoder, MoRec, MoRecOptions
+from models.registry import needs
 from tests.model_fixtures import (
     HISTORIES,
     ITEMS,
@@ -100,14 +102,16 @@ def test_every_parameter_learns_also_in_half_precision() -> None:
         assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_the_video_is_used_where_the_dataset_has_it_and_the_title_is_needed() -> None:
-    both = MoRec(OPTIONS, model_context())
-    text = MoRec(OPTIONS, model_context(table=item_table(fields=("text",))))
-    assert (both.needs, text.needs) == (("text", "visual"), ("text",))
-    assert MoRec(replace(OPTIONS, visual=False), model_context()).needs == ("text",)
-    assert (len(both.modalities), len(text.modalities)) == (2, 1)
-    with pytest.raises(UserError, match=r"MoRec needs item content .* text: prepare it with"):
-        MoRec(OPTIONS, model_context(table=item_table(fields=("visual",))))
+@pytest.mark.parametrize("used", [("text",), ("visual",), ("text", "visual")])
+def test_items_are_known_by_title_video_or_both(used: tuple[ContentField, ...]) -> None:
+    options = replace(OPTIONS, text="text" in used, visual="visual" in used)
+    model = MoRec(options, model_context(table=item_table(fields=used)))
+    assert needs("morec", {"text": options.text, "visual": options.visual}) == used
+    assert [encoder.content.field for encoder in model.modalities if isinstance(encoder, FeatureEncoder)] == list(used)
+    for field in used:
+        rest: list[ContentField] = [other for other in ("text", "visual", "sequence") if other != field]
+        with pytest.raises(UserError, match=rf"MoRec needs item content .* {field}: prepare it with"):
+            MoRec(options, model_context(table=item_table(fields=rest)))
 
 
 def test_user_vectors_depend_on_neither_batch_nor_target_nor_what_is_remembered() -> None:
@@ -149,3 +153,8 @@ def test_an_evaluation_encodes_every_item_once_in_blocks(monkeypatch: pytest.Mon
 def test_bad_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=name):
         MoRecOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_items_without_any_content_are_refused() -> None:
+    with pytest.raises(UserError, match="text is False: it is true where visual is false"):
+        MoRecOptions(text=False, visual=False)

@@ -16,12 +16,12 @@ from models.mealrec import MealRecOptions
 from models.registry import SYSTEMS, build, options_class, parse_options
 from models.sasrec import SASRecOptions
 from models.table import TensorTable
-from tests.model_fixtures import HISTORIES, ITEMS, MISSING, TEXT, item_table, make_batch, model_context
+from tests.model_fixtures import HISTORIES, ITEMS, MISSING, TEXT, context_for, item_table, make_batch, model_context
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_is_built_from_its_defaults_and_keeps_the_contract(name: str) -> None:
-    model, batch = build(name, {}, model_context()), make_batch(HISTORIES)
+    model, batch = build(name, {}, context_for(name)), make_batch(HISTORIES)
     if isinstance(model, Floor):
         assert model.scores(batch).shape == (len(batch), ITEMS)
         return

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.errors import UserError
-from retrieval.exact import Histories, exact_ranks, exact_topk, for_similarity
+from retrieval.exact import Histories, exact_ranks, exact_topk, for_similarity, score_ranks, score_topk
 
 
 def brute_force_rank(user: list[int], items: list[list[int]], target: int, masked: set[int]) -> int:
@@ -105,3 +105,20 @@ def test_the_callers_matmul_precision_is_left_as_it_was() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_scores_are_ranked_as_vectors_with_those_scores() -> None:
+    generator = torch.Generator().manual_seed(3)
+    users, items = (torch.randn(rows, 4, generator=generator).round() for rows in (9, 30))  # rounded: with ties
+    targets = torch.randint(1, 30, (9,), generator=generator)
+    histories = Histories.of([[1, 2, int(t), 0, 2] for t in targets])
+    scores = users @ items.T
+    scores[:, 0] = torch.inf  # whatever padding scores
+    expected = exact_ranks(users, items, targets, histories)
+    assert all(torch.equal(a, b) for a, b in zip(score_ranks(scores, targets, histories), expected, strict=True))
+    for k, exclude in ((5, None), (40, histories)):
+        best, ids = score_topk(scores, k, exclude)
+        assert torch.equal(ids, exact_topk(users, items, k, exclude)[1])
+        assert torch.equal(best[ids > 0], scores.gather(1, ids)[ids > 0])
+    with pytest.raises(UserError, match="score row 0"):
+        score_ranks(scores * torch.nan, targets, histories)

@@ -20,6 +20,7 @@ MODELS = {
     "ssdrec": ["model.hidden=8", "model.inner=8", "model.strong=1"],
     "tedrec": ["model.hidden=8", "model.inner=8", "model.experts=2"],
     "morec": ["model.hidden=8"],
+    "iisan": ["model.hidden=8", "model.adapter=4"],
     "iisan-versa": ["model.hidden=8", "model.adapter=4", "model.visual_adapter=4"],
     "mealrec": [
         "model.backbone=sasrec", "model.sasrec={hidden: 8, inner: 8}", "model.tcd.channels=[8, 16]", "model.steps=3",

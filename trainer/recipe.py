@@ -31,7 +31,7 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     Raises UserError for an unknown recipe, system, key or value, before anything starts.
     """
     values = _read(recipe)
-    overrides = _nest(settings)
+    overrides = nest(settings)
     if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as recipes say it
         overrides["model"] = {"name": overrides["model"]}
     model = str(overrides.get("model", {}).pop("name", "")) or model
@@ -67,7 +67,7 @@ def _read(recipe: str) -> dict[str, Any]:
     return values
 
 
-def _nest(settings: Iterable[str]) -> dict[str, Any]:
+def nest(settings: Iterable[str]) -> dict[str, Any]:
     """["a.b=1"] -> {"a": {"b": 1}}; values are YAML."""
     nested: dict[str, Any] = {}
     for setting in settings:

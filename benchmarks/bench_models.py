@@ -8,10 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from bench_common import Result, Settings, choose_device, memory_mb, rate, repeated, summary, synchronise, timed
+from bench_common import (
+    Missing,
+    Result,
+    Settings,
+    choose_device,
+    memory_mb,
+    rate,
+    repeated,
+    summary,
+    synchronise,
+    timed,
+)
 from torch import Tensor
 
-from models.contract import ContentField, ItemTable
+from models.contract import Clock, ContentField, ItemTable, SequenceModel
+from models.errors import UserError
 from trainer import recipe
 from trainer.config import RunConfig
 from trainer.data.dataset import Dataset
@@ -20,13 +32,6 @@ from trainer.evaluation import evaluate
 from trainer.plan import Plan
 from trainer.session import build_engine, build_model
 
-#: what is measured under which name: system, and settings on top of the recipe's
-MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sasrec": ("sasrec", ("model.hidden=64",)),
-    "tedrec": ("tedrec", ()),
-    "mealrec-sasrec": ("mealrec", ("model.backbone=sasrec",)),
-    "mealrec-tedrec": ("mealrec", ("model.backbone=tedrec",)),
-}
 _WARM_UP_STEPS = 3
 _PROBED_STEPS = 3
 _PROBED_USERS = 256
@@ -88,7 +93,9 @@ class Training:
         self.batches, self.content = Stopwatch(loaded.device), Stopwatch(loaded.device)
         self.config = config
         self.loaded = replace(loaded, table=WatchedTable(loaded.table, self.content))
-        self.model = build_model(config, self.loaded)
+        model = build_model(config, self.loaded)
+        assert isinstance(model, SequenceModel), "a floor is not trained"
+        self.model = model
         self.engine = build_engine(self.model, config, loaded.device)
         self.plan = Plan(loaded.source.rows, config.train.batch_size)
         self.done = 0
@@ -99,6 +106,7 @@ class Training:
         for _ in range(steps):
             epoch, step = divmod(self.done, self.plan.steps)
             torch.manual_seed(self.done)
+            self.model.clock = Clock(epoch + 1, self.done)
             micro = []
             for positions, weight in self.plan.share(step, 0, 1, self.config.train.accumulation):
                 with self.batches:
@@ -113,15 +121,20 @@ class Training:
 
 
 def configuration(settings: Settings, name: str) -> RunConfig:
-    """The recipe for the model measured as `name`; engine torch, whatever is installed."""
-    system, own = MODELS[name]
+    """The recipe for the system `name`, or "mealrec-BACKBONE"; engine torch, whatever is installed."""
+    system, _, backbone = name.partition("-") if name.startswith("mealrec-") else (name, "", "")
+    own = (f"model.backbone={backbone}",) if backbone else ()
     return recipe.load(settings.recipe, system, (*own, *settings.settings, "engine.name=torch"), settings.data)
 
 
 def prepare(settings: Settings, name: str) -> Training:
     """Data, model and engine of the model measured as `name`."""
     config, device = configuration(settings, name), choose_device(settings.device)
-    return Training(config, load(Dataset.open(settings.data), config.data, device, config.seed))
+    loaded = load(Dataset.open(settings.data), config.data, device, config.seed)
+    try:
+        return Training(config, loaded)
+    except UserError as error:  # the data lacks what this system is made of
+        raise Missing(str(error)) from error
 
 
 def model(settings: Settings, name: str) -> Result:

@@ -28,7 +28,10 @@ from bench_report import report
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MODELS = ("sasrec", "tedrec", "mealrec-sasrec", "mealrec-tedrec")
+MODELS = (
+    "sasrec", "cl4srec", "tedrec", "mealrec-sasrec", "mealrec-cl4srec", "mealrec-tedrec", "ssdrec", "diqdiff", "morec",
+    "iisan", "iisan-versa", "dmmd4sr", "mmgcn", "m3bsr",
+)  # fmt: skip
 SIZES = ("small", "big", "sample", "tiny")
 _PART_TIMEOUT_S = 3600
 

@@ -99,7 +99,7 @@ class M3BSR(SequenceModel):
         self._build_denoisers()
         self.apply(init_weights)
         #: what stands for a behaviour that a row does not show, per modality; tokens have unit scale
-        self.null = nn.Parameter(torch.randn(1 + len(_CONTENT), hidden))
+        self.null = nn.Parameter(torch.randn(1 + len(_CONTENT), hidden)) if self._deep else None
         diffusions = (*(_CONTENT if options.denoise_content else ()), *["behaviour"] * options.denoise_behaviour)
         self.loss_weights = {
             "ranking": 1.0, "contrast": options.lambda_contrast, **dict.fromkeys(diffusions, options.lambda_diffusion)
@@ -163,8 +163,10 @@ class M3BSR(SequenceModel):
             if self.options.denoise_content:
                 x = self._denoise(self.content_denoisers[number], field, (x, whole, tokens[0], whole), losses)
             tokens.append(x)
+        # one behaviour only: no part is empty
+        nulls = [None] * len(tokens) if self.null is None else self.null
         in_shallow, in_deep = (
-            [part.take(x, null) for x, null in zip(tokens, self.null, strict=True)] for part in (shallow, deep)
+            [part.take(x, null) for x, null in zip(tokens, nulls, strict=True)] for part in (shallow, deep)
         )
         if self.behaviour_denoiser is not None:
             given = (in_shallow[0], shallow, in_deep[0], deep)

@@ -66,9 +66,10 @@ class Part:
         weight = real / (kept.length[row] * len(batch))
         return Part(layout, kept.length, batch.key, layout.flatten(token_BL.gather(1, source_BL)), real, weight)
 
-    def take(self, x_ND: Tensor, null_D: Tensor) -> Tensor:
-        """(N, D) tokens of the history -> (n, D) tokens of this part, `null_D` where there is none."""
-        return torch.where(self.real[:, None], x_ND.index_select(0, self.source), null_D)
+    def take(self, x_ND: Tensor, null_D: Tensor | None) -> Tensor:
+        """(N, D) tokens of the history -> (n, D) tokens of this part, `null_D` (None: anything) where there is none."""
+        taken = x_ND.index_select(0, self.source)
+        return taken if null_D is None else torch.where(self.real[:, None], taken, null_D)
 
     def put(self, x_nD: Tensor, into_ND: Tensor) -> Tensor:
         """(n, D) tokens of this part added to the (N, D) tokens of the history that they are."""

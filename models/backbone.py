@@ -52,10 +52,15 @@ class Backbone(SequenceModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         batch = self.training_rows(batch)
-        return {"ranking": self.ranking_loss(self.encode(batch), batch.target), **self.auxiliary_losses(batch)}
+        user_BD = self.ranked_users(self.encode(batch), batch)
+        return {"ranking": self.ranking_loss(user_BD, batch.target), **self.auxiliary_losses(batch)}
+
+    def ranked_users(self, user_BD: Tensor, batch: Batch) -> Tensor:
+        """(B, D) preferences -> the vectors that `ranking_loss` and `item_vectors` are multiplied with."""
+        return self.candidates.users(user_BD, batch)
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        return self.encode(batch).float()
+        return self.ranked_users(self.encode(batch), batch).float()
 
     def item_vectors(self) -> Tensor:
         return self.candidates(self.item_embedding.weight).float()  # type: ignore[no-any-return]

@@ -160,7 +160,7 @@ class MealRec(SequenceModel):
         if self.options.use_npd:
             target = x_BD.detach() if self.options.detach_preference else x_BD
             losses["npd"] = F.mse_loss(estimate_BD.float(), target.float())
-        user_BD = self._mix(estimate_BD, x_BD)
+        user_BD = self.backbone.ranked_users(self._mix(estimate_BD, x_BD), batch)
         return {"ranking": self.backbone.ranking_loss(user_BD, batch.target), **losses,
                 **self.backbone.auxiliary_losses(batch)}  # fmt: skip
 
@@ -195,7 +195,7 @@ class MealRec(SequenceModel):
             estimate = self.diffusion.reverse(state, start, lambda x, _: self.preference(x, z_BKV, text_BH))
         else:
             estimate = self.preference(x_BD, z_BKV, text_BH)
-        return self._mix(estimate, x_BD).float()
+        return self.backbone.ranked_users(self._mix(estimate, x_BD), batch).float()
 
     def _refine(self, sequence_BKV: Tensor, batch: Batch, tcd: str) -> Tensor:
         """The refined content at evaluation: reverse chain from q(z_start | z_0) (Eq. 10, D12), or one clean call."""

@@ -44,6 +44,7 @@ class Stream(IntEnum):
     START_NOISE = 24
     SPARE_NOISE = 25
     SHORTENING = 26
+    REPEAT_CODES = 27
 
 
 def hash32(x: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from models.options import probabilities, require
 
 #: items whose content is projected at once: bounds the memory of a large catalogue
 _BLOCK = 1 << 14
+#: what a repeat loses at the start, in units of logits
+_REPEAT_START = 4.0
 #: scale of the projection of unit content at the start: that of a trained ID vector, not above it
 _CONTENT_STD = 0.05
 
@@ -31,6 +33,7 @@ class RankingOptions:
     content: added to each candidate's vector, as a learned projection of its content at unit length ("none": nothing).
     id_dropout: share of the items whose ID vector a training step leaves out, so that content alone stands for them.
     absent: items without any training interaction are "negatives" like all others, or "left_out" of the softmax.
+    repeats: width of the codes by which a learned amount is taken off the score of what the history holds (0: none).
     """
 
     untied: bool = False
@@ -38,12 +41,14 @@ class RankingOptions:
     content: Literal["none", "text", "visual"] = "none"
     id_dropout: float = 0.0
     absent: Literal["negatives", "left_out"] = "negatives"
+    repeats: int = 0
 
     def __post_init__(self) -> None:
         probabilities(self, "id_dropout")
         require(0 <= self.shorten <= 1, "shorten", self.shorten, "it lies in 0..1")
         require(self.content in ("none", "text", "visual"), "content", self.content, "none, text or visual")
         require(self.absent in ("negatives", "left_out"), "absent", self.absent, "negatives or left_out")
+        require(self.repeats >= 0, "repeats", self.repeats, "it is 0 or more")
         alone = self.content != "none" or not self.id_dropout
         require(alone, "id_dropout", self.id_dropout, "it needs content, which stands for an item without its ID")
 
@@ -56,6 +61,7 @@ class RankingOptions:
 class Candidates(nn.Module):
     """Item vectors as they are ranked, from the backbone's ID table, and the items a training softmax runs over."""
 
+    codes: Tensor | None
     seen: Tensor | None
     place: Tensor | None
 
@@ -76,20 +82,34 @@ class Candidates(nn.Module):
         if options.content != "none":
             width = context.table.widths[options.content][0]
             self.project = nn.Parameter(_CONTENT_STD * torch.randn(hidden, width))
+        codes = repeat_codes(len(seen_I), options.repeats, context.seed) if options.repeats else None
+        self.register_buffer("codes", codes, persistent=False)
+        self.repeat = nn.Parameter(torch.tensor([_REPEAT_START])) if options.repeats else None
         left_out = options.absent == "left_out" and not bool(seen_I[1:].all())
         self.register_buffer("seen", seen_I.nonzero().squeeze(1) if left_out else None, persistent=False)
         self.register_buffer("place", seen_I.cumsum(0) if left_out else None, persistent=False)
 
     def forward(self, shared_ID: Tensor) -> Tensor:
-        """(I, D) ID table of the histories -> (I, D) candidates; row 0 is padding."""
+        """(I, D) ID table of the histories -> candidates, (I, D) and the width of the codes; row 0 is padding."""
         item_ID = shared_ID if self.own is None else self.own
         if self.training and self.options.id_dropout:
             kept = torch.rand(len(item_ID), 1, device=item_ID.device) >= self.options.id_dropout
             item_ID = item_ID * kept
-        if self.project is None:
-            return item_ID
-        field = self.options.content
-        return item_ID + _Projected.apply(self.project, self._table, field)  # type: ignore[no-untyped-call,no-any-return]
+        if self.project is not None:
+            field = self.options.content
+            item_ID = item_ID + _Projected.apply(self.project, self._table, field)  # type: ignore[no-untyped-call]
+        return item_ID if self.codes is None else torch.cat([item_ID, self.codes.to(item_ID.dtype)], dim=1)
+
+    def users(self, user_BD: Tensor, batch: Batch) -> Tensor:
+        """(B, D) preferences as they are ranked: with what the history takes off the score of its own items.
+
+        An item's code is a random unit vector. The product with minus the sum of a history's codes is minus
+        how often the item is in it, up to noise of 1 / sqrt(width) for each item of the history.
+        """
+        if self.codes is None or self.repeat is None:
+            return user_BD
+        history_BLC = self.codes[batch.history]
+        return torch.cat([user_BD, -self.repeat.to(user_BD.dtype) * history_BLC.sum(1).to(user_BD.dtype)], dim=1)
 
     def trained(self, item_ID: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of `item_ID` that the softmax of training runs over, padding first, and the targets among them.
@@ -133,6 +153,13 @@ def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:
     seen_I[interactions.items.long()] = True
     seen_I[0] = False
     return seen_I
+
+
+def repeat_codes(n_items: int, width: int, seed: int) -> Tensor:
+    """(I, width) random unit vectors, zero for padding. Drawn, not learned: learned ones fit pairs, and rank worse."""
+    normal = KeyedNoise(seed).normal(torch.arange(n_items), (width,), Stream.REPEAT_CODES)
+    normal[0] = 0
+    return F.normalize(normal, dim=1)
 
 
 def shortened(batch: Batch, share: float, noise: KeyedNoise) -> Batch:

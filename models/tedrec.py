@@ -53,6 +53,8 @@ class TedRecOptions:
         require(self.temperature > 0, "temperature", self.temperature, "it is above 0")
         require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "dot or cosine")
         require(self.filter_start in ("noise", "identity"), "filter_start", self.filter_start, "noise or identity")
+        dot = self.similarity == "dot" or not self.ranking.repeats
+        require(dot, "ranking.repeats", self.ranking.repeats, "it takes an amount off a score: similarity=dot")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

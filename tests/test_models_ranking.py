@@ -206,3 +206,47 @@ def test_an_identity_filter_passes_the_ids() -> None:
     item = torch.randn(2, 4, HIDDEN)
     fused = model.fusion(item, torch.zeros(2, 4, HIDDEN))
     assert (fused - item).norm() < 0.2 * item.norm()
+
+
+def test_codes_take_the_same_amount_off_whatever_the_history_holds() -> None:
+    """Codes of 4,096 are orthogonal up to noise of 1/64: the score falls by `repeat` per occurrence, else hardly."""
+    model, batch = Candidates(RankingOptions(repeats=4096), _context(), HIDDEN).eval(), make_batch(HISTORIES)
+    shared, user = _shared().float(), torch.randn(len(batch), HIDDEN)
+    change = model.users(user, batch) @ model(shared).T - user @ shared.T
+    for row, history in enumerate(HISTORIES):
+        for item in range(ITEMS):
+            assert abs(change[row, item] + 4.0 * history.count(item) * (item > 0)) < 4.0 * len(history) * 5 / 64
+    assert [name for name, _ in model.named_parameters()] == ["repeat"], "codes are drawn anew, not stored"
+    assert change[:, 0].abs().max() < 1e-6
+
+
+def test_the_amount_is_learned() -> None:
+    model, batch = _candidates(repeats=8), make_batch(HISTORIES)
+    user = torch.randn(len(batch), HIDDEN, dtype=torch.float64).requires_grad_()
+    assert model.codes is not None
+    assert model.repeat is not None
+    parts = [torch.stack([model.codes[i] for i in history]).sum(0) for history in HISTORIES]
+    expected = torch.stack([torch.cat([u, -model.repeat[0] * part]) for u, part in zip(user, parts, strict=True)])
+    assert_same(model.users(user, batch), expected, [user, model.repeat])
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "tedrec-dot"])
+def test_users_and_items_agree_in_width_alone_and_under_mealrec(kind: str) -> None:
+    model, batch = _backbone(kind, replace(ALL, repeats=8)).eval(), make_batch(HISTORIES)
+    batch = replace(batch, target=torch.tensor(SEEN[:6]))
+    assert model.user_vectors(batch).shape[1] == model.item_vectors().shape[1] == HIDDEN + 8
+    model(batch)["ranking"].backward()
+    assert model.candidates.repeat is not None
+    assert model.candidates.repeat.grad is not None
+    options = MealRecOptions(
+        backbone="sasrec", sasrec=SASRecOptions(hidden=HIDDEN, inner=6, ranking=RankingOptions(repeats=8)), steps=3,
+        tcd=TCDOptions(channels=(8, 16)),
+    )  # fmt: skip
+    mealrec = MealRec(options, _context()).eval()
+    assert mealrec.user_vectors(batch).shape[1] == mealrec.item_vectors().shape[1] == HIDDEN + 8
+    assert torch.isfinite(mealrec(batch)["ranking"])
+
+
+def test_cosines_cannot_take_an_amount_off() -> None:
+    with pytest.raises(UserError, match="repeats"):
+        TedRecOptions(ranking=RankingOptions(repeats=8))

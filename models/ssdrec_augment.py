@@ -40,12 +40,19 @@ class BiLSTM(nn.Module):
 
 
 def _run(lstm: nn.LSTM, x_BLD: Tensor, length_B: Tensor) -> Tensor:
-    """(B, L, D) states; on a CPU real tokens alone are computed, on a GPU that would make the host wait."""
-    if x_BLD.is_cuda:
-        states: Tensor = lstm(x_BLD)[0]
-        return states
+    """(B, L, D) states; on a CPU of real tokens alone, on a GPU that would make the host wait."""
+    return _padded(lstm, x_BLD, length_B) if x_BLD.is_cuda else _packed(lstm, x_BLD, length_B)
+
+
+def _packed(lstm: nn.LSTM, x_BLD: Tensor, length_B: Tensor) -> Tensor:
     packed = pack_padded_sequence(x_BLD, length_B, batch_first=True, enforce_sorted=False)
     return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x_BLD.shape[1])[0]
+
+
+def _padded(lstm: nn.LSTM, x_BLD: Tensor, length_B: Tensor) -> Tensor:
+    del length_B
+    states: Tensor = lstm(x_BLD)[0]
+    return states
 
 
 def reversed_rows(x_BLD: Tensor, length_B: Tensor) -> Tensor:

@@ -49,8 +49,10 @@ class ItemRelations(nn.Module):
         self.successors = SparseMap(relations.successors)
         self.predecessors = SparseMap(relations.predecessors)
         self.incompatible = SparseMap(relations.incompatible)
-        self.before = nn.Linear(hidden, hidden, bias=False)
-        self.after = nn.Linear(hidden, hidden, bias=False)
+        # where no item follows another often enough, gates have nothing to learn from
+        gates = bool(relations.successors._nnz())
+        self.before = nn.Linear(hidden, hidden, bias=False) if gates else None
+        self.after = nn.Linear(hidden, hidden, bias=False) if gates else None
         self.join = _Join(hidden, dropout)
 
     def forward(self, item_ID: Tensor, user_UD: Tensor) -> Tensor:
@@ -61,6 +63,8 @@ class ItemRelations(nn.Module):
 
     def _transitions(self, item_ID: Tensor) -> Tensor:
         """Predecessors and successors, weighted by a softmax of how each agrees with the item."""
+        if self.before is None or self.after is None:
+            return torch.zeros_like(item_ID)
         before: Tensor = self.predecessors(item_ID)
         after: Tensor = self.successors(item_ID)
         scores = [

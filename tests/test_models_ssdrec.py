@@ -1,0 +1,671 @@
+"""SSDRec: graphs against loops over sequences, every stage against its definition, and what a user may rely on."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import ssdrec_augment, ssdrec_graphs
+from models.contract import Batch, Clock, TrainingInteractions
+from models.errors import UserError
+from models.layout import Layout
+from models.noise import KeyedNoise, Stream
+from models.sasrec import SASRec, SASRecOptions
+from models.ssdrec import SSDRec, SSDRecOptions, left_out, temperature
+from models.ssdrec_augment import Augmented, BiLSTM, SelfAugmentation, draw_item, straight_through
+from models.ssdrec_denoise import HierarchicalDenoising, filter_loss
+from models.ssdrec_graphs import Neighbours, Relations
+from models.ssdrec_relations import ItemRelations, UserRelations
+from tests.model_fixtures import (
+    HISTORIES,
+    ITEMS,
+    LENGTH,
+    assert_same,
+    interactions,
+    layer_norm,
+    make_batch,
+    model_context,
+    randomise,
+)
+
+HIDDEN, USERS = 6, 30
+ROWS = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9]]
+SMALL = SSDRecOptions(
+    hidden=HIDDEN, inner=8, attention_dropout=0.0, hidden_dropout=0.0, dropout=0.0, strong=0, neighbours=50
+)
+Table = dict[tuple[int, int], float]
+
+
+def _sequences() -> list[list[int]]:
+    """Random walks with repeats, some items far more frequent than others, one user without any."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.tensor([0.0, *(1.0 / n for n in range(1, ITEMS))])
+    lengths = torch.randint(1, 6, (USERS,), generator=generator).tolist()
+    drawn = [torch.multinomial(weight, n, replacement=True, generator=generator).tolist() for n in lengths]
+    return [*drawn[:-1], []]
+
+
+def _compressed(sequences: list[list[int]]) -> TrainingInteractions:
+    offsets = torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0)
+    return TrainingInteractions(offsets, torch.tensor([i for s in sequences for i in s], dtype=torch.int64))
+
+
+def _dense(table: Table, rows: int, columns: int) -> Tensor:
+    matrix = torch.zeros(rows, columns)
+    for (row, column), value in table.items():
+        matrix[row, column] = value
+    return matrix / matrix.sum(1, keepdim=True).clamp(min=1e-30)
+
+
+def _apart(edges: Table, together: set[tuple[int, int]], hot: set[int]) -> Table:
+    """sum over common neighbours k of edges[a, k] + edges[b, k], for hot a, b that are not together."""
+    found: Table = defaultdict(float)
+    for (a, k), one in edges.items():
+        for (b, other), two in edges.items():
+            if k == other and a != b and a in hot and b in hot and (a, b) not in together:
+                found[a, b] += one + two
+    return found
+
+
+def _hottest(totals: dict[int, int], cold: float) -> set[int]:
+    ranked = sorted((n, node) for node, n in totals.items() if n)
+    return {node for _, node in ranked[math.ceil(cold * len(ranked)) :]}
+
+
+def _reference_relations(sequences: list[list[int]], strong: int, cold: tuple[float, float]) -> dict[str, Tensor]:
+    users, count, near = len(sequences), defaultdict(float), defaultdict(float)
+    bought: Table = defaultdict(float)
+    for u, items in enumerate(sequences):
+        for i, item in enumerate(items):
+            bought[u, item] += 1
+            for j in range(i + 1, len(items)):
+                count[item, items[j]] += 1
+                near[item, items[j]] += (len(items) - (j - i)) / len(items)
+    follows = {pair: value for pair, value in near.items() if count[pair] > strong}
+    both = {(a, b): count.get((a, b), 0) + count.get((b, a), 0) for a in range(ITEMS) for b in range(ITEMS)}
+    edges = {(a, b): value for (a, b), value in both.items() if value > strong and a != b}
+    met = {pair for pair, value in both.items() if value}
+    alike: Table = {}
+    for u, one in enumerate(sequences):
+        for v, two in enumerate(sequences):
+            shared = sum(item in two for item in one) + sum(item in one for item in two)
+            if u != v and shared:
+                alike[u, v] = shared / (len(one) + len(two))
+    sold = {i: sum(s.count(i) for s in sequences) for i in range(ITEMS)}
+    hot_users = _hottest({u: len(s) for u, s in enumerate(sequences)}, cold[1])
+    return {
+        "user_items": _dense(bought, users, ITEMS),
+        "item_users": _dense({(i, u): n for (u, i), n in bought.items()}, ITEMS, users),
+        "successors": _dense(follows, ITEMS, ITEMS),
+        "predecessors": _dense({(b, a): value for (a, b), value in follows.items()}, ITEMS, ITEMS),
+        "incompatible": _dense(_apart(edges, met, _hottest(sold, cold[0])), ITEMS, ITEMS),
+        "similar": _dense({**alike, **{(u, u): 1.0 for u in range(users)}}, users, users),
+        "dissimilar": _dense(_apart(alike, set(alike), hot_users), users, users),
+    }
+
+
+def _spread_totals() -> list[list[int]]:
+    """Sequences in which no two items, and no two users, are equally frequent: who is cold has one answer."""
+    return [[1 + (u * 7 + k * k) % (ITEMS - 1) for k in range(n)] for u, n in enumerate(range(1, 9))]
+
+
+@pytest.mark.parametrize("strong", [0, 2])
+@pytest.mark.parametrize("block", [1, 40, 1 << 22])
+def test_relations_equal_loops_over_sequences(strong: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of any size."""
+    monkeypatch.setattr(ssdrec_graphs, "_BLOCK", block)
+    monkeypatch.setattr(ssdrec_graphs, "COLD_ITEMS", 0.0)
+    monkeypatch.setattr(ssdrec_graphs, "COLD_USERS", 0.0)
+    sequences = _sequences()
+    relations = Relations.of(_compressed(sequences), ITEMS, strong, 1000)
+    for name, expected in _reference_relations(sequences, strong, (0.0, 0.0)).items():
+        actual = getattr(relations, name).to_dense()
+        assert expected.any(), name
+        torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_coldest_are_incompatible_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssdrec_graphs, "COLD_USERS", 0.5)
+    sequences = _spread_totals()
+    relations = Relations.of(_compressed(sequences), ITEMS, 0, 1000)
+    expected = _reference_relations(sequences, 0, (0.0, 0.5))["dissimilar"]
+    torch.testing.assert_close(relations.dissimilar.to_dense(), expected)
+    assert not relations.dissimilar.to_dense()[:4].any()
+
+
+def test_rows_keep_their_strongest_neighbours_the_first_of_equals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssdrec_graphs, "_BLOCK", 50)
+    sequences = _sequences()
+    whole = Relations.of(_compressed(sequences), ITEMS, 0, 1000)
+    cut = Relations.of(_compressed(sequences), ITEMS, 0, 3)
+    for name in ("successors", "predecessors", "similar"):
+        before, after = getattr(whole, name).to_dense(), getattr(cut, name).to_dense()
+        for row, left in zip(before, after, strict=True):
+            best = sorted((-value, column) for column, value in enumerate(row.tolist()) if value)[:3]
+            expected = torch.zeros_like(row)
+            for value, column in best:
+                expected[column] = -value / -sum(v for v, _ in best)
+            torch.testing.assert_close(left, expected)
+
+
+def test_graphs_see_the_last_items_only_and_no_more_users_per_item_than_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssdrec_graphs, "LAST_ITEMS", 3)
+    sequences = _sequences()
+    relations = Relations.of(_compressed(sequences), ITEMS, 0, 1000)
+    again = Relations.of(_compressed([s[-3:] for s in sequences]), ITEMS, 0, 1000)
+    for name, matrix in vars(relations).items():
+        assert torch.equal(matrix.to_dense(), getattr(again, name).to_dense()), name
+    monkeypatch.setattr(ssdrec_graphs, "USERS_PER_ITEM", 2)
+    alike = Relations.of(_compressed([[1, 2, 3], [1], [1, 2], [1, 4]]), ITEMS, 0, 1000).similar.to_dense()
+    # of item 1 the two users with the shortest histories are found, of item 2 both
+    assert [row.nonzero().flatten().tolist() for row in alike] == [[0, 1, 2], [1, 2], [0, 1, 2], [1, 2, 3]]
+
+
+def test_relations_of_nobody_and_of_users_without_interactions() -> None:
+    nobody = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    for matrix in vars(Relations.of(nobody, ITEMS, 0, 5)).values():
+        assert matrix._nnz() == 0
+    silent = Relations.of(_compressed([[], []]), ITEMS, 0, 5)
+    assert torch.equal(silent.similar.to_dense(), torch.eye(2))
+    assert Neighbours(silent.user_items)(torch.tensor([1]), torch.ones(ITEMS, 2)).tolist() == [[0.0, 0.0]]
+
+
+def test_neighbours_equal_rows_of_the_product() -> None:
+    matrix = Relations.of(_compressed(_sequences()), ITEMS, 0, 1000).user_items
+    x = torch.randn(ITEMS, HIDDEN, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([4, 0, USERS - 1, 4])
+    assert_same(Neighbours(matrix)(rows, x), (matrix.to_dense().double() @ x)[rows], [x])
+
+
+def _relations() -> Relations:
+    return Relations.of(_compressed(_sequences()), ITEMS, 0, 50)
+
+
+def _join(join: torch.nn.Module, own: Tensor, together: Tensor, apart: Tensor, other: Tensor) -> Tensor:
+    """One node by the formula: both relations apart, then their mean."""
+    parts = []
+    for neighbour in (together, apart):
+        same = join.pair[0] * neighbour + join.pair[1] * own + join.shift  # type: ignore[operator, index]
+        parts.append(join.relations.weight @ torch.cat([other, same]))  # type: ignore[union-attr]
+    mean = (parts[0] + parts[1]) / 2
+    inner = join.inner.weight @ mean  # type: ignore[union-attr]
+    return join.outer.weight @ (1 / (1 + torch.exp(-inner)))  # type: ignore[union-attr, no-any-return]
+
+
+def _tables() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return tuple(  # type: ignore[return-value]
+        torch.randn(n, HIDDEN, generator=generator, dtype=torch.float64).requires_grad_() for n in (ITEMS, USERS)
+    )
+
+
+def test_item_relations_equal_item_by_item() -> None:
+    relations, (item, user) = _relations(), _tables()
+    module = ItemRelations(relations, HIDDEN, 0.0).double()
+    randomise(module)
+    after, before, apart, users = (
+        getattr(relations, name).to_dense().double()
+        for name in ("successors", "predecessors", "incompatible", "item_users")
+    )
+    rows = []
+    for i in range(ITEMS):
+        sides = [before[i] @ item, after[i] @ item]
+        scores = []
+        for weight, side in zip((module.before.weight, module.after.weight), sides, strict=True):
+            x = weight @ (item[i] * side)
+            scores.append(torch.exp(torch.where(x > 0, x, 0.2 * x).sum() / math.sqrt(HIDDEN)))
+        together = (scores[0] * sides[0] + scores[1] * sides[1]) / (scores[0] + scores[1])
+        rows.append(_join(module.join, item[i], together, apart[i] @ item, users[i] @ user))
+    assert_same(module(item, user), torch.stack(rows), [item, user, *module.parameters()], 1e-6)
+
+
+def test_user_relations_equal_user_by_user() -> None:
+    relations, (item, user) = _relations(), _tables()
+    module = UserRelations(relations, HIDDEN, 0.0).double()
+    randomise(module)
+    like, unlike, items = (
+        getattr(relations, name).to_dense().double() for name in ("similar", "dissimilar", "user_items")
+    )
+    chosen = [3, 0, 3, USERS - 1]
+    rows = [_join(module.join, user[u], like[u] @ user, unlike[u] @ user, items[u] @ item) for u in chosen]
+    actual = module(torch.tensor(chosen), user, item)
+    assert_same(actual, torch.stack(rows), [item, user, *module.parameters()], 1e-6)
+
+
+def _lstm_states(lstm: torch.nn.LSTM, inputs: list[Tensor]) -> list[Tensor]:
+    """States of an LSTM by its definition; gates in the order input, forget, cell, output."""
+    h = c = torch.zeros(HIDDEN, dtype=torch.float64)
+    states = []
+    for x in inputs:
+        gates = lstm.weight_ih_l0 @ x + lstm.weight_hh_l0 @ h
+        if lstm.bias:
+            gates = gates + lstm.bias_ih_l0 + lstm.bias_hh_l0
+        i, f, g, o = gates.split(HIDDEN)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        states.append(h)
+    return states
+
+
+def _both_ways(lstm: BiLSTM, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    return _lstm_states(lstm.ahead, inputs), _lstm_states(lstm.back, inputs[::-1])[::-1]
+
+
+@pytest.fixture(params=["packed", "padded"])
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """LSTMs run as on a CPU, or as on a GPU."""
+    if request.param == "padded":
+        monkeypatch.setattr(ssdrec_augment, "_packed", ssdrec_augment._padded)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("bias", [False, True])
+def test_both_directions_read_real_places_only(bias: bool) -> None:
+    lstm = BiLSTM(HIDDEN, HIDDEN, bias).double()
+    randomise(lstm)
+    lengths = [3, 1, 5, 2]
+    x = torch.randn(4, 5, HIDDEN, dtype=torch.float64, requires_grad=True)
+    states = lstm(x, torch.tensor(lengths))
+    expected = [_both_ways(lstm, list(x[b, :n])) for b, n in enumerate(lengths)]
+    for way in range(2):
+        actual = torch.cat([states[way][b, :n] for b, n in enumerate(lengths)])
+        assert_same(actual, torch.stack([h for row in expected for h in row[way]]), [x, *lstm.parameters()])
+
+
+def _rows(vectors: Tensor | None = None) -> Augmented:
+    """`ROWS` padded to 7 with random vectors."""
+    generator = torch.Generator().manual_seed(6)
+    batch = make_batch(ROWS, length=7)
+    real = (batch.history > 0)[:, :, None]
+    if vectors is None:
+        vectors = torch.randn(len(ROWS), 7, HIDDEN, generator=generator, dtype=torch.float64)
+    return Augmented(batch.history, vectors * real, real[:, :, 0].double(), batch.length)
+
+
+def _augmentation() -> SelfAugmentation:
+    module = SelfAugmentation(HIDDEN, KeyedNoise(5)).double()
+    randomise(module)
+    return module
+
+
+@pytest.mark.usefixtures("run")
+def test_inconsistency_equals_its_definition() -> None:
+    module, rows = _augmentation(), _rows()
+    rows.vector.requires_grad_()
+    start, end = module.ends.weight
+    expected = []
+    for b, items in enumerate(ROWS):
+        x = list(rows.vector[b, : len(items)])
+        ahead, back = _both_ways(module.lstm, [start, *x, end])
+        one = torch.stack([torch.exp((e * ahead[i] * back[i + 2]).sum()) for i, e in enumerate(x)])
+        cut = [e.clamp(-1, 1) for e in x]
+        two = torch.stack([
+            torch.exp(sum((c @ other for j, other in enumerate(cut) if j != i), torch.zeros(()).double()))
+            for i, c in enumerate(cut)
+        ])  # fmt: skip
+        expected.append(F.pad(1 - one / one.sum() * two / two.sum(), (0, 7 - len(items)), value=1.0))
+    leaves = [rows.vector, *module.parameters()]
+    assert_same(module.inconsistency(rows.vector, rows.length)[0], torch.stack(expected), leaves)
+
+
+def test_places_are_drawn_by_softmax_and_learn_by_the_noisy_one() -> None:
+    score = torch.tensor([[0.3, 1.2, -0.5]], dtype=torch.float64, requires_grad=True)
+    gumbel = KeyedNoise(1).gumbel(torch.arange(40_000), (3,), Stream.AUGMENTATION)
+    place, one = ssdrec_augment._choose(score.expand(40_000, 3), gumbel, 0.7)
+    share = place.bincount(minlength=3) / 40_000
+    torch.testing.assert_close(share.double(), score.detach().softmax(1)[0], atol=0.01, rtol=0)
+    soft = ((score + gumbel.double()) / 0.7).exp()
+    expected = soft[torch.arange(40_000), place] / soft.sum(1)
+    assert (one == 1).all()
+    assert_same(one - one.detach(), expected - expected.detach(), [score])
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 24])
+def test_items_are_drawn_by_softmax_and_never_padding(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssdrec_augment, "_SLICE_BYTES_CPU", budget)
+    item, _ = _tables()
+    query, draws = torch.randn(3, HIDDEN, dtype=torch.float64), 2000
+    uniform = (torch.arange(draws) + 0.5) / draws
+    p = torch.softmax(query @ item.detach()[1:].T, dim=1)
+    with torch.no_grad():
+        drawn, one = draw_item(query.repeat_interleave(draws, 0), item, uniform.repeat(3))
+    assert (one == 1).all()
+    counts = torch.stack([row.bincount(minlength=ITEMS) for row in drawn.view(3, draws)])
+    assert not counts[:, 0].any()
+    assert ((counts[:, 1:] / draws - p).abs() <= 1.01 / draws).all()
+
+
+def test_a_drawn_item_learns_by_its_own_logit() -> None:
+    item, _ = _tables()
+    query = torch.randn(4, HIDDEN, dtype=torch.float64, requires_grad=True)
+    drawn, one = draw_item(query, item, torch.tensor([0.0, 0.3, 0.8, 1.0]))
+    p = torch.softmax(query @ item[1:].T, dim=1).detach()[torch.arange(4), drawn - 1]
+    expected = 1 + torch.stack([s * (1 - s) * (q @ item[i]) for s, q, i in zip(p, query, drawn, strict=True)])
+    assert_same(one - one.detach(), expected - expected.detach(), [query, item])
+
+
+def test_insertion_equals_insertion_into_lists() -> None:
+    rows, item = _rows(), torch.randn(ITEMS, HIDDEN, dtype=torch.float64, requires_grad=True)
+    place, grows = torch.tensor([4, 0, 1, 2]), torch.tensor([True, True, True, False])
+    new = (torch.tensor([10, 11, 8, 7]), torch.tensor([6, 1, 2, 3]))
+    share = [torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    actual = ssdrec_augment._insert(rows, place, grows, new, share, item)
+    vectors, weights = [], []
+    for b, items in enumerate(ROWS):
+        ids, parts, ones = list(items), list(rows.vector[b, : len(items)]), [torch.ones((), dtype=torch.float64)] * 7
+        ones = ones[: len(items)]
+        if grows[b]:
+            at = int(place[b])
+            for offset, way in ((at + 1, 1), (at, 0)):
+                ids.insert(offset, int(new[way][b]))
+                parts.insert(offset, item[new[way][b]] * share[way][b])
+                ones.insert(offset, share[way][b])
+        padding = 7 - len(ids)
+        assert actual.item[b].tolist() == ids + [0] * padding
+        assert int(actual.length[b]) == len(ids)
+        vectors.append(torch.stack([*parts, *[torch.zeros(HIDDEN).double()] * padding]))
+        weights.append(torch.stack([*ones, *[torch.zeros(()).double()] * padding]))
+    assert_same(actual.vector, torch.stack(vectors), [item, *share])
+    assert_same(actual.weight, torch.stack(weights), share)
+
+
+def test_kept_places_move_together() -> None:
+    rows = _rows()
+    keep = torch.rand(len(ROWS), 7, generator=torch.Generator().manual_seed(1)) > 0.4
+    keep &= rows.item > 0
+    moved = rows.compacted(keep)
+    for b in range(len(ROWS)):
+        kept = keep[b].nonzero().flatten()
+        assert moved.item[b].tolist() == rows.item[b, kept].tolist() + [0] * (7 - len(kept))
+        assert torch.equal(moved.vector[b, : len(kept)], rows.vector[b, kept])
+        assert not moved.vector[b, len(kept) :].any()
+        assert moved.weight[b].tolist() == [1.0] * len(kept) + [0.0] * (7 - len(kept))
+        assert int(moved.length[b]) == len(kept)
+
+
+def _within(part: list[int], whole: list[int]) -> bool:
+    """Whether `whole` holds `part` in its order."""
+    rest = iter(whole)
+    return all(item in rest for item in part)
+
+
+def test_augmentation_inserts_around_one_place_where_there_is_room_and_may_drop_one_of_the_three() -> None:
+    module, item = _augmentation(), _tables()[0]
+    dropped = set()
+    for key in range(40):
+        rows = _rows()
+        out = module(rows, item, torch.arange(len(ROWS)) + 10 * key, 0.5)
+        assert torch.equal(out.weight, (out.item > 0).double())
+        for b, items in enumerate(ROWS):
+            got = out.item[b][out.item[b] > 0].tolist()
+            assert len(got) == int(out.length[b])
+            if len(items) > 5:
+                assert got == items
+            dropped.add(len(got) - len(items))
+            one_gone = [items[:i] + items[i + 1 :] for i in range(len(items))]
+            assert any(_within(part, got) for part in [items, *one_gone])
+    assert dropped == {0, 1, 2}
+
+
+def test_padding_takes_part_in_the_choice_of_a_place() -> None:
+    """As released: a row of 3 in 50 is augmented about 3 times in 50."""
+    module, item = _augmentation(), _tables()[0]
+    history = torch.zeros(3000, 50, dtype=torch.int64)
+    history[:, :3] = torch.tensor([3, 5, 8])
+    vector = torch.zeros(3000, 50, HIDDEN, dtype=torch.float64)
+    rows = Augmented(history, vector, (history > 0).double(), torch.full((3000,), 3))
+    with torch.no_grad():
+        grown = module(rows, item, torch.arange(3000), 0.5).length > 3
+    assert 0.03 < grown.double().mean() < 0.08
+
+
+def _reference_denoising(
+    module: HierarchicalDenoising, rows: list[int], item: Tensor, vector: Tensor, user: Tensor,
+    gumbel: Tensor | None, tau: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    length, keeps, errors = item.shape[1], [], []
+    for b, n in enumerate(rows):
+        states = list(item[b, :n])
+        for _ in range(2):
+            states = [one + two for one, two in zip(*_both_ways(module.lstm, states), strict=True)]
+        errors.append(sum(((s - e) ** 2).sum() for s, e in zip(states, item[b, :n], strict=True)) / n)
+        weight, bias = module.mix.weight[:, :, 0], module.mix.bias
+        assert bias is not None
+        keep = []
+        for p in range(n):
+            mixed = bias[p] * torch.ones(HIDDEN, dtype=torch.float64)
+            for q in range(n):
+                mixed = mixed + weight[p, q] * states[q] + weight[p, length + q] * item[b, q]
+            normal = layer_norm(vector[b, p], module.norm.weight, module.norm.bias, 1e-5)
+            readout = torch.tanh(module.item.weight @ normal + module.user.weight @ user[b] + module.user.bias)
+            levels = [torch.sigmoid(module.sequence_level.weight @ torch.relu(mixed)),
+                      torch.sigmoid(module.item_level.weight @ readout)]  # fmt: skip
+            flag = torch.ones((), dtype=torch.float64)
+            for level, scores in enumerate(levels):
+                noisy = scores if gumbel is None else scores + gumbel[b, level, :, p]
+                soft = (noisy / tau).exp()[1] / (noisy / tau).exp().sum()
+                flag = flag * straight_through((noisy[1] > noisy[0]).double(), soft)
+            keep.append(1 - flag)
+        if not any(float(k.detach()) for k in keep):
+            keep[-1] = torch.ones((), dtype=torch.float64)
+        keeps.append(torch.stack([*keep, *[torch.zeros(()).double()] * (length - n)]))
+    return torch.stack(keeps), torch.stack(errors)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("noisy", [False, True])
+def test_denoising_equals_place_by_place(noisy: bool) -> None:
+    module = HierarchicalDenoising(7, HIDDEN, 0.0).double()
+    generator = torch.Generator().manual_seed(8)
+    randomise(module)
+    lengths, draw = [len(r) for r in ROWS] * 4, lambda *shape: torch.randn(*shape, generator=generator).double()
+    rows = len(lengths)
+    item, vector, user = (
+        x.requires_grad_() for x in (draw(rows, 7, HIDDEN), draw(rows, 7, HIDDEN), draw(rows, HIDDEN))
+    )
+    gumbel = KeyedNoise(2).gumbel(torch.arange(rows), (2, 2, 7), Stream.SELECTION).double() if noisy else None
+    actual = module(item, vector, user, torch.tensor(lengths), gumbel, 0.8)
+    expected = _reference_denoising(module, lengths, item, vector, user, gumbel, 0.8)
+    assert 0 < float(actual[0].sum()) < sum(lengths)
+    for one, two in zip(actual, expected, strict=True):
+        assert_same(one, two, [item, vector, user, *module.parameters()])
+
+
+def test_a_row_of_noise_alone_keeps_its_last_item() -> None:
+    module = HierarchicalDenoising(7, HIDDEN, 0.0)
+    gumbel = torch.zeros(4, 2, 2, 7)
+    gumbel[:, :, 1] = 50.0
+    x = torch.randn(4, 7, HIDDEN)
+    keep, _ = module(x, x, x[:, 0], torch.tensor([len(r) for r in ROWS]), gumbel, 0.5)
+    assert keep.argmax(1).tolist() == [len(r) - 1 for r in ROWS]
+    assert keep.sum(1).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.2, 0.5])
+def test_filter_loss_equals_item_by_item(dropped: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    item, user, negative = (
+        torch.randn(*shape, HIDDEN, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((4, 7), (4,), (4,))
+    )
+    known, total = torch.tensor([True, True, False, True]), []
+    for b, items in enumerate(ROWS):
+        losses = [-torch.log(torch.sigmoid(user[b] @ (item[b, p] - negative[b]))) for p in range(len(items))]
+        losses = sorted(losses, key=float)[: len(items) - int(dropped * len(items))]
+        total.append(torch.stack(losses).sum() * known[b])
+    actual = filter_loss(item, user, negative, torch.tensor([len(r) for r in ROWS]), known, dropped)
+    assert_same(actual, torch.stack(total).mean(), [item, user, negative])
+
+
+def test_schedules_equal_the_released_ones() -> None:
+    shares = [left_out(Clock(epoch)) for epoch in range(1, 13)]
+    assert shares == pytest.approx([*torch.linspace(0.2, 0, 10).tolist(), 0.0, 0.0], abs=1e-7)
+    tau = 0.5
+    for step in range(2000):
+        if (step + 1) % 40 == 0:
+            tau = max(0.001, tau * math.exp(-1e-3 * (step + 1)))
+        assert temperature(Clock(1, step), 0.5, 0.001) == pytest.approx(tau)
+
+
+def _model(options: SSDRecOptions = SMALL, make: Callable[[SSDRec], SSDRec] = SSDRec.eval) -> SSDRec:
+    model = make(SSDRec(options, model_context()).double())
+    randomise(model)
+    return model
+
+
+def test_the_encoder_reads_what_is_left_of_each_history() -> None:
+    """Dropped by both levels without noise; what is left is encoded as a history of its own."""
+    model, batch = _model(), make_batch(HISTORIES)
+    assert model.denoising is not None
+    item = model.item_relations(model.item_embedding.weight, model.user_embedding.weight)
+    user = model.user_relations(batch.user, model.user_embedding.weight, model.item_embedding.weight)
+    vector = item[batch.history] + (user / batch.length[:, None])[:, None]
+    keep, _ = model.denoising(
+        model.item_embedding(batch.history), vector, model.user_embedding(batch.user), batch.length, None, 0.5
+    )
+    left = [[i for i, k in zip(h, row.tolist(), strict=False) if k] for h, row in zip(HISTORIES, keep, strict=True)]
+    assert sum(map(len, left)) < sum(map(len, HISTORIES))
+    denoised = make_batch(left, length=LENGTH)
+    layout = Layout.of(denoised)
+    expected = model.encoder(model.item_embedding(layout.flatten(denoised.history)), layout)
+    torch.testing.assert_close(model.encode(batch), expected)
+
+
+def test_without_both_stages_it_is_sasrec() -> None:
+    model = _model(replace(SMALL, augment=False, denoise=False))
+    sasrec = SASRec(SASRecOptions(hidden=HIDDEN, inner=8), model_context()).double().eval()
+    sasrec.load_state_dict(model.state_dict())
+    batch = make_batch(HISTORIES)
+    assert torch.equal(model.user_vectors(batch), sasrec.user_vectors(batch))
+    gradients = []
+    for system in (model, sasrec):
+        system(batch)["ranking"].backward()
+        gradients.append(system.item_embedding.weight.grad)
+    assert torch.equal(*gradients)
+    assert set(model.loss_weights) == {"ranking"}
+
+
+def test_losses_are_of_the_rows_that_the_curriculum_leaves_in() -> None:
+    model, batch = _model(), make_batch(HISTORIES)
+    terms = {epoch: _terms(model, batch, Clock(epoch)) for epoch in (1, 10)}
+    assert set(terms[1]) == set(model.loss_weights)
+    alone = [_terms(model, batch[row : row + 1], Clock(10)) for row in range(len(batch))]
+    for name in ("ranking", "reconstruction", "filter"):
+        torch.testing.assert_close(terms[10][name], torch.stack([t[name] for t in alone]).mean())
+    easy = sorted(alone, key=lambda t: float(t["reconstruction"]))[: int(0.8 * len(alone))]
+    for name in ("ranking", "reconstruction"):
+        torch.testing.assert_close(terms[1][name], torch.stack([t[name] for t in easy]).mean())
+
+
+def _terms(model: SSDRec, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+    model.clock = clock
+    return model(batch)
+
+
+def test_draws_depend_on_the_key_alone() -> None:
+    model, batch = _model(make=SSDRec.train), make_batch(HISTORIES)
+    model.clock = Clock(10)
+    alone = [model(batch[row : row + 1]) for row in range(len(batch))]
+    for name, value in model(batch).items():
+        torch.testing.assert_close(value, torch.stack([terms[name] for terms in alone]).mean())
+    other = model(replace(batch, key=batch.key + 1))
+    assert other["ranking"] != model(batch)["ranking"]
+
+
+def test_negatives_are_items_keyed_by_row() -> None:
+    model, batch = _model(), make_batch(HISTORIES)
+    negative = KeyedNoise(3).integers(batch.key, 1, ITEMS - 1, Stream.NEGATIVES)
+    expected = filter_loss(
+        model.item_embedding(batch.history), model.user_embedding(batch.user), model.item_embedding(negative),
+        batch.length, torch.ones(len(batch), dtype=torch.bool), 0.2,
+    )  # fmt: skip
+    torch.testing.assert_close(_terms(model, batch, Clock(20))["filter"], expected)
+
+
+def test_every_parameter_learns() -> None:
+    model, total = _model(make=SSDRec.train), torch.zeros(())
+    for key in range(20):
+        batch = make_batch([h[:2] for h in HISTORIES], LENGTH, first_key=1000 * key)
+        total = total + sum(model(batch).values())
+    total.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+    assert not model.item_embedding.weight.grad[0].any()  # type: ignore[index]
+
+
+def test_user_vectors_depend_on_neither_batch_nor_target() -> None:
+    model, batch = _model(), make_batch(HISTORIES)
+    vectors = model.user_vectors(batch)
+    for row in range(len(batch)):
+        torch.testing.assert_close(model.user_vectors(batch[row : row + 1])[0].double(), vectors[row].double())
+    assert torch.equal(model.user_vectors(replace(batch, target=batch.target * 0, key=batch.key + 5)), vectors)
+
+
+def test_somebody_unknown_and_graphs_once_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = _model(), make_batch(HISTORIES)
+    unknown = replace(batch, user=torch.full_like(batch.user, -1))
+    calls: list[int] = []
+    propagate = ItemRelations.forward
+    monkeypatch.setattr(ItemRelations, "forward", lambda *args: calls.append(1) or propagate(*args))  # type: ignore[func-returns-value]
+    with torch.no_grad():
+        vectors = model.user_vectors(unknown)
+        model.user_embedding.weight[0] = 9.0  # user 0 may not stand for somebody unknown
+        changed = model.user_vectors(unknown)
+        calls.clear()
+        model.user_vectors(batch)
+        model.user_vectors(batch)
+    assert torch.isfinite(vectors).all()
+    assert changed.shape == vectors.shape
+    assert calls == []
+    assert float(_terms(model, unknown, Clock(1))["filter"].detach()) == 0.0
+
+
+def test_the_padding_row_of_the_item_table_is_never_read() -> None:
+    model, batch = _model(make=SSDRec.train), make_batch(HISTORIES)
+    before = model(batch)
+    with torch.no_grad():
+        model.item_embedding.weight[0] = 50.0
+    for name, value in model(batch).items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("change", [{"augment": False}, {"denoise": False}])
+def test_each_stage_can_be_left_out(change: dict[str, bool]) -> None:
+    model, batch = _model(replace(SMALL, **change), SSDRec.train), make_batch(HISTORIES)
+    terms = model(batch)
+    assert set(terms) == set(model.loss_weights)
+    assert torch.isfinite(torch.stack(list(terms.values()))).all()
+    if "augment" in change:
+        twice = model(replace(batch, key=batch.key))["reconstruction"]
+        torch.testing.assert_close(twice, terms["reconstruction"])
+
+
+def test_it_trains_in_bfloat16() -> None:
+    model, batch = SSDRec(SMALL, model_context()).train(), make_batch(HISTORIES)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model(batch)
+    torch.stack([t.float() for t in terms.values()]).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_one_user_of_one_item_and_the_shortest_catalogue() -> None:
+    context = replace(model_context(), interactions=_compressed([[1]]), max_length=1)
+    model = SSDRec(SMALL, context).train()
+    assert torch.isfinite(torch.stack(list(model(make_batch([[1]], 1)).values()))).all()
+    assert interactions().offsets[-1] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"neighbours": 0}, {"strong": -1}, {"tau_least": 0.0}, {"tau": 0.0001}, {"dropout": 1.0}, {"heads": 3}]
+)
+def test_impossible_options_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        SSDRecOptions(**wrong)  # type: ignore[arg-type]

@@ -124,6 +124,10 @@ class System:
     inference_choices: tuple[str, ...] = ("default",)
     inference: str = "default"
 
+    @classmethod
+    def check_content(cls, widths: Mapping[ContentField, tuple[int, ...]]) -> None:
+        """Raise UserError where content of these shapes does not fit the system; what is lacking, `needs` tells."""
+
 
 class Floor(System, ABC):
     """A recommender without parameters, fitted by its constructor: what a trained system has to beat."""

@@ -6,7 +6,7 @@ read the states of one encoder, the inter-modal tower reads pairs of states of b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from models.content import ContentInput, require_content
 from models.content_model import ContentModel, xavier
-from models.contract import ModelContext
+from models.contract import ContentField, ModelContext
 from models.errors import UserError
 from models.options import at_least_one, probabilities, whole_heads
 
@@ -197,15 +197,21 @@ class _Adapted(ContentModel):
 class IISAN(_Adapted):
     """The symmetric form: both encoders have equally many states of equal width."""
 
+    @classmethod
+    def check_content(cls, widths: Mapping[ContentField, tuple[int, ...]]) -> None:
+        visual, text = (widths[field] for field in cls.needs)
+        if visual != text:
+            raise UserError(
+                "IISAN needs two encoders with equally many layer states of equal width; here are "
+                f"{visual[0]} states of {visual[1]} of the video and {text[0]} states of {text[1]} of the title. "
+                "Use the system iisan-versa, which takes any two"
+            )
+
     def __init__(self, options: IISANOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
         require_content("IISAN", context.table.widths, self.needs)
+        self.check_content({field: context.table.widths[field] for field in self.needs})
         visual, text = (ContentInput(context.table, field) for field in self.needs)
-        if visual.width != text.width:
-            raise UserError(
-                f"IISAN needs two encoders with equally many layer states of equal width; here are {_shape(visual)} "
-                f"of the video and {_shape(text)} of the title. Use the system iisan-versa, which takes any two"
-            )
         states = adapter_states(visual.width[0], options.every)
         sizes = Sizes(states, states, options.adapter, options.adapter, options.hidden)
         self.items = SideNetwork(visual, text, sizes, narrow_heads=False)
@@ -223,7 +229,3 @@ class IISANVersa(_Adapted):
         )
         sizes = Sizes(visual_states, text_states, options.visual_adapter, options.adapter, options.hidden)
         self.items = SideNetwork(visual, text, sizes, narrow_heads=True)
-
-
-def _shape(content: ContentInput) -> str:
-    return f"{content.width[0]} states of {content.width[1]}"

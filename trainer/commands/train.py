@@ -98,6 +98,8 @@ def _check_content(config: RunConfig, manifest: Manifest) -> None:
     if manifest.train_rows == 0:
         raise UserError(f"{config.data.path} has no training rows: every user has only 3 items; use a lower --k-core")
     require_content(config.model_name, manifest.content, needs(config.model_name, config.model_options))
+    shapes = {field: info.shape for field, info in manifest.content.items()}
+    system_class(config.model_name).check_content(shapes)
 
 
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:

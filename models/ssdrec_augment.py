@@ -140,7 +140,7 @@ class SelfAugmentation(nn.Module):
 
     def _with_ends(self, x_BLD: Tensor, length_B: Tensor) -> Tensor:
         """(B, L + 2, D): start, the row, end right after its last item."""
-        start, end = self.ends.weight.to(x_BLD.dtype)
+        start, end = self.ends(torch.arange(2, device=length_B.device)).to(x_BLD.dtype)
         place = torch.arange(x_BLD.shape[1] + 2, device=length_B.device)
         x = torch.cat([start.expand(len(x_BLD), 1, -1), x_BLD, torch.zeros_like(x_BLD[:, :1])], dim=1)
         return torch.where((place == length_B[:, None] + 1)[:, :, None], end, x)

@@ -24,7 +24,7 @@ class _Join(nn.Module):
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
         self.pair = nn.Parameter(torch.empty(2).uniform_(-0.5, 0.5))
-        self.shift = nn.Parameter(torch.zeros(()))
+        self.shift = nn.Parameter(torch.zeros(1))  # ZeRO does not take scalars
         self.relations = nn.Linear(2 * hidden, hidden, bias=False)
         self.inner = nn.Linear(hidden, hidden, bias=False)
         self.outer = nn.Linear(hidden, hidden, bias=False)

@@ -1,6 +1,6 @@
 """DMMD4SR learns the synthetic world, and fused content in the history ranks better than IDs alone.
 
-Nothing is asserted of its denoising: without it, HR@10 was higher in two of three worlds (docs/fidelity.md).
+Nothing is asserted of its denoising: its effect was within the noise of a seed, either way (docs/fidelity.md).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import UserError
+from models.ranking import RankingOptions
 from models.registry import SYSTEMS
 from trainer import recipe
 from trainer.config import RunConfig, parse
@@ -94,7 +96,8 @@ def test_the_model_section_is_complete() -> None:
     config = parse(BASE)
     assert config.model_name == "sasrec"
     assert config.model_options == {"hidden": 64, "inner": 256, "layers": 2, "heads": 2,
-                                    "attention_dropout": 0.5, "hidden_dropout": 0.5}  # fmt: skip
+                                    "attention_dropout": 0.5, "hidden_dropout": 0.5,
+                                    "ranking": asdict(RankingOptions())}  # fmt: skip
     with pytest.raises(UserError, match="give a section with at least a name"):
         parse({})
 

@@ -83,7 +83,7 @@ run_tests() {
 # A run keeps its name for ever: the second demo is demo-2, and so on.
 free_name() {
     local name=demo number=1
-    while compgen -G "runs/$name-[smt]*" >/dev/null || [ -e "runs/$name" ]; do
+    while compgen -G "runs/$name-[a-z]*" >/dev/null || [ -e "runs/$name" ]; do
         number=$((number + 1))
         name=demo-$number
     done
@@ -102,7 +102,7 @@ run_demo() {
     cpus=$("$venv/bin/python" -c 'import os; print(max(4, os.cpu_count() or 4))')
     # A head of its own, on 127.0.0.1, that is stopped when the job has ended, also if this script is interrupted.
     "$venv/bin/python" -m cluster.jobs --cpus "$cpus" --gpus "$gpus" -- python trainer/run.py \
-        --recipe demo --model sasrec,tedrec,mealrec --data data/demo --name "$name" </dev/null &
+        --recipe demo --model popularity,content-knn,transition-knn,sasrec,tedrec,mealrec --data data/demo --name "$name" </dev/null &
     job=$!
     trap 'kill -TERM "$job" 2>/dev/null || true' INT TERM
     wait "$job" || status=$?
@@ -119,7 +119,7 @@ import polars
 print(" ".join(polars.read_parquet("data/demo/items.parquet").sort("train_count", descending=True)["item"][:3]))')
     cat <<TEXT
 
-All three are in runs/$1-*. What next, from $root:
+All are in runs/$1-*: three floors, which nothing is trained for, and three systems. What next, from $root:
 
   . .venv/bin/activate
   mealrec compare $1-mealrec $1-tedrec $1-sasrec

@@ -70,8 +70,9 @@ class EvalConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """launcher: ray runs workers under Ray Train, inline runs one worker in this process. threads: CPU threads of one
-    worker (0: this node's cores over its workers). max_failures: restarts from the last checkpoint after a worker dies.
+    """launcher: ray runs workers under Ray Train, inline runs one worker in this process (as floors always do).
+    threads: CPU threads of one worker (0: this node's cores over its workers). max_failures: restarts from the last
+    checkpoint after a worker dies.
     """
 
     launcher: Literal["ray", "inline"] = "ray"

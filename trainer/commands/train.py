@@ -120,7 +120,8 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
     if not (run_dir / "checkpoints").exists():  # else the workers compare it with what is to be done now
         write_text(run_dir / "config.yaml", text)
     settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
-    if config.cluster.launcher == "inline":
+    # a floor is fitted in seconds: less than it takes workers to start
+    if config.cluster.launcher == "inline" or issubclass(system_class(config.model_name), Floor):
         train_worker(settings)
     else:
         gpus = config.engine.device != "cpu" and torch.cuda.is_available()

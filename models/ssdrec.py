@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.cached import Remembering
 from models.contract import Batch, Clock, ModelContext
+from models.gather import Gather, repeated
 from models.layout import Layout
 from models.noise import KeyedNoise, Stream
 from models.options import at_least_one, probabilities, require, whole_heads
@@ -93,10 +95,10 @@ class SSDRec(Remembering, Backbone):
             return {"ranking": self.ranking_loss(self._encode(batch, rows, None), batch.target)}
         keep_BL, error_B = self._denoised(batch, rows)
         user_BD = self._encode(batch, rows, keep_BL)
-        easy_b = self._easiest(error_B.detach())
+        easy_b, share = easiest(error_B.detach(), batch.key, left_out(self.clock))
         return {
-            "ranking": self.ranking_loss(user_BD[easy_b], batch.target[easy_b]),
-            "reconstruction": error_B[easy_b].mean(),
+            "ranking": share * self.ranking_loss(user_BD[easy_b], batch.target[easy_b]),
+            "reconstruction": share * error_B[easy_b].mean(),
             "filter": self._filter(batch, rows),
         }
 
@@ -150,13 +152,30 @@ class SSDRec(Remembering, Backbone):
             batch.user >= 0, _LEFT_OUT - left_out(self.clock),
         )  # fmt: skip
 
-    def _easiest(self, error_B: Tensor) -> Tensor:
-        """(b,) rows that are learned from now: all but those with the highest reconstruction error."""
-        count = max(1, int(len(error_B) * (1 - left_out(self.clock))))
-        return error_B.topk(count, largest=False).indices
-
     def _tau(self) -> float:
         return temperature(self.clock, self.options.tau, self.options.tau_least)
+
+
+def easiest(error_B: Tensor, key_B: Tensor, leave: float) -> tuple[Tensor, Tensor]:
+    """(b,) rows learned from: all but the share `leave` with the highest errors among the rows of all workers.
+
+    And the factor that a mean over them has in this worker's mean over its rows, so that the workers' means, weighted
+    by their rows, are the mean over all that are learned from. With several workers the host waits for b.
+    """
+    one, gather = error_B.new_ones(()), Gather.of(len(error_B), error_B.device)
+    if not leave:
+        return torch.arange(len(error_B), device=error_B.device), one
+    every_M = gather(error_B)
+    if len(gather.counts) == 1:
+        return every_M.topk(max(1, int(len(every_M) * (1 - leave))), largest=False).indices, one
+    again_M = repeated(gather(key_B))
+    total = len(again_M) - int(again_M.sum())
+    count = max(1, int(total * (1 - leave)))
+    limit = every_M.masked_fill(again_M, torch.inf).topk(count, largest=False).values[-1]
+    easy_b = (error_B <= limit).nonzero().squeeze(1)
+    if not len(easy_b):  # every worker takes part in every collective
+        return torch.zeros(1, dtype=torch.int64, device=error_B.device), 0 * one
+    return easy_b, one * len(easy_b) / len(error_B) * total / count
 
 
 def left_out(clock: Clock) -> float:

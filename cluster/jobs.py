@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -22,6 +23,7 @@ from cluster.errors import PreflightError
 
 _POLL_S = 0.5
 _FAILED = 1
+_AGENT_S = 120.0
 
 
 def submit(where: head.Head, command: Sequence[str]) -> int:
@@ -34,7 +36,7 @@ def submit(where: head.Head, command: Sequence[str]) -> int:
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     client = JobSubmissionClient(where.jobs_url)
-    job = client.submit_job(entrypoint=shlex.join(command))
+    job = _submit(client, shlex.join(command))
     try:
         asyncio.run(_follow(client, job))
         return _status(client, job)
@@ -42,6 +44,36 @@ def submit(where: head.Head, command: Sequence[str]) -> int:
         with suppress(OSError, RuntimeError):  # the head may be what failed
             client.stop_job(job)
         raise
+
+
+def _submit(client: Any, entrypoint: str, patience_s: float = _AGENT_S) -> str:
+    """Submit, and wait for the agent that takes jobs: on a busy machine it comes up well after the head answers.
+
+    The job has a name, so that one whose answer was lost is not submitted twice.
+    """
+    job, until = f"mealrec-{secrets.token_hex(8)}", time.monotonic() + patience_s
+    while (refusal := _refused(client, job, entrypoint)) is not None:
+        if time.monotonic() > until:
+            raise PreflightError(
+                f"the Ray head took no job for {patience_s:.0f} s: {refusal}; is the machine overloaded?"
+            )
+        time.sleep(_POLL_S)
+    return job
+
+
+def _refused(client: Any, job: str, entrypoint: str) -> Exception | None:
+    """Why the head does not take the job yet; None when it has it."""
+    try:
+        client.submit_job(entrypoint=entrypoint, submission_id=job)
+    except OSError as error:  # the connection broke
+        return error
+    except RuntimeError as error:
+        if "already exists" in str(error):
+            return None
+        if "No available agent" not in str(error):
+            raise
+        return error
+    return None
 
 
 async def _follow(client: Any, job: str) -> None:

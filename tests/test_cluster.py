@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import head, preflight
+from cluster import head, jobs, preflight
 from cluster.errors import PreflightError, WorkerFailed
 from cluster.session import on_a_cluster, private_environment, require_plain_path
 
@@ -84,6 +84,30 @@ def test_a_job_on_a_head_of_its_own_survives_a_killed_worker(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+class _BusyHead:
+    """A head that answers submissions as a busy machine's does, before it takes one."""
+
+    def __init__(self, *answers: Exception) -> None:
+        self.answers, self.names = list(answers), set[str]()
+
+    def submit_job(self, entrypoint: str, submission_id: str) -> None:
+        assert entrypoint == "python x.py"
+        self.names.add(submission_id)
+        if self.answers:
+            raise self.answers.pop(0)
+
+
+def test_a_submission_waits_for_the_agent_and_is_not_made_twice() -> None:
+    late = RuntimeError("Request failed with status code 500: No available agent to submit job")
+    busy = _BusyHead(late, ConnectionError("lost"), RuntimeError("Job with submission_id x already exists."))
+    assert {jobs._submit(busy, "python x.py")} == busy.names
+    assert not busy.answers
+    with pytest.raises(PreflightError, match="took no job for -1 s: Request failed"):
+        jobs._submit(_BusyHead(late), "python x.py", patience_s=-1)
+    with pytest.raises(RuntimeError, match="no such file"):
+        jobs._submit(_BusyHead(RuntimeError("no such file")), "python x.py")
+
+
 def test_a_head_ends_with_its_starter_even_if_that_is_killed() -> None:
     script = (
         "import time; from cluster import head\n"

@@ -183,6 +183,23 @@ def tracked(run_dir: Path, *options: str) -> int:
     return track.run(parser.parse_args(["--run", run_dir.name, "--runs-dir", str(run_dir.parent), *options]))
 
 
+@pytest.mark.slow
+def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
+    """MLflow itself never gets over a migration that was cut off ("table _alembic_tmp_jobs already exists")."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    make = [sys.executable, "-c", f"from trainer.tracking.mirror import make_store; make_store({uri!r})"]
+    maker, new = subprocess.Popen(make, cwd=ROOT), tmp_path / ".mlflow.db.new"
+    until(lambda: new.exists() and new.stat().st_size > 100_000)  # of some 600,000
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    run_dir, log = write_run(tmp_path / "runs")
+    append_epochs(log, 1)
+    assert start_mirror(run_dir, uri, "mealrec").close(120, "FINISHED")
+    assert recorded(run_dir)["posted"]["epoch"] == 10
+    assert not new.exists()
+
+
 def test_track_refuses_a_run_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run 'absent': .*metrics\.jsonl does not exist"):
         tracked(tmp_path / "absent")

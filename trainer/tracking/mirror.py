@@ -44,6 +44,26 @@ ARTIFACTS = ("config.yaml", "valid.json", "test.json")
 log = logging.getLogger("mealrec.mirror")
 
 
+def make_store(uri: str) -> None:
+    """Make the SQLite store of `uri`, whole or not at all, where it does not exist; nothing for any other store.
+
+    MLflow makes its tables in some 60 migrations; a store whose maker was killed among them is refused for ever after.
+    """
+    scheme, _, name = uri.partition(":///")
+    path = Path(name.partition("?")[0])
+    if scheme != "sqlite" or path.exists():
+        return
+    with (path.parent / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():  # by who held the lock before
+            return
+        new = path.with_name(f".{path.name}.new")
+        for left in (new, new.with_name(f"{new.name}-journal")):  # by one that was killed
+            left.unlink(missing_ok=True)
+        MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        new.replace(path)
+
+
 class Publisher:
     """Brings one MLflow run up to date with one run folder, as often as it is asked to, each point once.
 
@@ -86,6 +106,7 @@ class Publisher:
 
     def _open(self) -> MlflowClient:
         """A client, after the run exists and has its parameters, tags and dataset."""
+        make_store(self._uri)
         client = MlflowClient(self._uri)
         if self._state["run_id"] is None:
             self._state["run_id"] = self._find_or_create(client)

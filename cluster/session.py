@@ -26,6 +26,8 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # we carry rank 0's output ourselves, see ray_train.py
     "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing scrapes them on a fresh machine
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: how soon the end of a worker is noticed
+    # of 30 s: on a busy machine a node's agent starts later, and Ray then ends the whole node
+    "RAY_agent_register_timeout_ms": "240000",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }

@@ -175,7 +175,7 @@ class DMMD4SR(Backbone):
                 noise[f"{name}_domain"], noise[f"{name}_interest"] = drawn
             noise["final"] = self.noise.normal(key_N, shape, Stream.FUSION_NOISE)
         if self.options.use_content and self.training:
-            drawn = self.noise.normal(key_N, (2, *shape), Stream.SPARE_NOISE).unbind(1)
+            drawn = self.noise.normal(key_N, (2, *shape), Stream.UNCERTAINTY).unbind(1)
             noise |= dict(zip(_MODALITIES, drawn, strict=True))
         return _Pass(batch, layout, noise)
 

@@ -32,7 +32,6 @@ class Stream(IntEnum):
     CLUSTER = 12
     TARGET_STEP = 13
     TARGET_NOISE = 14
-    TARGET_SCALE = 15
     VISUAL_STEP = 16
     VISUAL_NOISE = 17
     TEXT_STEP = 18
@@ -42,7 +41,7 @@ class Stream(IntEnum):
     FUSION_STEP = 22
     FUSION_NOISE = 23
     START_NOISE = 24
-    SPARE_NOISE = 25
+    UNCERTAINTY = 25
     SHORTENING = 26
     REPEAT_CODES = 27
 

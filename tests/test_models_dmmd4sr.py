@@ -152,7 +152,7 @@ class _Reference:
             first, second = self.draws.normal(key, (2, HIDDEN), stream)[0].double()
             drawn |= {f"{name}_domain": first, f"{name}_interest": second}
         drawn["final"] = self.draws.normal(key, (HIDDEN,), Stream.FUSION_NOISE)[0].double()
-        spare = self.draws.normal(key, (2, HIDDEN), Stream.SPARE_NOISE)[0].double()
+        spare = self.draws.normal(key, (2, HIDDEN), Stream.UNCERTAINTY)[0].double()
         return drawn | {"text": spare[0], "visual": spare[1]}
 
     def _corrupt(self, x: Tensor, t: int, noise: Tensor) -> Tensor:

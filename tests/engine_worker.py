@@ -16,7 +16,7 @@ from torch import Tensor
 from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
 from models.registry import build, options_class
 from models.table import TensorTable
-from tests.tiny import MODELS, fork_server
+from tests.tiny import MODELS, run_ranks
 from trainer.config import EngineConfig, TrainConfig
 from trainer.engine import Engine, Groups, NonFiniteError, TorchEngine
 from trainer.plan import Plan, Rows
@@ -58,18 +58,7 @@ class Job:
 
 def run_jobs(folder: Path, world: int, jobs: list[Job]) -> None:
     """Run `jobs`, one after the other, on `world` processes that end with the call."""
-    context = fork_server()
-    mark = f"{world}-{jobs[0].name}"
-    plain = [asdict(job) for job in jobs]
-    ranks = [context.Process(target=_rank, args=(folder, mark, rank, world, plain)) for rank in range(world)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=240)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
-    assert codes == [0] * world, f"exit codes {codes} of world {world}"
+    run_ranks(_rank, world, folder, f"{world}-{jobs[0].name}", [asdict(job) for job in jobs], timeout=240)
 
 
 def losses_of(folder: Path, name: str) -> list[list[float]]:
@@ -92,7 +81,7 @@ def raised(folder: Path, name: str, world: int) -> list[bool]:
     return [json.loads((folder / f"{name}.{rank}.raised.json").read_text()) for rank in range(world)]
 
 
-def _rank(folder: Path, mark: str, rank: int, world: int, jobs: list[dict[str, Any]]) -> None:
+def _rank(rank: int, world: int, folder: Path, mark: str, jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
     if world > 1:

@@ -251,13 +251,6 @@ def _model(options: CL4SRecOptions = NO_DROPOUT) -> CL4SRec:
     return model
 
 
-@pytest.fixture
-def padded_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models lay batches out as on a GPU, padding kept."""
-    of = Layout.of
-    monkeypatch.setattr(Layout, "of", staticmethod(lambda batch, pack=False: of(batch, pack)))
-
-
 def _encode_alone(model: CL4SRec, items: list[int]) -> Tensor:
     """One view as a batch of its own, its tokens picked one by one."""
     tokens = torch.stack([model.mask_token if item == MASK else model.item_embedding.weight[item] for item in items])

@@ -16,7 +16,7 @@ from models.cl4srec import CL4SRec, CL4SRecOptions
 from models.contrastive import info_nce
 from models.gather import Gather, repeated
 from tests.model_fixtures import HISTORIES, make_batch, model_context, randomise
-from tests.tiny import fork_server
+from tests.tiny import run_ranks
 from trainer.plan import Plan
 
 ROWS, WIDTH = 7, 5
@@ -62,7 +62,7 @@ def _views(generator_seed: int) -> Tensor:
     return torch.randn(ROWS, 2, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-def _rank(folder: Path, rank: int, world: int) -> None:
+def _rank(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     store = dist.FileStore(str(folder / "store"), world)  # type: ignore[attr-defined]
@@ -114,16 +114,7 @@ def _model_on_rank(rank: int, world: int) -> dict[str, Tensor]:
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What every rank found, over all cases of its world."""
     world, folder = request.param, tmp_path_factory.mktemp("gather")
-    context = fork_server()
-    processes = [context.Process(target=_rank, args=(folder, rank, world)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * world
+    run_ranks(_rank, world, folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(world)]
 
 

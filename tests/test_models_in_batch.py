@@ -27,7 +27,7 @@ from tests.model_fixtures import (
     model_context,
     randomise,
 )
-from tests.tiny import fork_server
+from tests.tiny import run_ranks
 from trainer.plan import Plan
 
 WIDTH = 5
@@ -158,7 +158,7 @@ ROWS = [*HISTORIES, [2, 8]]
 PLAN = Plan(len(ROWS), 5)
 
 
-def _rank(folder: Path, rank: int, world: int) -> None:
+def _rank(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     store = dist.FileStore(str(folder / "store"), world)  # type: ignore[attr-defined]
@@ -181,16 +181,7 @@ def _gradients(model: MoRec, total: Tensor) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_together_have_the_loss_and_gradients_of_one(world: int, tmp_path: Path) -> None:
-    context = fork_server()
-    processes = [context.Process(target=_rank, args=(tmp_path, rank, world)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * world
+    run_ranks(_rank, world, tmp_path)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(world)]
     model, batch = _model(), make_batch(ROWS)
     for step in range(PLAN.steps):

@@ -120,13 +120,6 @@ def _tedrec() -> TedRec:
     return model
 
 
-@pytest.fixture
-def padded_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models lay batches out as on a GPU, padding kept."""
-    of = Layout.of
-    monkeypatch.setattr(Layout, "of", staticmethod(lambda batch, pack=False: of(batch, pack)))
-
-
 def _reference_encode(model: TedRec, histories: list[list[int]], noise: Tensor | None) -> list[Tensor]:
     """Fused tokens of each row, padding zero on both sides of the transform, from the parts tested above."""
     rows = []

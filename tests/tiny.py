@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 from trainer import recipe
 from trainer.config import RunConfig
@@ -43,6 +45,19 @@ def make_dataset(out: Path) -> Path:
 def make_config(data: Path, model: str = "sasrec", *settings: str) -> RunConfig:
     """A run of some seconds or less, inline, on plain torch unless `settings` say otherwise."""
     return recipe.load("demo", model, [*MODELS[model], *RUN, *settings], str(data))
+
+
+def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout: float = 120) -> None:
+    """Run `target(rank, world, *arguments)` on `world` processes that end with the call, all of them well."""
+    processes = [fork_server().Process(target=target, args=(rank, world, *arguments)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world, f"exit codes {codes} of world {world}"
 
 
 def fork_server() -> ForkServerContext:

@@ -37,13 +37,6 @@ OPTIONS = DiQDiffOptions(
 STILL = replace(OPTIONS, embedding_dropout=0.0, dropout=0.0)
 
 
-@pytest.fixture(params=[True, False], ids=["packed", "padded"])
-def layouts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models lay batches out as on a CPU, then as on a GPU."""
-    of = Layout.of
-    monkeypatch.setattr(Layout, "of", staticmethod(lambda batch, pack=request.param: of(batch, pack)))
-
-
 def _model(options: DiQDiffOptions = STILL) -> DiQDiff:
     model = DiQDiff(options, model_context(seed=SEED)).double().train()
     randomise(model)

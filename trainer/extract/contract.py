@@ -1,0 +1,57 @@
+"""What the parts of an extraction know of each other.
+
+A *unit* is a few items that are loaded together by one task on a CPU (decoded videos, or titles), encoded together in
+one batch, and kept together on disk as soon as they are encoded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.contract import ContentField
+
+#: arrays by name, the first dimension of each counting items
+Arrays = dict[str, NDArray[Any]]
+
+#: what the vectors of a field are, in words, by what was encoded
+VIDEO_KINDS: dict[ContentField, str] = {"sequence": "frames", "visual": "video", "visual_layers": "video layers"}
+TITLE_KINDS: dict[ContentField, str] = {
+    "text": "title",
+    "text_layers": "title layers",
+    "sequence": "segments",
+    "visual": "segments mean",
+    "visual_layers": "segments layers mean",
+}
+
+
+class Unusable(Exception):
+    """This item cannot be used; the message is its reason in failed.csv: short, and the same for the same trouble."""
+
+
+class VideoEncoder(Protocol):
+    """A vision model, loaded once in each process that encodes."""
+
+    def __call__(self, clips: NDArray[np.uint8]) -> dict[ContentField, NDArray[np.float32]]:
+        """Vectors of clips (n, K, height, width, 3), RGB, as `Preparation` gives them: sequence (n, K, V), visual
+        (n, V), and where asked for visual_layers (n, S, V)."""
+        ...
+
+
+class Preparation(Protocol):
+    """Frames to what the encoder takes, done where they are decoded: less to send."""
+
+    def __call__(self, frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """K frames (height, width, 3), RGB, of any size, resized and cropped for the encoder: (K, h, w, 3)."""
+        ...
+
+
+class TitleEncoder(Protocol):
+    """A text model, loaded once in each process that encodes."""
+
+    def __call__(self, titles: list[str]) -> dict[ContentField, NDArray[np.float32]]:
+        """Vectors of titles, none of them blank: text (n, H), and where asked for text_layers (n, S, H), sequence
+        (n, K, H) of K segments, visual (n, H) their mean, visual_layers (n, S, H)."""
+        ...

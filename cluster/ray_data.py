@@ -1,0 +1,208 @@
+"""Two stages as a Ray Data pipeline: load in tasks on CPUs, encode in actors, results streamed to the driver."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import PreflightError, WorkerFailed
+from cluster.preflight import check_cluster, check_folders
+from cluster.session import connected, on_a_cluster
+
+#: takes one unit of work (any picklable value), gives bytes
+Load = Callable[[Any], bytes]
+Encode = Callable[[bytes], bytes]
+
+#: how often a unit whose process died is tried again, in each stage
+_RETRIES = 1
+#: units that are sent to an encoder ahead of its work
+_IN_FLIGHT_PER_ENCODER = 2
+
+
+#: printed by Ray (2.60) for every pool of actors of Ray Data, whose arguments it keeps itself
+_NOTICE = b"has constructor arguments in the object store"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Sizes of the pipeline. loaders: tasks that load at a time, one CPU each; encoders: actors, each with
+    `cpus_per_encoder` CPUs, and one GPU if `gpus`."""
+
+    loaders: int
+    encoders: int
+    cpus_per_encoder: float
+    gpus: bool
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that all of it takes at once."""
+        return self.loaders + self.encoders * self.cpus_per_encoder
+
+    @property
+    def in_hand(self) -> int:
+        """Units that may be between the start of their loading and the driver: what a kill costs."""
+        return 2 * self.loaders + (2 * _IN_FLIGHT_PER_ENCODER + 1) * self.encoders
+
+
+def stream(
+    units: Sequence[Any],
+    load: Load,
+    make_encoder: Callable[[], Encode],
+    stages: Stages,
+    *,
+    unit_bytes: int,
+    out: Path,
+    folders: Sequence[Path] = (),
+) -> Iterator[bytes]:
+    """`encode(load(unit))` of the units, in the order in which they come out.
+
+    Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own that ends with the generator.
+    make_encoder: called once in each actor. unit_bytes: about the size of a loaded unit; the pipeline holds a few per
+    worker, however slow the reader. A unit whose process dies again and again (a decoder that crashes, memory) is left
+    out: the caller sees what has not come. out, folders: what must be seen from every node.
+    Raises WorkerFailed for an exception in either stage (kind: its class), PreflightError.
+    """
+    check_folders(out, folders)
+    with connected(cpus=stages.cpus, gpus=stages.encoders if stages.gpus else 0):
+        if on_a_cluster(os.environ):
+            check_cluster(
+                stages.encoders,
+                gpus=stages.gpus,
+                cpus_per_worker=stages.cpus_per_encoder,
+                run_folder=out,
+                folders=folders,
+            )
+        rows = iter(_pipeline(units, load, make_encoder, stages, unit_bytes).iter_rows())
+        try:
+            with _stderr_without(_NOTICE):
+                row = next(rows, None)
+            while row is not None:
+                yield _opened(row)
+                row = next(rows, None)
+        except WorkerFailed:
+            raise
+        except Exception as error:
+            _explain(error)
+            raise
+
+
+def _pipeline(
+    units: Sequence[Any], load: Load, make_encoder: Callable[[], Encode], stages: Stages, unit_bytes: int
+) -> Any:
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
+    from ray.util.annotations import RayDeprecationWarning
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Exceptions of our stages travel as data. What is left is a process that died: the others go on.
+    context.max_errored_blocks = -1
+    context.execution_options.resource_limits = ExecutionResources(
+        object_store_memory=float(max(2 * stages.in_hand * unit_bytes, 256 << 20))
+    )
+    rows = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    with warnings.catch_warnings():
+        # By default a unit that kills its process is tried for ever. The options that end this are to be renamed by
+        # Ray 2.64 (pyproject.toml allows no later one); 2.60 has no other names for them.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        loaded = rows.map(
+            _Loading(load), compute=TaskPoolStrategy(size=stages.loaders), num_cpus=1, max_retries=_RETRIES
+        )
+        return loaded.map(
+            _Encoding,
+            fn_constructor_args=(make_encoder,),
+            compute=ActorPoolStrategy(size=stages.encoders, max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ENCODER),
+            num_cpus=stages.cpus_per_encoder,
+            num_gpus=1 if stages.gpus else 0,
+            max_task_retries=_RETRIES,
+        )
+
+
+class _Loading:
+    """Calls `load`; an exception becomes a row of its own."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _row(lambda: self._load(row["unit"]))
+
+
+class _Encoding:
+    """Calls `encode` on what was loaded; rows with an exception pass through."""
+
+    def __init__(self, make_encoder: Callable[[], Encode]) -> None:
+        self._failed: dict[str, Any] | None = None
+        made = _row(lambda: self._make(make_encoder))
+        if made["error"]:  # an exception here would only make Ray start the actor again and again
+            self._failed = made
+
+    def _make(self, make_encoder: Callable[[], Encode]) -> bytes:
+        self._encode = make_encoder()
+        return b""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"] or self._failed:
+            return self._failed or row
+        return _row(lambda: self._encode(row["data"]))
+
+
+def _row(work: Callable[[], bytes]) -> dict[str, Any]:
+    try:
+        return {"data": work(), "error": ""}
+    except Exception as error:
+        said = {"kind": type(error).__name__, "message": str(error), "detail": traceback.format_exc()}
+        return {"data": b"", "error": json.dumps(said)}
+
+
+def _opened(row: dict[str, Any]) -> bytes:
+    if row["error"]:
+        raise WorkerFailed(**json.loads(row["error"]))
+    data: bytes = row["data"]
+    return data
+
+
+def _explain(error: Exception) -> None:
+    """Raise what a user can do about an error of Ray's own; return where it is none of those."""
+    import ray.exceptions
+
+    if isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.ObjectStoreFullError):
+        raise PreflightError(f"the nodes ran out of memory ({error}); use fewer loaders or a smaller batch") from None
+
+
+@contextmanager
+def _stderr_without(notice: bytes) -> Iterator[None]:
+    """While the block runs, lines of this process's standard error that contain `notice` are dropped: C++ wrote them."""
+    sys.stderr.flush()
+    read, write = os.pipe()
+    saved = os.dup(2)
+    os.dup2(write, 2)
+    os.close(write)
+    thread = threading.Thread(target=_copy_lines, args=(read, saved, notice), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)  # closes the last writing end of the pipe, so that the thread ends
+        thread.join()
+        os.close(saved)
+
+
+def _copy_lines(source: int, target: int, notice: bytes) -> None:
+    with os.fdopen(source, "rb") as lines:
+        for line in lines:
+            if notice not in line:
+                os.write(target, line)

@@ -184,7 +184,7 @@ def _explain(error: Exception) -> None:
 
 @contextmanager
 def _stderr_without(notice: bytes) -> Iterator[None]:
-    """While the block runs, lines of this process's standard error that contain `notice` are dropped: C++ wrote them."""
+    """Drop lines that contain `notice` from this process's standard error while the block runs: C++ writes them."""
     sys.stderr.flush()
     read, write = os.pipe()
     saved = os.dup(2)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,18 +18,20 @@ MANIFEST = "manifest.json"
 CoreOn = Literal["both", "users", "items", "none"]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A part of a manifest: immutable, unknown keys refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Core(_Frozen):
+class Core(Frozen):
     """The iterated k-core filter that was applied: at least `k` interactions on the sides named by `on`."""
 
     k: int = Field(ge=0)
     on: CoreOn
 
 
-class ContentInfo(_Frozen):
+class ContentInfo(Frozen):
     """One content field. shape: of one item's entry; mean, std: (shape[-1],), over items with training occurrences."""
 
     shape: tuple[int, ...]
@@ -40,7 +42,7 @@ class ContentInfo(_Frozen):
     std: tuple[float, ...]
 
 
-class Statistics(_Frozen):
+class Statistics(Frozen):
     """Table 1 of the paper. sparsity is 1 - interactions / (users * items)."""
 
     users: int
@@ -50,18 +52,18 @@ class Statistics(_Frozen):
     sparsity: float
 
 
-class SplitInfo(_Frozen):
+class SplitInfo(Frozen):
     """cold_targets: users whose target of this split never occurs at a training position."""
 
     cold_targets: int
 
 
-class Splits(_Frozen):
+class Splits(Frozen):
     validation: SplitInfo
     test: SplitInfo
 
 
-class ShardInfo(_Frozen):
+class ShardInfo(Frozen):
     """A WebDataset shard: `rows` item or training rows in `blocks` samples, in row order over the shards of a kind."""
 
     kind: Literal["items", "rows"]
@@ -69,14 +71,14 @@ class ShardInfo(_Frozen):
     rows: int = Field(ge=0)
 
 
-class FileInfo(_Frozen):
+class FileInfo(Frozen):
     """Size and checksum of one file of the dataset."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Provenance(_Frozen):
+class Provenance(Frozen):
     """What made the dataset. sources: file name -> sha256."""
 
     command: str
@@ -86,7 +88,26 @@ class Provenance(_Frozen):
     time: str
 
 
-class Manifest(_Frozen):
+class Listed(Frozen):
+    """A manifest that lists its files with their checksums, and which of them are shards."""
+
+    if TYPE_CHECKING:  # each manifest declares them itself: at its end, the order of the file is for people
+        shards: dict[str, ShardInfo]
+        files: dict[str, FileInfo]
+
+    def shard_names(self, kind: Literal["items", "rows"]) -> list[str]:
+        """Paths of the shards of one kind, in row order."""
+        return sorted(name for name, shard in self.shards.items() if shard.kind == kind)
+
+    def dumps(self) -> str:
+        """The text of the manifest."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+_Listed = TypeVar("_Listed", bound=Listed)
+
+
+class Manifest(Listed):
     """The whole of `manifest.json` (docs/dataset-format.md)."""
 
     schema_version: int
@@ -112,41 +133,36 @@ class Manifest(_Frozen):
         lines = sorted(f"{name} {info.sha256}" for name, info in self.files.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def shard_names(self, kind: Literal["items", "rows"]) -> list[str]:
-        """Paths of the shards of one kind, in row order."""
-        return sorted(name for name, shard in self.shards.items() if shard.kind == kind)
-
-    def dumps(self) -> str:
-        """The text of `manifest.json`."""
-        return self.model_dump_json(indent=1) + "\n"
-
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
     """The manifest in `text`; `where` names it in errors.
 
     Raises UserError: not JSON, another schema version, a missing, unknown or malformed key, a path out of the folder.
     """
+    return parse_as(Manifest, SCHEMA_VERSION, text, where, "prepare the dataset again")
+
+
+def parse_as(model: type[_Listed], schema_version: int, text: str | bytes, where: str, again: str) -> _Listed:
+    """The manifest of type `model` in `text`; `again` says in errors what makes a new one."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({error}); prepare the dataset again") from None
+        raise UserError(f"{where} is not valid JSON ({error}); {again}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{where} has schema version {version!r}, this program reads {SCHEMA_VERSION}; prepare the dataset again"
-        )
+    if version != schema_version:
+        raise UserError(f"{where} has schema version {version!r}, this program reads {schema_version}; {again}")
     try:
-        manifest = Manifest.model_validate(raw)
+        manifest = model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: key {key!r}: {first['msg']}; prepare the dataset again") from None
+        raise UserError(f"{where}: key {key!r}: {first['msg']}; {again}") from None
     for name in (*manifest.files, *manifest.shards):
         if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-            raise UserError(f"{where} names the file {name!r}, which lies outside the dataset; do not use it")
+            raise UserError(f"{where} names the file {name!r}, which lies outside the folder; do not use it")
     for name in manifest.shards:
         if name not in manifest.files:
-            raise UserError(f"{where} has no checksum for shard {name!r}; prepare the dataset again")
+            raise UserError(f"{where} has no checksum for shard {name!r}; {again}")
     return manifest
 
 

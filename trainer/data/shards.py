@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
+from models.contract import ContentField
 from models.errors import UserError
-from trainer.data.manifest import FileInfo, Manifest, ShardInfo
+from trainer.data.manifest import FileInfo, Listed, Manifest, ShardInfo
 from trainer.data.storage import join, open_file
 
 Kind = Literal["items", "rows"]
@@ -127,9 +128,16 @@ class Shard:
 def shard_list(root: str, manifest: Manifest, kind: Kind) -> list[Shard]:
     """The shards of one kind of the dataset at path or URL `root`, in row order."""
     if kind == "items":
-        spec, first = item_spec({name: info.shape for name, info in manifest.content.items()}), 1
-    else:
-        spec, first = row_spec(manifest.max_length, bool(manifest.behaviours)), 0
+        return item_shards(root, manifest, {name: info.shape for name, info in manifest.content.items()})
+    return _shards(root, manifest, kind, row_spec(manifest.max_length, bool(manifest.behaviours)), 0)
+
+
+def item_shards(root: str, manifest: Listed, shapes: Mapping[ContentField, tuple[int, ...]]) -> list[Shard]:
+    """The item shards at path or URL `root`, in row order; `shapes` are those of one item's entry by field."""
+    return _shards(root, manifest, "items", item_spec({str(name): shape for name, shape in shapes.items()}), 1)
+
+
+def _shards(root: str, manifest: Listed, kind: Kind, spec: BlockSpec, first: int) -> list[Shard]:
     shards = []
     for name in manifest.shard_names(kind):
         rows = manifest.shards[name].rows

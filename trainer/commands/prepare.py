@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         manifest = load_manifest(args.out)
     else:
         names = [field.name for field in dataclasses.fields(PrepareOptions)]
-        options = PrepareOptions(**{name: getattr(args, name) for name in names})
+        options = PrepareOptions(**{name: getattr(args, name) for name in names} | {"features": tuple(args.features)})
         manifest = prepare(_import(args), args.out, options, shlex.join(["mealrec", *sys.argv[1:]]))
     print(report(manifest))
     print(f"written to {args.out}")
@@ -117,9 +117,11 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     add("--max-length", type=int, default=default.max_length, help="items in a history (default %(default)s)")
     add(
         "--features",
-        type=Path,
+        action="append",
+        default=[],
         metavar="DIR",
-        help="ids.txt or ids.json beside frames.npy, video.npy, text.npy, *_layers.npy",
+        help="what `mealrec extract` made (path or URL), or ids.txt or ids.json beside frames.npy, video.npy, "
+        "text.npy, *_layers.npy; may be given several times",
     )
     add("--text", choices=["minilm"], help="embed titles (needs the extra `text`)")
     add("--segments", type=int, metavar="K", help="cut titles into K overlapping windows, each embedded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +14,24 @@ from numpy.typing import NDArray
 
 from models.contract import ContentField
 from models.errors import UserError
-from trainer.data.content import feature_content, title_content
+from trainer.data.content import title_content
 from trainer.data.importers import Log
 from trainer.data.manifest import Core, CoreOn, Manifest, file_info
+from trainer.data.provided import Given, feature_content
 from trainer.data.selection import codes, k_core, sample_users
 from trainer.data.writer import Content, write_dataset
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What is kept of a log, and which content its items get. segments needs text; features excludes what it gives."""
+    """What is kept of a log, and which content its items get. segments needs text; features excludes what it makes."""
 
     k_core: int = 4
     core_on: CoreOn = "both"
     sample_users: int | None = None
     seed: int = 0
     max_length: int = 10
-    features: Path | None = None
+    features: tuple[str, ...] = ()
     text: Literal["minilm"] | None = None
     segments: int | None = None
     layers: bool = False
@@ -67,24 +69,32 @@ def prepare(log: Log, out: Path, options: PrepareOptions, command: str) -> Manif
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before minutes of embedding, not after
         raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
     kept, lost = _select(log, options)
-    content, unused, files = _content(kept.item_ids, log.titles, options)
-    titles = [log.titles.get(item) for item in kept.item_ids] if log.titles else None
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.features-", dir=_existing_parent(out)) as scratch:
+        given = feature_content(options.features, kept.item_ids, Path(scratch))
+        return _write(log, kept, lost, given, out, options, command)
+
+
+def _write(
+    log: Log, kept: _Kept, lost: Mapping[str, int], given: Given, out: Path, options: PrepareOptions, command: str
+) -> Manifest:
+    known = {**given.titles, **log.titles}
+    titles = [known.get(item) for item in kept.item_ids]
     return write_dataset(
         out,
         user_ids=kept.user_ids,
         item_ids=kept.item_ids,
         offsets=kept.offsets,
         items=kept.items,
-        content=content,
-        item_titles=titles,
+        content=_content(titles, given.content, options),
+        item_titles=titles if known else None,
         times=kept.times,
         behaviours=kept.behaviours,
         behaviour_names=log.behaviour_names,
         max_length=options.max_length,
         core=Core(k=0 if options.core_on == "none" else options.k_core, on=options.core_on),
-        dropped={**log.dropped, **lost, **unused},
+        dropped={**log.dropped, **lost, **given.unused},
         command=command,
-        sources={path.name: file_info(path).sha256 for path in (*log.files, *files)},
+        sources={path.name: file_info(path).sha256 for path in log.files} | given.sources,
     )
 
 
@@ -150,22 +160,21 @@ def _dense(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
 
 
 def _content(
-    item_ids: Sequence[str], titles: Mapping[str, str], options: PrepareOptions
-) -> tuple[dict[ContentField, Content], dict[str, int], list[Path]]:
-    content: dict[ContentField, Content] = {}
-    unused: dict[str, int] = {}
-    files: list[Path] = []
-    if options.features:
-        content, unused, files = feature_content(options.features, item_ids)
-    if options.text:
-        made = title_content([titles.get(item) for item in item_ids], options.segments, options.layers)
-        twice = sorted(made.keys() & content.keys())
-        if twice:
-            raise UserError(
-                f"--text and --segments make {', '.join(twice)}, which {options.features} holds as well; choose one"
-            )
-        content |= made
-    return content, unused, files
+    titles: Sequence[str | None], given: Mapping[ContentField, Content], options: PrepareOptions
+) -> dict[ContentField, Content]:
+    if not options.text:
+        return dict(given)
+    made = title_content(titles, options.segments, options.layers)
+    twice = sorted(made.keys() & given.keys())
+    if twice:
+        folders = ", ".join(options.features)
+        raise UserError(f"--text and --segments make {', '.join(twice)}, which {folders} holds as well; choose one")
+    return {**given, **made}
+
+
+def _existing_parent(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent
 
 
 def _words(dropped: Mapping[str, int]) -> str:

@@ -1,0 +1,124 @@
+"""A folder of item features that `mealrec extract` made: its manifest, its items, and its vectors as arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.contract import ContentField
+from models.errors import UserError
+from trainer.data.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
+from trainer.data.progress import Progress
+from trainer.data.shards import item_shards, read_shard
+from trainer.data.storage import is_url, join, open_file
+
+FEATURES_VERSION = 1
+FEATURES = "features.json"
+ITEMS = "items.parquet"
+_MAX_MANIFEST_BYTES = 64 << 20
+_AGAIN = "extract the features again"
+
+
+class FeatureInfo(Frozen):
+    """One content field. shape: of one item's entry; kind: what it is, in words."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+
+class FeatureManifest(Listed):
+    """The whole of `features.json` (docs/features.md). settings: what decides the vectors, beside the encoder."""
+
+    schema_version: int
+    items: int = Field(ge=1)
+    failed: int = Field(ge=0)
+    encoder: str
+    content: dict[ContentField, FeatureInfo]
+    settings: dict[str, Any]
+    shards: dict[str, ShardInfo]
+    files: dict[str, FileInfo]
+    provenance: Provenance
+
+
+class ItemColumns(TypedDict):
+    """Columns of `items.parquet` but for `row` (1..n). times: seconds of the K frames, null for titles."""
+
+    item: list[str]
+    title: list[str | None]
+    source: list[str]
+    times: list[list[float] | None]
+
+
+@dataclass(frozen=True)
+class Features:
+    """An extraction's result at path or URL `root`. items: row (1..n), item, title, source, times, in row order."""
+
+    root: str
+    manifest: FeatureManifest
+    items: pl.DataFrame
+    sha256: str
+
+
+def is_extracted(root: str) -> bool:
+    """Whether `root` holds what `mealrec extract` made, and not arrays made elsewhere. A URL always does."""
+    return is_url(root) or (Path(root) / FEATURES).exists()
+
+
+def open_features(root: str) -> Features:
+    """The features at path or URL `root`. Raises UserError: missing, damaged, an extraction that has not ended."""
+    if not is_url(root) and (Path(root) / "unfinished").exists() and not (Path(root) / FEATURES).exists():
+        raise UserError(f"the extraction in {root} has not ended; give the same `mealrec extract` command again")
+    where = join(root, FEATURES)
+    with open_file(where) as stream:
+        text = stream.read(_MAX_MANIFEST_BYTES)
+    manifest = parse_as(FeatureManifest, FEATURES_VERSION, text, where, _AGAIN)
+    items = _items(join(root, ITEMS), manifest)
+    return Features(root, manifest, items, _sha256(text))
+
+
+def unpack(features: Features, folder: Path) -> dict[ContentField, NDArray[Any]]:
+    """Vectors of the items by field, (n, ...) float16 in row order, memory-mapped from files made in `folder`.
+
+    Every byte is checked against the manifest. Raises UserError naming the shard that is missing or damaged.
+    """
+    manifest = features.manifest
+    shapes = {field: info.shape for field, info in manifest.content.items()}
+    arrays: dict[ContentField, NDArray[Any]] = {
+        field: np.lib.format.open_memmap(folder / f"{field}.npy", "w+", np.float16, (manifest.items, *shape))
+        for field, shape in shapes.items()
+    }
+    progress, done = Progress(f"reading {features.root}", manifest.items), 0
+    for shard in item_shards(features.root, manifest, shapes):
+        for block in read_shard(shard):
+            rows = block["rows"] - 1
+            for field, array in arrays.items():
+                array[rows] = block[field]
+            done += len(rows)
+            progress.update(done)
+    if done != manifest.items:
+        raise UserError(f"{features.root}: the shards hold {done} items, the manifest says {manifest.items}; {_AGAIN}")
+    return arrays
+
+
+def _items(where: str, manifest: FeatureManifest) -> pl.DataFrame:
+    expected = manifest.files.get(ITEMS)
+    with open_file(where) as stream:
+        data = stream.read(expected.bytes + 1 if expected else 0)
+    if expected is None or len(data) != expected.bytes or _sha256(data) != expected.sha256:
+        raise UserError(f"{where} does not match its size and sha256 in the manifest; {_AGAIN}")
+    frame = pl.read_parquet(io.BytesIO(data))
+    if len(frame) != manifest.items or frame["item"].n_unique() != manifest.items:
+        raise UserError(f"{where} has {len(frame)} rows, the manifest says {manifest.items} items; {_AGAIN}")
+    return frame.sort("row")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

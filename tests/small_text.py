@@ -22,9 +22,9 @@ def small_config(kind: str = "bert", **changes: object) -> transformers.Pretrain
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 32}
     if kind == "distilbert":
         sizes = {"dim": WIDTH, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": 32}
-    shared = {"vocab_size": len(VOCABULARY), "max_position_embeddings": POSITIONS, "pad_token_id": 0}
     # wide enough for attention and vectors to differ from text to text
-    return transformers.AutoConfig.for_model(kind, initializer_range=0.3, **sizes, **shared | changes)
+    sizes |= {"initializer_range": 0.3, "max_position_embeddings": POSITIONS, "vocab_size": len(VOCABULARY)}
+    return transformers.AutoConfig.for_model(kind, **sizes | {"pad_token_id": 0} | changes)
 
 
 def save_small_tokenizer(folder: Path, limit: int | None = None) -> None:

@@ -139,7 +139,7 @@ def _sentence_transformer(source: str, device: str) -> Any:
     with _opening(source):
         model = sentence_transformers.SentenceTransformer(source, device=device, model_kwargs=_EXACT)
     for path, module in zip([entry["path"] for entry in _modules(source) or []], model, strict=True):
-        if isinstance(module, sentence_transformers.models.Transformer):
+        if hasattr(module, "auto_model"):
             _weights(type(module.auto_model), source, subfolder=path)  # only to hear of those that are missing
     return model
 
@@ -211,6 +211,8 @@ def _modules(source: str) -> list[dict[str, str]] | None:
             return None
         modules: list[dict[str, str]] = json.loads(Path(found).read_text(encoding="utf-8"))
         kinds = [module["type"] for module in modules]
+        if not kinds:
+            raise ValueError("modules.json lists none")
     foreign = [kind for kind in kinds if not kind.startswith("sentence_transformers.")]
     if foreign:
         raise UserError(f"--encoder {source} brings code of its own ({foreign[0]}), which is not run; take another")
@@ -237,6 +239,6 @@ def _opening(source: str) -> Iterator[None]:
     except Exception as error:  # each file's parser and the hub's client have errors of their own; all mean: not usable
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
-            f"--encoder {source} cannot be loaded ({reason}); give the hub name of a text encoder (needs the network, or "
-            "an earlier download) or a folder with its config.json, tokenizer and model.safetensors"
+            f"--encoder {source} cannot be loaded ({reason}); give the hub name of a text encoder (needs the network, "
+            "or an earlier download) or a folder with its config.json, tokenizer and model.safetensors"
         ) from None

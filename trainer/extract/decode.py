@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, cast
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
 from trainer.extract.contract import Unusable
@@ -134,22 +133,26 @@ class _Video:
 
     def _bounds(self) -> tuple[int, int]:
         """Display time of the first frame, and the end of the last one."""
-        stream = self.stream
-        start = stream.start_time
-        if start is not None and stream.duration and stream.frames and "mp4" in self.container.format.name:
-            return start, start + stream.duration
-        # only the table of an mp4 is exact; elsewhere a duration is rounded, estimated, that of the sound, or missing
-        length = self.container.duration
-        spans: list[tuple[int, int]] = []
-        if start is not None and length:
-            spans = [_span(packet) for packet in self._seek(start + length / av.time_base / self._unit)]
-        if not spans:
-            self._open()
-            spans = [_span(packet) for packet in self._packets()]
-        if not spans:
+        stream, container = self.stream, self.container
+        first: int | None = None
+        for packet in self._packets_from_start():  # a container's word for its start may be that of the sound
+            if not packet.is_discard:
+                first = _stamp(packet) if first is None else min(first, _stamp(packet))
+            if first is not None and (packet.dts is None or packet.dts >= first):
+                break
+        if first is None:
             raise Unusable("no frame can be decoded")
-        first = min(first for first, _ in spans)
-        return first if start is None else min(start, first), max(last for _, last in spans)
+        if stream.duration and stream.frames and "mp4" in container.format.name:
+            return first, first + stream.duration
+        # only the table of an mp4 is exact; elsewhere a duration is rounded, estimated, that of the sound, or missing
+        ends: list[int] = []
+        if container.duration:
+            near = first + (container.duration / av.time_base - 1) / self._unit
+            ends = [_stamp(packet) + (packet.duration or 0) for packet in self._seek(max(near, first))]
+        if not ends:
+            self._open()
+            ends = [_stamp(packet) + (packet.duration or 0) for packet in self._packets()]
+        return first, max(ends)
 
     def _packets(self) -> Iterator[_Packet]:
         try:
@@ -161,7 +164,14 @@ class _Video:
             pass  # as the end: what is missing is seen by those who miss it
         self._source.check()
 
+    def _packets_from_start(self) -> Iterator[_Packet]:
+        """Packets of a container that has just been opened, from the first key frame on."""
+        return itertools.dropwhile(lambda packet: not packet.is_keyframe, self._packets())
+
     def _seek(self, stamp: float) -> Iterator[_Packet]:
+        """Packets from about a time on; none where the container cannot be searched."""
+        if self.container.format.name == "mpeg":
+            return iter(())  # has times for few of its frames, and FFmpeg's guesses after a search are wrong
         try:
             self.container.seek(int(stamp), stream=self.stream)
         except av.FFmpegError:
@@ -170,18 +180,18 @@ class _Video:
 
     def _from_key(self, limit: float) -> Iterator[_Packet]:
         """Packets from a key frame on that is shown at `limit` or before; from the first one where there is none."""
-        step = 1.0 / self._unit
-        at = limit - self._reordering
-        while at >= self._start:
-            packets = self._seek(at)
+        at, step = limit - self._reordering, 1.0 / self._unit
+        while True:
+            packets = self._seek(max(at, self._start))
             key = next((packet for packet in packets if packet.is_keyframe), None)
             if key is not None and _stamp(key) <= limit:
                 self._reordering = max(0, _stamp(key) - (_stamp(key) if key.dts is None else key.dts))
                 return itertools.chain([key], packets)
+            if at <= self._start:
+                self._open()
+                return self._packets_from_start()
             at -= step  # containers search by decoding time, or by position
             step *= 2
-        self._open()
-        return itertools.dropwhile(lambda packet: not packet.is_keyframe, self._packets())
 
     def take(self, times: NDArray[np.float64], patience: float) -> list[av.VideoFrame]:
         """The frames shown at rising times in seconds; a frame stands in for missing ones for `patience` seconds."""
@@ -265,10 +275,6 @@ class _Video:
         return (_stamp(frame) - self._start) * self._unit
 
 
-def _span(packet: _Packet) -> tuple[int, int]:
-    return _stamp(packet), _stamp(packet) + (packet.duration or 0)
-
-
 def _stamp(item: _Packet | av.VideoFrame) -> int:
     """When it is shown, in units of the stream."""
     return item.pts if item.pts is not None else item.dts if item.dts is not None else NEVER
@@ -279,7 +285,7 @@ def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
     if max(frame.width, frame.height) > MAX_SIDE:  # a stream can change its size
         raise Unusable(f"frames too large: {frame.width} x {frame.height}")
     pixels = cast("NDArray[np.uint8]", frame.to_ndarray(format="rgb24", threads=1))
-    matrix = cast("Mapping[SideData, Any]", frame.side_data).get(SideData.DISPLAYMATRIX)
+    matrix = cast("Mapping[str, Any]", frame.side_data).get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
     # a pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y)

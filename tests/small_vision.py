@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,14 @@ def save(kind: str, folder: Path, **settings: Any) -> Any:
             weights.add_(0.2 * torch.randn_like(weights) if "logit" not in name else 0.0)
     model.save_pretrained(folder)
     processor(kind).save_pretrained(folder)
+    if kind == "dinov3_vit":
+        edit(folder / "preprocessor_config.json", image_processor_type="DINOv3ViTImageProcessorFast")
     return model
+
+
+def edit(file: Path, **settings: Any) -> None:
+    """Change settings in a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
 
 
 def processor(kind: str) -> Any:

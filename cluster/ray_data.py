@@ -22,6 +22,7 @@ from cluster.session import connected, on_a_cluster
 #: takes one unit of work (any picklable value), gives bytes
 Load = Callable[[Any], bytes]
 Encode = Callable[[bytes], bytes]
+MakeEncoder = Callable[[str, int], Encode]
 
 #: how often a unit whose process died is tried again, in each stage
 _RETRIES = 1
@@ -40,13 +41,8 @@ class Stages:
 
     loaders: int
     encoders: int
-    cpus_per_encoder: float
+    cpus_per_encoder: int
     gpus: bool
-
-    @property
-    def cpus(self) -> float:
-        """CPUs that all of it takes at once."""
-        return self.loaders + self.encoders * self.cpus_per_encoder
 
     @property
     def in_hand(self) -> int:
@@ -54,27 +50,42 @@ class Stages:
         return 2 * self.loaders + (2 * _IN_FLIGHT_PER_ENCODER + 1) * self.encoders
 
 
+def plan_stages(cpus: int, gpus: int, loaders: int | None, encoders: int | None) -> Stages:
+    """Sizes for a machine or cluster with so many CPUs and GPUs; `loaders` and `encoders` where the user says so.
+
+    One encoder per GPU and loaders on all other CPUs; without a GPU half of the CPUs encode, one each.
+    """
+    encoders = encoders or gpus or max(1, cpus // 2)
+    return Stages(loaders or max(1, cpus - encoders), encoders, 1, gpus > 0)
+
+
 def stream(
     units: Sequence[Any],
     load: Load,
-    make_encoder: Callable[[], Encode],
-    stages: Stages,
+    make_encoder: MakeEncoder,
     *,
+    cpus: int,
+    gpus: int,
+    loaders: int | None,
+    encoders: int | None,
     unit_bytes: int,
     out: Path,
     folders: Sequence[Path] = (),
 ) -> Iterator[bytes]:
     """`encode(load(unit))` of the units, in the order in which they come out.
 
-    Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own that ends with the generator.
-    make_encoder: called once in each actor. unit_bytes: about the size of a loaded unit; the pipeline holds a few per
-    worker, however slow the reader. A unit whose process dies again and again (a decoder that crashes, memory) is left
-    out: the caller sees what has not come. out, folders: what must be seen from every node.
+    Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own, with `cpus` and `gpus`, that ends
+    with the generator. `make_encoder(device, threads)` is called once in each actor. loaders, encoders: None takes all
+    that is there. unit_bytes: about the size of a loaded unit; the pipeline holds a few per worker, however slow the
+    reader. A unit whose process dies again and again (a decoder that crashes, memory) is left out: the caller sees
+    what has not come. out, folders: what must be seen from every node.
     Raises WorkerFailed for an exception in either stage (kind: its class), PreflightError.
     """
     check_folders(out, folders)
-    with connected(cpus=stages.cpus, gpus=stages.encoders if stages.gpus else 0):
+    stages = plan_stages(cpus, gpus, loaders, encoders)
+    with connected(cpus=stages.loaders + stages.encoders * stages.cpus_per_encoder, gpus=gpus):
         if on_a_cluster(os.environ):
+            stages = _stages_there(loaders, encoders)
             check_cluster(
                 stages.encoders,
                 gpus=stages.gpus,
@@ -96,9 +107,14 @@ def stream(
             raise
 
 
-def _pipeline(
-    units: Sequence[Any], load: Load, make_encoder: Callable[[], Encode], stages: Stages, unit_bytes: int
-) -> Any:
+def _stages_there(loaders: int | None, encoders: int | None) -> Stages:
+    import ray
+
+    total = ray.cluster_resources()
+    return plan_stages(int(total.get("CPU", 1)), int(total.get("GPU", 0)), loaders, encoders)
+
+
+def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stages: Stages, unit_bytes: int) -> Any:
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
     from ray.util.annotations import RayDeprecationWarning
@@ -122,7 +138,7 @@ def _pipeline(
         )
         return loaded.map(
             _Encoding,
-            fn_constructor_args=(make_encoder,),
+            fn_constructor_args=(make_encoder, "cuda" if stages.gpus else "cpu", stages.cpus_per_encoder),
             compute=ActorPoolStrategy(size=stages.encoders, max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ENCODER),
             num_cpus=stages.cpus_per_encoder,
             num_gpus=1 if stages.gpus else 0,
@@ -143,15 +159,14 @@ class _Loading:
 class _Encoding:
     """Calls `encode` on what was loaded; rows with an exception pass through."""
 
-    def __init__(self, make_encoder: Callable[[], Encode]) -> None:
-        self._failed: dict[str, Any] | None = None
-        made = _row(lambda: self._make(make_encoder))
-        if made["error"]:  # an exception here would only make Ray start the actor again and again
-            self._failed = made
+    def __init__(self, make_encoder: MakeEncoder, device: str, threads: int) -> None:
+        def make() -> bytes:
+            self._encode = make_encoder(device, threads)
+            return b""
 
-    def _make(self, make_encoder: Callable[[], Encode]) -> bytes:
-        self._encode = make_encoder()
-        return b""
+        made = _row(make)
+        # raised from here, it would only make Ray start the actor again and again
+        self._failed = made if made["error"] else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["error"] or self._failed:

@@ -17,7 +17,7 @@ from pathlib import Path
 from cluster.errors import PreflightError, WorkerFailed
 from models.errors import UserError
 
-VERBS = ("prepare", "train", "evaluate", "export", "index", "recommend", "compare", "track", "doctor")
+VERBS = ("extract", "prepare", "train", "evaluate", "export", "index", "recommend", "compare", "track", "doctor")
 DONE, BUG, MISTAKE = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 

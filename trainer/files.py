@@ -14,14 +14,19 @@ from typing import Any
 from models.errors import UserError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader sees the old content or the new, never a part."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in UTF-8, as `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -41,9 +46,7 @@ def sole_writer(folder: Path, patience: float = 60.0) -> Iterator[None]:
         deadline = time.monotonic() + patience
         while not _locked(file.fileno()):
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"another process is training in {folder}: wait until it has ended, or use another --name"
-                )
+                raise UserError(f"another process is writing in {folder}: wait until it has ended, or use another name")
             time.sleep(0.2)
         yield
 

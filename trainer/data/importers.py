@@ -15,6 +15,8 @@ from models.errors import UserError
 
 #: shortvideo's behaviour columns, in bit order
 SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")
+#: what a table of items may tell of them
+_ITEM_COLUMNS = ("title", "video")
 _TRUE, _FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
 
 
@@ -90,6 +92,42 @@ def read_table(file: Path, user: str, item: str, time: str) -> Log:
         return _finish(_parquet(file, names), file)
     separator = "\t" if file.suffix.lower() == ".tsv" or "\t" in _first_line(file) else ","
     return _finish(_columns(file, separator, names), file)
+
+
+def read_items(file: Path) -> pl.DataFrame:
+    """Items: columns item, title and video (String, the last two null where unknown), in the order of the file.
+
+    file: CSV, TSV or Parquet with a column `item`, and `title` and `video` (path or URL) where it has them;
+    MicroLens's `item,title` without a header; or one id a line. Raises UserError: file, line, and what is wrong.
+    """
+    if file.suffix.lower() in (".parquet", ".pq"):
+        frame = _parquet_items(file)
+    else:
+        separator = "\t" if "\t" in _first_line(file) else ","
+        header = _header(file, separator) if "item" in _first_line(file) else []
+        if "item" in header:
+            frame = _columns(file, separator, {"item": "item"}, [name for name in _ITEM_COLUMNS if name in header])
+        elif file.suffix.lower() == ".txt":
+            frame = _read(file, "\t", ["item"])
+        else:
+            frame = _read(file, separator, ["item", "title"])
+    _refuse_null(frame, "item", file)
+    _refuse(frame, pl.col("item").is_duplicated(), "item", file, "is there twice")
+    absent = [pl.lit(None, pl.String).alias(name) for name in _ITEM_COLUMNS if name not in frame.columns]
+    return frame.with_columns(absent).select("item", *_ITEM_COLUMNS)
+
+
+def _parquet_items(file: Path) -> pl.DataFrame:
+    try:
+        header = pl.read_parquet_schema(file)
+        _present(file, "item", header)
+        frame = pl.read_parquet(file, columns=["item", *(name for name in _ITEM_COLUMNS if name in header)])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{file} cannot be read as Parquet ({error})") from None
+    nested = [name for name in frame.columns if frame.schema[name].is_nested()]
+    if nested or frame.is_empty():
+        raise UserError(f"{file} has no rows" if not nested else f"{file}: column {nested[0]!r} is not text")
+    return frame.with_columns(pl.all().cast(pl.String), _line=pl.int_range(1, pl.len() + 1))
 
 
 def _finish(frame: pl.DataFrame, file: Path, behaviours: bool = False) -> Log:

@@ -118,7 +118,7 @@ def write_dataset(
             ),
             shards=shards,
             files=files,
-            provenance=_provenance(command, sources or {}),
+            provenance=provenance(command, sources or {}),
             truth=dict(truth) if truth is not None else None,
         )
         (work / MANIFEST).write_text(manifest.dumps(), encoding="utf-8")
@@ -260,7 +260,8 @@ def _write_rows(
     return shards.shards
 
 
-def _provenance(command: str, sources: Mapping[str, str]) -> Provenance:
+def provenance(command: str, sources: Mapping[str, str]) -> Provenance:
+    """What made a folder, now, with this version of the program. sources: file name -> sha256."""
     try:
         version = importlib.metadata.version("mealrec")
     except importlib.metadata.PackageNotFoundError:

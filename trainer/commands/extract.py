@@ -1,0 +1,167 @@
+"""`mealrec extract`: videos or titles to item features, which `prepare --features` reads.
+
+Example: mealrec extract videos --videos clips/ --items items.csv --encoder efficientnet-lite0 --out video/
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from models.errors import UserError
+from trainer.data.importers import read_items
+from trainer.data.manifest import file_info
+from trainer.data.storage import is_url
+from trainer.extract.decode import Sampling
+from trainer.extract.items import locate
+from trainer.extract.jobs import Job, TitleJob, VideoJob
+from trainer.extract.run import Limits, Outcome, Where, extract
+
+_EXAMPLES = {
+    "videos": "mealrec extract videos --videos s3://bucket/clips --items items.csv --encoder videomae --out video/",
+    "titles": "mealrec extract titles --titles titles.csv --encoder bert --out title/",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two kinds, and their options."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    made = {
+        name: kinds.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {_EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for name, text in (
+            ("videos", "frames of videos through a vision model"),
+            ("titles", "titles through a text model"),
+        )
+    }
+    _add_videos(made["videos"])
+    _add_titles(made["titles"])
+    for name, sub in made.items():
+        _add_common(sub, unit=16 if name == "videos" else 256)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Extract, or go on with what an earlier start has left; say what came out and where it is."""
+    given = Path(args.items if args.kind == "videos" else args.titles)
+    for name in ("batch_size", "loaders", "encoders", "frames", "fps", "timeout", "segments"):
+        if (getattr(args, name, None) or 1) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a number above 0")
+    job: Job
+    folders: tuple[Path, ...] = ()
+    if args.kind == "videos":
+        job = VideoJob(args.encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
+        folders = () if is_url(args.videos) else (Path(args.videos).absolute(),)
+    else:
+        job = TitleJob(args.encoder, args.segments, args.layers)
+    outcome = extract(
+        job,
+        _items(args, given),
+        args.out.absolute(),
+        limits=Limits(args.batch_size, args.max_failures, args.retry_failed),
+        where=Where(args.launcher, args.device, args.loaders, args.encoders, folders),
+        command=shlex.join(["mealrec", *sys.argv[1:]]),
+        sources={given.name: file_info(given).sha256},
+    )
+    print(report(outcome, args.out))
+    return 0
+
+
+def report(outcome: Outcome, out: Path) -> str:
+    """What came out, what failed and why, where the time went, and what to do next, as text."""
+    manifest = outcome.manifest
+    content = ", ".join(f"{name} {' x '.join(map(str, info.shape))}" for name, info in manifest.content.items())
+    lines = [f"{manifest.items:,} items encoded by {manifest.encoder}: {content}"]
+    if manifest.failed:
+        lines.append(f"{manifest.failed:,} items failed: {outcome.reasons} (each one is in {out}/failed.csv)")
+    work = outcome.load_seconds + outcome.encode_seconds
+    if outcome.items and work:
+        rate = outcome.items / outcome.seconds
+        lines += [
+            f"{outcome.items:,} items in {outcome.seconds:.0f} s ({rate:,.3g}/s), start and end included; of the work "
+            f"{outcome.load_seconds / work:.0%} was loading (up to {outcome.load_mib:,.0f} MiB a process), "
+            f"{outcome.encode_seconds / work:.0%} encoding ({outcome.encode_mib:,.0f} MiB)"
+        ]
+    return "\n".join([*lines, f"written to {out}; next: mealrec prepare ... --features {out}"])
+
+
+def _items(args: argparse.Namespace, given: Path) -> pl.DataFrame:
+    """item, title, source of what is to be encoded."""
+    items = read_items(given)
+    if args.kind == "videos":
+        return items.select("item", "title").with_columns(pl.Series("source", locate(items, args.videos), pl.String))
+    if items["title"].null_count() == len(items):
+        raise UserError(f"{given} has no titles: it needs the columns item and title")
+    return items.select("item", "title", pl.col("title").fill_null("").alias("source"))
+
+
+def _add_videos(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--videos",
+        required=True,
+        metavar="DIR",
+        help="folder, or http(s)://, s3:// or gs:// URL, with ITEM.mp4 and so on",
+    )
+    add("--items", required=True, metavar="FILE", help="one id a line, or a table with `item` (and `title`, `video`)")
+    add(
+        "--encoder",
+        required=True,
+        metavar="NAME",
+        help="videomae, efficientnet-lite0, or a transformers vision model (hub name or folder)",
+    )
+    default = Sampling()
+    add("--frames", type=int, default=default.frames, metavar="K", help="frames per video (default %(default)s)")
+    add("--fps", type=float, default=default.fps, help="frames per second, around the middle (default %(default)s)")
+    add(
+        "--timeout",
+        type=float,
+        default=default.timeout,
+        metavar="S",
+        help="seconds for one video (default %(default)s)",
+    )
+
+
+def _add_titles(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--titles", required=True, metavar="FILE", help="a table with the columns item and title")
+    add(
+        "--encoder",
+        required=True,
+        metavar="NAME",
+        help="bert, minilm, glove, or a transformers text model (hub name or folder)",
+    )
+    add("--segments", type=int, metavar="K", help="also K overlapping windows of each title: a content sequence")
+
+
+def _add_common(parser: argparse.ArgumentParser, unit: int) -> None:
+    add = parser.add_argument
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write; one that was not finished is gone on with",
+    )
+    add("--layers", action="store_true", help="keep the encoder's layer states too (IISAN)")
+    limits, where = Limits(), Where()
+    add("--batch-size", type=int, default=unit, metavar="N", help="items encoded at a time (default %(default)s)")
+    add(
+        "--max-failures",
+        default=limits.failures,
+        metavar="N",
+        help="give up when more items fail: a number, or a share of all (default 50%%)",
+    )
+    add("--retry-failed", action="store_true", help="try those again that failed in an earlier start")
+    add("--loaders", type=int, metavar="N", help="processes that decode, one CPU each (default: the CPUs left)")
+    add("--encoders", type=int, metavar="N", help="processes that encode (default: one per GPU, else half of the CPUs)")
+    add("--device", choices=["auto", "cpu", "cuda"], default=where.device, help="what encodes (default %(default)s)")
+    add("--launcher", choices=["ray", "inline"], default=where.launcher, help="inline: in this process, without Ray")

@@ -1,0 +1,156 @@
+"""The end of an extraction: parts become item shards in the order of the list, with a manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from models.contract import ContentField
+from models.errors import UserError
+from trainer.data.features import FEATURES, FEATURES_VERSION, ITEMS, FeatureInfo, FeatureManifest
+from trainer.data.manifest import file_info
+from trainer.data.progress import Progress
+from trainer.data.shards import ShardWriter, block_rows, item_spec
+from trainer.data.writer import provenance
+from trainer.extract.contract import Arrays
+from trainer.extract.jobs import TIMES, Job
+from trainer.extract.work import UNFINISHED, Work
+from trainer.files import write_text
+
+#: parts that are held while a block is put together: those of one block, when none came late
+_PARTS_HELD = 64
+
+Fields = dict[ContentField, NDArray[np.float16]]
+
+
+def finish(work: Work, job: Job, encoder: str, command: str, sources: Mapping[str, str]) -> FeatureManifest:
+    """Write shards, items.parquet, failed.csv and, last, features.json to `work.out`; then remove its parts.
+
+    Raises UserError where no item is done.
+    """
+    out = work.out
+    positions = np.flatnonzero(work.done)
+    if not len(positions):
+        raise UserError(
+            f"none of the {len(work.items):,} items could be encoded: {reasons(work)}; see {out}/failed.csv"
+        )
+    reader = _Reader(work, job)
+    shapes = reader.shapes(positions[:1])
+    step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
+    means = _means(reader, positions, step, shapes) if job.zero_rows_are_mean else {}
+    shutil.rmtree(out / "shards", ignore_errors=True)  # of an end that was cut off
+    times: list[list[float] | None] = []
+    progress = Progress("writing shards", len(positions))
+    with ShardWriter(out, "items") as shards:
+        for start, block, shown in reader.blocks(positions, step):
+            fields = _filled(block, means)
+            count = len(next(iter(fields.values())))
+            present = {f"{field}_present": np.ones(count, np.bool_) for field in fields}
+            rows = np.arange(start + 1, start + 1 + count, dtype=np.int32)
+            arrays: dict[str, NDArray[Any]] = {"rows": rows, **{str(f): a for f, a in fields.items()}, **present}
+            shards.write(arrays)
+            times += shown.tolist() if shown is not None else [None] * count
+            progress.update(start + count)
+    progress.close()
+    _write_items(work, positions, times)
+    work.write_failures()
+    manifest = FeatureManifest(
+        schema_version=FEATURES_VERSION,
+        items=len(positions),
+        failed=len(work.failed),
+        encoder=encoder,
+        content={field: FeatureInfo(shape=shape, kind=job.kinds[field]) for field, shape in shapes.items()},
+        settings=job.settings,
+        shards=shards.shards,
+        files={name: file_info(out / name) for name in (ITEMS, *shards.shards)},
+        provenance=provenance(command, sources),
+    )
+    write_text(out / FEATURES, manifest.dumps())
+    shutil.rmtree(out / UNFINISHED)
+    return manifest
+
+
+def reasons(work: Work) -> str:
+    """How many items have failed for which reason, most frequent first; numbers within a reason are left out."""
+    counts = Counter(work.failed.values())
+    shown = [f"{count:,} {reason}" for reason, count in counts.most_common(5)]
+    return "; ".join([*shown, *(["..."] if len(counts) > 5 else [])])
+
+
+def _write_items(work: Work, positions: NDArray[np.int64], times: list[list[float] | None]) -> None:
+    frame = work.items[positions.tolist()].select("item", "title", "source")
+    frame = frame.with_columns(
+        pl.int_range(1, pl.len() + 1).alias("row"), pl.Series("times", times, dtype=pl.List(pl.Float32))
+    )
+    frame.select("row", "item", "title", "source", "times").write_parquet(work.out / ITEMS)
+
+
+class _Reader:
+    """Vectors of items in the order asked for, from the parts that hold them."""
+
+    def __init__(self, work: Work, job: Job) -> None:
+        self._work, self._fields = work, list(job.kinds)
+        self._held: OrderedDict[int, Arrays] = OrderedDict()
+
+    def shapes(self, positions: NDArray[np.int64]) -> dict[ContentField, tuple[int, ...]]:
+        """Shape of one item's entry, by field."""
+        return {field: array.shape[1:] for field, array in self._fields_of(positions).items()}
+
+    def blocks(
+        self, positions: NDArray[np.int64], step: int
+    ) -> Iterator[tuple[int, Fields, NDArray[np.float32] | None]]:
+        """Start, vectors, and times (n, K) of the frames where there are any, of every `step` items."""
+        for start in range(0, len(positions), step):
+            chosen = positions[start : start + step]
+            yield start, self._fields_of(chosen), self._gather(TIMES, chosen)
+
+    def _fields_of(self, positions: NDArray[np.int64]) -> Fields:
+        found = {field: self._gather(field, positions) for field in self._fields}
+        return {field: array for field, array in found.items() if array is not None}
+
+    def _gather(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any] | None:
+        places = self._work.place[positions].tolist()
+        if name not in self._part(places[0][0]):
+            return None
+        return np.stack([self._part(part)[name][row] for part, row in places])
+
+    def _part(self, number: int) -> Arrays:
+        if number not in self._held:
+            self._held[number] = self._work.part(number)
+            if len(self._held) > _PARTS_HELD:
+                self._held.popitem(last=False)
+        return self._held[number]
+
+
+def _means(
+    reader: _Reader, positions: NDArray[np.int64], step: int, shapes: Mapping[ContentField, tuple[int, ...]]
+) -> dict[ContentField, NDArray[np.float64]]:
+    """The mean over vectors that are not all zero, of the fields that are not themselves means of another."""
+    sums = {field: np.zeros(shapes[field][-1]) for field in ("text", "sequence") if field in shapes}
+    counts = dict.fromkeys(sums, 0)
+    for _, fields, _ in reader.blocks(positions, step):
+        for field in sums:
+            vectors = fields[field].reshape(-1, fields[field].shape[-1]).astype(np.float64)
+            known = vectors.any(axis=1)
+            sums[field] += vectors[known].sum(axis=0)
+            counts[field] += int(known.sum())
+    return {field: total / max(1, counts[field]) for field, total in sums.items()}
+
+
+def _filled(fields: Fields, means: Mapping[ContentField, NDArray[np.float64]]) -> Fields:
+    """The same with the mean for vectors of zeros; `visual` is again the mean of the sequence."""
+    if not means:
+        return fields
+    filled = dict(fields)
+    for field, mean in means.items():
+        known = fields[field].any(axis=-1, keepdims=True)
+        filled[field] = np.where(known, fields[field], mean.astype(np.float16))
+    if "sequence" in means:
+        filled["visual"] = filled["sequence"].astype(np.float32).mean(axis=1).astype(np.float16)
+    return filled

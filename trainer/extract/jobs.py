@@ -1,0 +1,194 @@
+"""The two kinds of extraction: what is loaded on a CPU, what encodes it, and the bytes that travel between."""
+
+from __future__ import annotations
+
+import functools
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+
+from models.contract import ContentField
+from trainer.extract import decode, titles, vision
+from trainer.extract.contract import TITLE_KINDS, VIDEO_KINDS, Arrays, Preparation, Unusable
+from trainer.memory import peak_memory_mib
+
+Encode = Callable[[bytes], bytes]
+#: arrays of an encoded unit that are not vectors
+POSITIONS, FAILED, REASONS, TIMES, COST = "positions", "failed", "reasons", "times", "cost"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Items that are loaded, encoded and kept together. positions: in the list of items; sources: what to load."""
+
+    positions: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+class Job(Protocol):
+    """An extraction, apart from where it runs and what it keeps. Travels to other processes."""
+
+    kinds: ClassVar[dict[ContentField, str]]
+
+    @property
+    def encoder(self) -> str:
+        """The encoder in words, for manifests; checks that it can work. Raises UserError."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the vectors: an extraction is not continued under others."""
+        ...
+
+    @property
+    def zero_rows_are_mean(self) -> bool:
+        """Whether a vector of zeros stands for "unknown" and becomes the mean of the others."""
+        ...
+
+    def item_bytes(self) -> int:
+        """Size of one loaded item."""
+        ...
+
+    def load(self, unit: Unit) -> bytes:
+        """The items of a unit as the encoder takes them, packed; those that cannot be used, with their reasons."""
+        ...
+
+    def make_encoder(self, device: str, threads: int | None) -> Encode:
+        """What turns loaded bytes into encoded ones; made once per process."""
+        ...
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """Frames of videos through a vision model."""
+
+    name: str
+    layers: bool = False
+    sampling: decode.Sampling = field(default_factory=decode.Sampling)
+    kinds: ClassVar[dict[ContentField, str]] = VIDEO_KINDS
+    zero_rows_are_mean: ClassVar[bool] = False
+
+    @property
+    def encoder(self) -> str:
+        return vision.describe(self.name, self.layers)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        how = self.sampling
+        return {"videos": True, "encoder": self.name, "layers": self.layers, "frames": how.frames, "fps": how.fps}
+
+    def item_bytes(self) -> int:
+        blank = np.zeros((32, 32, 3), np.uint8)
+        return int(_preparation(self.name)([blank] * self.sampling.frames).nbytes)
+
+    def load(self, unit: Unit) -> bytes:
+        prepare = _preparation(self.name)
+
+        def one(source: str) -> Arrays:
+            if not source:
+                raise Unusable("no file")
+            frames, times = decode.sample(source, self.sampling)
+            return {"clips": prepare(frames), TIMES: times.astype(np.float32)}
+
+        return _load(unit, one)
+
+    def make_encoder(self, device: str, threads: int | None) -> Encode:
+        encode = vision.load(self.name, self.layers, device, threads)
+        return functools.partial(_encode, lambda loaded: encode(loaded["clips"]), device)
+
+
+@dataclass(frozen=True)
+class TitleJob:
+    """Titles through a text model."""
+
+    name: str
+    segments: int | None = None
+    layers: bool = False
+    kinds: ClassVar[dict[ContentField, str]] = TITLE_KINDS
+
+    @property
+    def encoder(self) -> str:
+        return titles.describe(self.name, self.layers)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"titles": True, "encoder": self.name, "layers": self.layers, "segments": self.segments}
+
+    @property
+    def zero_rows_are_mean(self) -> bool:
+        return titles.zero_rows_are_mean(self.name)
+
+    def item_bytes(self) -> int:
+        return 4096  # of text: nothing beside what frames take
+
+    def load(self, unit: Unit) -> bytes:
+        def one(source: str) -> Arrays:
+            if not source.strip():
+                raise Unusable("no title")
+            return {"titles": np.asarray(source)}
+
+        return _load(unit, one)
+
+    def make_encoder(self, device: str, threads: int | None) -> Encode:
+        encode = titles.load(self.name, self.segments, self.layers, device, threads)
+        return functools.partial(_encode, lambda loaded: encode(loaded["titles"].tolist()), device)
+
+
+def pack(arrays: Arrays) -> bytes:
+    """Arrays as the bytes of an .npz file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> Arrays:
+    """The arrays of `pack`; raises ValueError and the like for anything else, and loads no pickle."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@functools.cache
+def _preparation(name: str) -> Preparation:
+    return vision.preparation(name)
+
+
+def _load(unit: Unit, one: Callable[[str], Arrays]) -> bytes:
+    started = time.perf_counter()
+    loaded: list[Arrays] = []
+    positions: list[int] = []
+    failed: dict[int, str] = {}
+    for position, source in zip(unit.positions, unit.sources, strict=True):
+        try:
+            loaded.append(one(source))
+            positions.append(position)
+        except Unusable as error:  # noqa: PERF203 - each item fails for itself
+            failed[position] = str(error)
+    arrays = {name: np.stack([each[name] for each in loaded]) for name in (loaded[0] if loaded else ())}
+    cost = np.array([time.perf_counter() - started, 0.0, peak_memory_mib(torch.device("cpu")), 0.0])
+    return pack({POSITIONS: np.array(positions, np.int64), COST: cost, **_failures(failed), **arrays})
+
+
+def _encode(vectors: Callable[[Arrays], dict[ContentField, np.ndarray]], device: str, data: bytes) -> bytes:
+    """Vectors in float16; an item whose vectors are not finite there has failed."""
+    started = time.perf_counter()
+    loaded = unpack(data)
+    kept = {name: loaded[name] for name in (POSITIONS, TIMES) if name in loaded}
+    failed = dict(zip(loaded[FAILED].tolist(), loaded[REASONS].tolist(), strict=True))
+    if len(loaded[POSITIONS]):
+        with np.errstate(over="ignore"):  # seen right below
+            fields = {str(name): array.astype(np.float16) for name, array in vectors(loaded).items()}
+        finite = np.logical_and.reduce([np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in fields.values()])
+        failed |= dict.fromkeys(loaded[POSITIONS][~finite].tolist(), "the encoder gave NaN, or more than float16 holds")
+        kept = {name: array[finite] for name, array in {**kept, **fields}.items()}
+    cost = loaded[COST] + np.array([0.0, time.perf_counter() - started, 0.0, peak_memory_mib(torch.device(device))])
+    return pack({**kept, COST: cost, **_failures(failed)})
+
+
+def _failures(failed: dict[int, str]) -> Arrays:
+    reasons = np.array(list(failed.values()), np.str_) if failed else np.zeros(0, "<U1")
+    return {FAILED: np.array(list(failed), np.int64), REASONS: reasons}

@@ -1,0 +1,194 @@
+"""One extraction from start to end: what is left is streamed through the stages and kept; then it is finished."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import torch
+
+from cluster.ray_data import stream
+from models.errors import UserError
+from trainer.data.features import FEATURES, FeatureManifest, open_features
+from trainer.data.progress import Progress
+from trainer.extract.finish import finish, reasons
+from trainer.extract.jobs import Job, Unit
+from trainer.extract.work import UNFINISHED, Work
+from trainer.files import sole_writer
+
+_FAILURES_EVERY_S = 5.0
+DIED = "the process that worked on it died (a crash of the decoder, or out of memory)"
+
+
+@dataclass(frozen=True)
+class Where:
+    """What executes an extraction. loaders, encoders: None takes all CPUs and GPUs; inline: in this process, no Ray."""
+
+    launcher: Literal["ray", "inline"] = "ray"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    loaders: int | None = None
+    encoders: int | None = None
+    folders: tuple[Path, ...] = ()
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of this machine that are used."""
+        return 0 if self.device == "cpu" else torch.cuda.device_count()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """unit: items per unit. failures: more failed items than this (a number, or a share like "10%") end the run.
+    again: items that failed in an earlier start are tried again."""
+
+    unit: int = 16
+    failures: str = "50%"
+    again: bool = False
+
+    def most_failures(self, items: int) -> int:
+        """Raises UserError where `failures` is neither a number nor a share."""
+        text = self.failures.strip()
+        try:
+            value = float(text.removesuffix("%"))
+            if not 0 <= value < float("inf") or (not text.endswith("%") and value != int(value)):
+                raise ValueError
+        except ValueError:
+            raise UserError(f"--max-failures {self.failures}: give a number of items, or a share such as 10%") from None
+        return int(value * items / 100) if text.endswith("%") else int(value)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a start of an extraction did. items: encoded in it; seconds, shares of the work, peak MiB of each stage."""
+
+    manifest: FeatureManifest
+    items: int
+    seconds: float
+    load_seconds: float
+    encode_seconds: float
+    load_mib: float
+    encode_mib: float
+    reasons: str
+
+
+def extract(
+    job: Job,
+    items: pl.DataFrame,
+    out: Path,
+    *,
+    limits: Limits,
+    where: Where,
+    command: str,
+    sources: Mapping[str, str],
+) -> Outcome:
+    """Encode `items` (item, title, source) into `out`, or go on where an earlier start of the same was ended.
+
+    Raises UserError: `out` holds something else, too many failures (what is done stays), an encoder that cannot work.
+    """
+    encoder = job.encoder
+    settings = {**job.settings, "encoder_model": encoder, "batch_size": limits.unit, "sources": dict(sources)}
+    most = limits.most_failures(len(items))
+    _refuse_other(out)
+    with sole_writer(out):
+        started = time.monotonic()
+        work = Work.resume(out, settings) or Work.begin(out, items, settings)
+        before = int(work.done.sum())
+        if before or work.failed:
+            print(
+                f"going on: {before:,} of {len(work.items):,} items are done, {len(work.failed):,} failed", flush=True
+            )
+        try:
+            _work_off(work, job, limits, where, most)
+        finally:
+            work.write_failures()
+        costs = work.costs()
+        said = reasons(work)
+        manifest = finish(work, job, encoder, command, sources)
+        (out / ".lock").unlink()
+        return Outcome(manifest, manifest.items - before, time.monotonic() - started, *_totals(costs), reasons=said)
+
+
+def is_finished(out: Path) -> bool:
+    """Whether `out` holds a whole extraction."""
+    return (out / FEATURES).exists()
+
+
+def _refuse_other(out: Path) -> None:
+    known = {UNFINISHED, ".lock", "shards", "failed.csv", "items.parquet"}
+    if is_finished(out):
+        done = open_features(str(out)).manifest
+        raise UserError(f"{out} holds a finished extraction ({done.items:,} items); choose another --out or remove it")
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - known):
+        raise UserError(f"{out} exists and is neither empty nor an unfinished extraction; choose another --out")
+
+
+def _work_off(work: Work, job: Job, limits: Limits, where: Where, most: int) -> None:
+    # The second time each item is alone: one whose process dies every time takes nobody along.
+    again = limits.again
+    for size in (limits.unit, 1):
+        units = work.units(size, again)
+        if units:
+            again = False
+            _pass(work, job, units, where, most)
+    lost = [position for unit in work.units(1) for position in unit.positions]
+    if lost:
+        work.give_up_on(lost, DIED)
+        _check_failures(work, most)
+
+
+def _check_failures(work: Work, most: int) -> None:
+    if len(work.failed) > most:
+        raise UserError(
+            f"{len(work.failed):,} of {len(work.items):,} items have failed, more than --max-failures allows: "
+            f"{reasons(work)}; see {work.out}/failed.csv. Mend what is wrong and give the same command with "
+            "--retry-failed, or with a larger --max-failures: it goes on where it was"
+        )
+
+
+def _pass(work: Work, job: Job, units: Sequence[Unit], where: Where, most: int) -> None:
+    progress = Progress("extracting", len(work.items), int(work.done.sum()) + len(work.failed))
+    written = time.monotonic()
+    for data in _results(job, units, where, work.out):
+        work.keep(data)
+        progress.update(int(work.done.sum()) + len(work.failed))
+        _check_failures(work, most)
+        if time.monotonic() - written > _FAILURES_EVERY_S:
+            work.write_failures()
+            written = time.monotonic()
+    progress.close()
+
+
+def _results(job: Job, units: Sequence[Unit], where: Where, out: Path) -> Iterator[bytes]:
+    if where.launcher == "inline":
+        encode = job.make_encoder("cuda" if where.gpus else "cpu", None)
+        return (encode(job.load(unit)) for unit in units)
+    return stream(
+        units,
+        job.load,
+        job.make_encoder,
+        cpus=_cpus(),
+        gpus=where.gpus,
+        loaders=where.loaders,
+        encoders=where.encoders,
+        unit_bytes=job.item_bytes() * max(len(unit.positions) for unit in units),
+        out=out,
+        folders=where.folders,
+    )
+
+
+def _cpus() -> int:
+    if sys.platform.startswith("linux"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _totals(costs: Any) -> tuple[float, float, float, float]:
+    if not len(costs):
+        return 0.0, 0.0, 0.0, 0.0
+    return tuple(float(x) for x in (*costs[:, :2].sum(axis=0), *costs[:, 2:].max(axis=0)))  # type: ignore[return-value]

@@ -1,0 +1,143 @@
+"""An extraction on disk while it goes on: `OUT/unfinished`, with what was asked and a file per unit that is encoded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from models.errors import UserError
+from trainer.extract.contract import Arrays
+from trainer.extract.jobs import COST, FAILED, POSITIONS, REASONS, Unit, pack, unpack
+from trainer.files import write_bytes, write_json, write_text
+
+UNFINISHED = "unfinished"
+FAILED_CSV = "failed.csv"
+_PARTS, _SETTINGS, _LIST = "parts", "settings.json", "items.parquet"
+
+
+class Work:
+    """Which items are done and which have failed; parts are added as they come, in any order.
+
+    items: item, title, source, in the order of the user's list; positions count them from 0.
+    """
+
+    def __init__(self, out: Path, items: pl.DataFrame) -> None:
+        self.out, self.items = out, items
+        self.failed: dict[int, str] = {}
+        #: per item: number of its part, and row there; -1 where it is not done
+        self.place = np.full((len(items), 2), -1, np.int32)
+        self._folder = out / UNFINISHED
+        self._next = 0
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """(n,) whether the item is encoded."""
+        return np.asarray(self.place[:, 0] >= 0)
+
+    @classmethod
+    def begin(cls, out: Path, items: pl.DataFrame, settings: dict[str, Any]) -> Work:
+        """A new one in `out`, which may hold nothing else."""
+        folder = out / UNFINISHED
+        (folder / _PARTS).mkdir(parents=True)
+        items.write_parquet(folder / _LIST)
+        write_json(folder / _SETTINGS, settings)  # last: with it the extraction has begun
+        return cls(out, items)
+
+    @classmethod
+    def resume(cls, out: Path, settings: dict[str, Any]) -> Work | None:
+        """The one that `out` holds, None where there is none.
+
+        Raises UserError: it was begun with other settings, or its list of items is damaged.
+        """
+        folder = out / UNFINISHED
+        try:
+            begun = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+            items = pl.read_parquet(folder / _LIST)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"{folder} is damaged ({error}); remove it to begin again") from None
+        different = [
+            f"{key} was {begun.get(key)!r} and is {settings.get(key)!r}"
+            for key in {**begun, **settings}
+            if begun.get(key) != settings.get(key)
+        ]
+        if different:
+            raise UserError(
+                f"{out} holds an extraction that was begun otherwise: {'; '.join(different)}; "
+                "choose another --out, or remove that folder to begin again"
+            )
+        work = cls(out, items)
+        for path in work.parts():
+            work._note(path)
+        return work
+
+    def keep(self, data: bytes) -> None:
+        """Put an encoded unit on disk, whole; from then on its items are done."""
+        path = self._folder / _PARTS / f"{self._next:08d}.npz"
+        write_bytes(path, data)
+        self._note(path)
+
+    def give_up_on(self, positions: Sequence[int], reason: str) -> None:
+        """Note that these items have failed, for a reason that none of the stages could tell."""
+        nothing = {POSITIONS: np.zeros(0, np.int64), COST: np.zeros(4)}
+        self.keep(
+            pack({**nothing, FAILED: np.array(positions, np.int64), REASONS: np.array([reason] * len(positions))})
+        )
+
+    def units(self, size: int, again: bool = False) -> list[Unit]:
+        """What is left to do, in units of at most `size` items; those that failed too, if `again`.
+
+        Where a unit ends does not depend on what is done: an item is encoded in the same company after a resume.
+        """
+        left = ~self.done
+        if not again and self.failed:
+            left[list(self.failed)] = False
+        positions = np.flatnonzero(left)
+        sources = self.items["source"]
+        groups = np.split(positions, np.flatnonzero(np.diff(positions // size)) + 1) if len(positions) else []
+        return [Unit(tuple(g.tolist()), tuple(sources.gather(g).to_list())) for g in groups]
+
+    def parts(self) -> list[Path]:
+        """Files of the encoded units, in the order in which they came."""
+        return sorted((self._folder / _PARTS).glob("[0-9]*.npz"))
+
+    def part(self, number: int) -> Arrays:
+        """The arrays of one of them."""
+        return unpack((self._folder / _PARTS / f"{number:08d}.npz").read_bytes())
+
+    def costs(self) -> NDArray[np.float64]:
+        """(parts, 4): seconds of loading and of encoding, and peak MiB of the processes that did."""
+        rows = [np.load(path, allow_pickle=False)[COST] for path in self.parts()]
+        return np.stack(rows) if rows else np.zeros((0, 4))
+
+    def write_failures(self) -> None:
+        """`OUT/failed.csv`: item, source and reason of every item that has failed, in the order of the list."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["item", "source", "reason"])
+        for position in sorted(self.failed):
+            row = self.items.row(position, named=True)
+            table.writerow([row["item"], row["source"], self.failed[position]])
+        write_text(self.out / FAILED_CSV, text.getvalue())
+
+    def _note(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                positions, failed, reasons = arrays[POSITIONS], arrays[FAILED], arrays[REASONS]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is damaged ({error}); remove it, its items are then done again") from None
+        self._next = int(path.stem) + 1
+        self.failed |= dict(zip(failed.tolist(), reasons.tolist(), strict=True))
+        self.place[positions] = np.stack([np.full(len(positions), int(path.stem)), np.arange(len(positions))], axis=1)
+        for position in positions.tolist():
+            self.failed.pop(position, None)

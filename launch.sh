@@ -36,7 +36,7 @@ accelerator() {
 
 install() {
     local python extras stamp
-    extras="$(accelerator),text,dev"
+    extras="$(accelerator),text,video,dev"
     stamp="$extras $(cksum <pyproject.toml) $root"
     if [ -f .venv/stamp ] && [ "$(cat .venv/stamp)" = "$stamp" ]; then
         return

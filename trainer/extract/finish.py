@@ -132,7 +132,8 @@ def _means(
     reader: _Reader, positions: NDArray[np.int64], step: int, shapes: Mapping[ContentField, tuple[int, ...]]
 ) -> dict[ContentField, NDArray[np.float64]]:
     """The mean over vectors that are not all zero, of the fields that are not themselves means of another."""
-    sums = {field: np.zeros(shapes[field][-1]) for field in ("text", "sequence") if field in shapes}
+    own: tuple[ContentField, ...] = ("text", "sequence")
+    sums = {field: np.zeros(shapes[field][-1]) for field in own if field in shapes}
     counts = dict.fromkeys(sums, 0)
     for _, fields, _ in reader.blocks(positions, step):
         for field in sums:

@@ -147,12 +147,7 @@ def _sentence_transformer(source: str, device: str) -> Any:
 def _weights(model_class: Any, source: str, **where: str) -> Any:
     with _opening(source):
         model, found = model_class.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **where,
+            source, output_loading_info=True, trust_remote_code=False, **_EXACT, **where
         )
     # the pooler comes after the last hidden state, which is all that is used here
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.contract import ContentField
 from trainer.extract import decode, titles, vision
@@ -95,11 +96,11 @@ class VideoJob:
             frames, times = decode.sample(source, self.sampling)
             return {"clips": prepare(frames), TIMES: times.astype(np.float32)}
 
-        return _load(unit, one)
+        return load_unit(unit, one)
 
     def make_encoder(self, device: str, threads: int | None) -> Encode:
         encode = vision.load(self.name, self.layers, device, threads)
-        return functools.partial(_encode, lambda loaded: encode(loaded["clips"]), device)
+        return encoding(lambda loaded: encode(loaded["clips"]), device)
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,11 @@ class TitleJob:
                 raise Unusable("no title")
             return {"titles": np.asarray(source)}
 
-        return _load(unit, one)
+        return load_unit(unit, one)
 
     def make_encoder(self, device: str, threads: int | None) -> Encode:
         encode = titles.load(self.name, self.segments, self.layers, device, threads)
-        return functools.partial(_encode, lambda loaded: encode(loaded["titles"].tolist()), device)
+        return encoding(lambda loaded: encode(loaded["titles"].tolist()), device)
 
 
 def pack(arrays: Arrays) -> bytes:
@@ -157,7 +158,8 @@ def _preparation(name: str) -> Preparation:
     return vision.preparation(name)
 
 
-def _load(unit: Unit, one: Callable[[str], Arrays]) -> bytes:
+def load_unit(unit: Unit, one: Callable[[str], Arrays]) -> bytes:
+    """The packed arrays that `one` gives for each source of a unit; where it raises Unusable, the reason."""
     started = time.perf_counter()
     loaded: list[Arrays] = []
     positions: list[int] = []
@@ -173,8 +175,15 @@ def _load(unit: Unit, one: Callable[[str], Arrays]) -> bytes:
     return pack({POSITIONS: np.array(positions, np.int64), COST: cost, **_failures(failed), **arrays})
 
 
-def _encode(vectors: Callable[[Arrays], dict[ContentField, np.ndarray]], device: str, data: bytes) -> bytes:
-    """Vectors in float16; an item whose vectors are not finite there has failed."""
+def encoding(vectors: Callable[[Arrays], dict[ContentField, NDArray[np.float32]]], device: str) -> Encode:
+    """What turns the packed arrays of `load_unit` into packed vectors in float16, by `vectors` on `device`.
+
+    An item whose vectors are not finite in float16 has failed.
+    """
+    return functools.partial(_encode, vectors, device)
+
+
+def _encode(vectors: Callable[[Arrays], dict[ContentField, NDArray[np.float32]]], device: str, data: bytes) -> bytes:
     started = time.perf_counter()
     loaded = unpack(data)
     kept = {name: loaded[name] for name in (POSITIONS, TIMES) if name in loaded}

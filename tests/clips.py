@@ -76,7 +76,9 @@ def write_clip(
             stream.max_b_frames = bframes
         if matrix is not None:
             stream.set_display_matrix(matrix)
-        silence: Any = out.add_stream("aac" if codec not in ("libvpx", "libvpx-vp9") else "libopus", 48000) if sound else None
+        silence: Any = (
+            out.add_stream("aac" if codec not in ("libvpx", "libvpx-vp9") else "libopus", 48000) if sound else None
+        )
         for index, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = index if times is None else round(times[index] * 1000)
@@ -91,6 +93,8 @@ def write_clip(
             out.mux(silence.encode(None))
 
 
-def number_clip(path: Path | Any, frames: int = 25, size: tuple[int, int] = (64, 48), first: int = 0, **how: Any) -> None:
+def number_clip(
+    path: Path | Any, frames: int = 25, size: tuple[int, int] = (64, 48), first: int = 0, **how: Any
+) -> None:
     """Write a clip (width, height = `size`) whose frame k shows the number first + k; `how` as for write_clip."""
     write_clip(path, [draw_number(first + index, *size) for index in range(frames)], **how)

@@ -49,8 +49,8 @@ def sample(source: str, how: Sampling) -> tuple[list[NDArray[np.uint8]], NDArray
 
     Frame k is the one that a player shows at half of the duration + (k - (K - 1) / 2) / fps, the first or the last one
     where that is outside the video (at a constant rate, frame n // 2 and those round(fps) apart, which MicroLens's
-    script takes). Where that frame is damaged or missing, the last intact one is taken if it was shown less than half
-    a step before. Pixels are as stored: a sample aspect ratio is not applied.
+    script takes). A frame that FFmpeg finds damaged, and those after it up to the next key frame, are not taken: an
+    intact one less than half a step away stands in. Pixels are as stored: a sample aspect ratio is not applied.
 
     Raises Unusable: the file cannot be read, is no video, is damaged at these frames, or takes too long.
     """
@@ -69,19 +69,24 @@ def sample(source: str, how: Sampling) -> tuple[list[NDArray[np.uint8]], NDArray
 
 
 @dataclass
-class _Damage:
-    """Spans of display time, in units of the stream, whose frames are not to be trusted: up to the next key frame."""
+class _Pass:
+    """What one pass over packets has met, in display time in units of the stream."""
 
-    spans: list[tuple[int, float]] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    damaged: list[tuple[int, float]] = field(default_factory=list)  # from a damaged frame up to the next key frame
 
-    def begin(self, stamp: int) -> None:
-        self.spans.append((stamp, float("inf")))
+    def damage(self, stamp: int) -> None:
+        self.damaged.append((stamp, float("inf")))
 
-    def end(self, stamp: int) -> None:
-        self.spans = [(first, min(last, stamp)) for first, last in self.spans]
+    def repair(self, stamp: int) -> None:
+        self.damaged = [(first, min(last, stamp)) for first, last in self.damaged]
 
-    def holds(self, stamp: int) -> bool:
-        return any(first <= stamp < last for first, last in self.spans)
+    def trusts(self, stamp: int) -> bool:
+        return not any(first <= stamp < last for first, last in self.damaged)
+
+    def gone(self, frame: av.VideoFrame) -> float:
+        """When a frame was to be followed by the next; a decoder may drop damaged ones without a word."""
+        return min((stamp for stamp in self.sent if stamp > _stamp(frame)), default=float("inf"))
 
 
 class _Video:
@@ -203,35 +208,31 @@ class _Video:
 
     def _take_run(self, waiting: deque[float], taken: list[av.VideoFrame], patience: float) -> None:
         """Take frames in one pass forward, until all are taken or the next is better reached from a later key frame."""
+        met = _Pass()
         shown: av.VideoFrame | None = None
-        gone: float = self._start  # when `shown` was followed by what cannot be shown
         before = len(taken)
-        for frame, intact in self._frames(waiting):
+        for frame in self._frames(waiting, met):
             stamp = _stamp(frame)
             while waiting and stamp > waiting[0]:
-                if shown is None and intact and stamp - waiting[0] < patience:
-                    shown, gone = frame, stamp  # nothing comes before the first frame
-                if shown is None or waiting[0] - gone > patience:
-                    raise Unusable(f"damaged: no intact frame at {self._at(waiting[0])}")
+                if shown is None and stamp - waiting[0] < patience:
+                    shown = frame  # nothing comes before the first frame
+                if shown is None or waiting[0] - met.gone(shown) > patience:
+                    raise Unusable(f"damaged: no frame at {self._at(waiting[0])}")
                 taken.append(shown)
                 waiting.popleft()
             if not waiting or (len(taken) > before and self._key_ahead(waiting[0])):
                 return
-            if intact:
-                shown, gone = frame, float("inf")
-            else:
-                gone = min(gone, stamp)
+            shown = frame
         if shown is None:
-            raise Unusable("no frame can be decoded")
-        gone = min(gone, _stamp(shown) + shown.duration)
-        if waiting[-1] - gone > patience:
-            raise Unusable(f"truncated: no frame at {self._at(waiting[-1])}")
+            raise Unusable(f"damaged: no frame at {self._at(waiting[0])}" if taken else "no frame can be decoded")
+        if waiting[-1] - min(met.gone(shown), _stamp(shown) + shown.duration) > patience:
+            trouble = "truncated" if waiting[-1] - self._position > patience else "damaged"
+            raise Unusable(f"{trouble}: no frame at {self._at(waiting[-1])}")
         taken.extend(shown for _ in waiting)
         waiting.clear()
 
-    def _frames(self, waiting: deque[float]) -> Iterator[tuple[av.VideoFrame, bool]]:
-        """Frames as they are shown, from the last key frame before waiting[0] on, and whether each is intact."""
-        damage = _Damage()
+    def _frames(self, waiting: deque[float], met: _Pass) -> Iterator[av.VideoFrame]:
+        """Intact frames as they are shown, from the last key frame before waiting[0] on."""
         key: int | None = None
         sure = (
             NEVER  # a frame at or before waiting[0] that is decoded for certain: what is shown before it is not taken
@@ -244,22 +245,24 @@ class _Video:
                 key = stamp if key is None else key
                 self._position = packet.dts if packet.dts is not None else stamp
                 if packet.is_corrupt:
-                    damage.begin(stamp)
+                    met.damage(stamp)
                 elif packet.is_keyframe:
-                    damage.end(stamp)
+                    met.repair(stamp)
                 context.skip_frame = "NONREF" if self._skips and stamp < sure else "DEFAULT"
-                if stamp <= waiting[0] and not packet.is_discard:
-                    sure = max(sure, stamp)
+                if not packet.is_discard:
+                    met.sent.append(stamp)
+                    sure = max(sure, stamp) if stamp <= waiting[0] else sure
             try:
                 frames = context.decode(packet)
             except av.FFmpegError:
-                damage.begin(stamp)
+                met.damage(stamp)
                 continue
             for frame in frames:
                 if frame.is_corrupt:
-                    damage.begin(_stamp(frame))
-                if key is not None and _stamp(frame) >= key:  # earlier ones lean on what was not decoded
-                    yield frame, not damage.holds(_stamp(frame))
+                    met.damage(_stamp(frame))
+                # those before the key frame lean on what was not decoded
+                if key is not None and _stamp(frame) >= key and met.trusts(_stamp(frame)):
+                    yield frame
 
     def _key_ahead(self, limit: float) -> bool:
         """Whether the container knows of a key frame after the current position from which `limit` can be reached."""

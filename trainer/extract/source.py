@@ -159,7 +159,7 @@ def _opened(source: str) -> IO[bytes]:
         cause = error.__context__  # open_file says it in words; what to do about it depends on what it was
         if cause is None or isinstance(cause, ImportError):
             raise
-        raise cause from None
+        raise cause
 
 
 def _with_random_access(source: str, deadline: Deadline, max_bytes: int) -> IO[bytes]:

@@ -1,0 +1,303 @@
+"""Videos that cannot be used, and networks that fail: each ends soon, with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from models.errors import UserError
+from tests.clips import draw_number, number_clip, read_number, write_clip
+from trainer.extract import source
+from trainer.extract.contract import Unusable
+from trainer.extract.decode import Sampling, sample
+
+NOTHING = np.zeros((32, 32, 3), np.uint8)
+
+
+def reason(source: Path | str, how: Sampling | None = None) -> str:
+    with pytest.raises(Unusable) as caught:
+        sample(str(source), how or Sampling(timeout=20))
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10 s of numbers, a key frame each second."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    number_clip(path, frames=250, gop=25, bframes=2)
+    return path
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert reason(tmp_path / "missing.mp4") == "no such file"
+    assert reason("file:///nowhere/missing.mp4") == "no such file"
+    assert reason(tmp_path / "empty.mp4" / "below.mp4") == "no such file"
+    assert reason("null\0character.mp4") == "no such file"
+    assert reason(tmp_path / ("long" * 99)) == "cannot be read: File name too long"
+    assert reason(tmp_path) == "a folder, not a file"
+    assert reason(tmp_path / "pipe.mp4") == "not a regular file"
+    assert reason("/dev/zero") == "not a regular file"
+    assert reason(tmp_path / "empty.mp4") == "empty file"
+    with pytest.raises(UserError, match="only file, http"):  # wrong for every item: not a reason of this one
+        sample("ftp://host/clip.mp4", Sampling())
+
+
+def with_cover(path: Path, picture: Path) -> None:
+    """Put a picture before an mp3 (ID3v2.3, frame APIC)."""
+    body = b"\0image/png\0\3\0" + picture.read_bytes()
+    frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\3\0\0" + size + frame + path.read_bytes())
+
+
+def test_what_is_no_video(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.mp4").write_text("The dog ate the video.\n" * 99)
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(50_000))
+    assert reason(tmp_path / "text.mp4").startswith("not a video: ")
+    assert reason(tmp_path / "noise.mp4").startswith("not a video: ")
+    for name, codec in (("sound.m4a", "aac"), ("sound.mp3", "libmp3lame"), ("sound.mkv", "aac")):
+        with av.open(str(tmp_path / name), "w") as out:
+            stream: Any = out.add_stream(codec, 44100)
+            quiet = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+            quiet.sample_rate = 44100
+            out.mux([*stream.encode(quiet), *stream.encode(None)])
+        assert reason(tmp_path / name) == "no video stream"
+    write_clip(tmp_path / "cover.png", [NOTHING], codec="png", format="image2", container={"update": "1"})
+    with_cover(tmp_path / "sound.mp3", tmp_path / "cover.png")
+    with av.open(str(tmp_path / "sound.mp3")) as container:
+        assert [stream.type for stream in container.streams] == ["audio", "video"]
+    assert reason(tmp_path / "sound.mp3") == "no video stream"
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_too_much(tmp_path: Path, clip: Path) -> None:
+    wide = np.zeros((16, 16400, 3), np.uint8)
+    write_clip(tmp_path / "wide.mkv", [wide], codec="mjpeg")
+    assert reason(tmp_path / "wide.mkv") == "frames too large: 16400 x 16"
+    assert reason(clip, Sampling(timeout=1e-9)) == "took longer than 1e-09 s"
+
+
+@pytest.mark.parametrize(("flags", "part"), [("faststart", 0.5), ("faststart", 0.2), ("", 0.9)])
+def test_a_cut_mp4(tmp_path: Path, flags: str, part: float, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its table at the start says what is missing; without the table at its end nothing can be read."""
+    number_clip(tmp_path / "clip.mp4", frames=250, gop=25, container={"movflags": flags} if flags else None)
+    data = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(data[: int(len(data) * part)])
+    said = reason(tmp_path / "clip.mp4")
+    if flags:
+        assert re.fullmatch(r"truncated: no frame at 7\.0 s of 10\.0 s|no frame can be decoded", said)
+    else:
+        assert said.startswith("not a video: ")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_cut_mp4_whose_middle_is_there(tmp_path: Path) -> None:
+    number_clip(tmp_path / "clip.mp4", frames=250, gop=25, container={"movflags": "faststart"})
+    data = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(data[: int(len(data) * 0.85)])
+    frames, _ = sample(str(tmp_path / "clip.mp4"), Sampling())
+    assert [read_number(frame) for frame in frames] == [75, 100, 125, 150, 175]
+
+
+@pytest.mark.parametrize("ending", ["mkv", "ts"])
+def test_a_cut_stream_is_as_long_as_what_is_there(tmp_path: Path, ending: str) -> None:
+    number_clip(tmp_path / f"clip.{ending}", frames=250, gop=25)
+    data = (tmp_path / f"clip.{ending}").read_bytes()
+    (tmp_path / f"clip.{ending}").write_bytes(data[: len(data) // 2])
+    frames, times = sample(str(tmp_path / f"clip.{ending}"), Sampling())
+    numbers = [read_number(frame) for frame in frames]
+    np.testing.assert_allclose(times, np.array(numbers) / 25, atol=0.002)
+    assert np.diff(numbers).tolist() == [25] * 4
+    assert 45 < numbers[2] < 75
+
+
+def marked(path: Path) -> Iterator[float]:
+    """Times of what FFmpeg finds damaged, in a plain loop over everything."""
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            frames = []
+            with contextlib.suppress(av.FFmpegError):
+                frames = packet.decode() or [None]
+            yield from (frame.time for frame in frames if frame is not None and frame.is_corrupt)
+            if not frames:
+                yield float(packet.pts * packet.time_base)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
+def test_damaged_frames_and_those_that_lean_on_them_are_not_taken(tmp_path: Path, codec: str) -> None:
+    whole, broken = tmp_path / "whole.mp4", tmp_path / "broken.mp4"
+    rng = np.random.default_rng(3)
+    texture = rng.integers(0, 120, (48, 64, 3), dtype=np.uint8)
+    write_clip(whole, [np.roll(texture, k, 1) + draw_number(k, 64, 48) // 2 for k in range(100)], codec=codec, gop=25)
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    keys = [float(packet.pts * packet.time_base) for packet in packets if packet.is_keyframe] + [9.0]
+    targets = np.arange(1.0, 3.5, 0.5)
+    ends = Counter[str]()
+    for packet in packets[21:80:3]:
+        data = bytearray(whole.read_bytes())
+        data[packet.pos + 8 : packet.pos + packet.size] = rng.bytes(packet.size - 8)
+        broken.write_bytes(data)
+        try:
+            _, times = sample(str(broken), Sampling(fps=2))
+        except Unusable as error:
+            ends[re.sub(r"[123]\.[05] s of 4", "T s of 4", str(error))] += 1
+            continue
+        spans = [(mark, min(key for key in keys if key > mark)) for mark in marked(broken)]
+        assert not any(first <= at < last for first, last in spans for at in times)
+        assert np.abs(times - targets).max() < 0.25 + 0.05  # half a step, and a frame
+        ends["stood in" if np.abs(times - targets).max() > 0.05 else "as asked"] += 1
+    assert set(ends) <= {"damaged: no frame at T s of 4.0 s", "stood in", "as asked"}
+    assert ends["damaged: no frame at T s of 4.0 s"]
+    assert ends["as asked"]
+
+
+@pytest.mark.parametrize("kind", ["concat", "hls"])
+def test_a_playlist_opens_no_other_file(tmp_path: Path, kind: str) -> None:
+    """The named file is a pipe: a thread that offers it hears of the first reader."""
+    os.mkfifo(tmp_path / "secret.ts")
+    text = {
+        "concat": "ffconcat version 1.0\nfile secret.ts\n",
+        "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n",
+    }[kind]
+    (tmp_path / "video.mp4").write_text(text)
+    (tmp_path / "video.m3u8").write_text(text)
+
+    def read_by(call: Any) -> bool:
+        was_read = threading.Event()
+
+        def offer() -> None:
+            with (tmp_path / "secret.ts").open("wb"):
+                was_read.set()
+
+        thread = threading.Thread(target=offer)
+        thread.start()
+        call()
+        heard = was_read.wait(0.2)
+        os.close(os.open(tmp_path / "secret.ts", os.O_RDONLY | os.O_NONBLOCK))  # lets the thread go
+        thread.join()
+        return heard
+
+    def trusting() -> None:
+        with contextlib.suppress(av.FFmpegError):
+            av.open(str(tmp_path / "video.m3u8"))
+
+    assert read_by(trusting)  # the attack is one: FFmpeg left alone opens the file
+    for name in ("video.mp4", "video.m3u8"):
+        assert not read_by(lambda name=name: reason(tmp_path / name))  # type: ignore[misc]
+        assert reason(tmp_path / name).startswith("not a video: ")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """/range/, /whole/ (no parts of files), /nolength/, /flaky/ (two errors per file), /broken/, /endless/, /stall/."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    answered: Counter[str]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        how, name = self.path.strip("/").split("/")
+        self.answered[how] += 1
+        path = self.folder / name
+        if how == "stall":
+            time.sleep(3)
+        if how == "broken" or (how == "flaky" and self.answered[how] in (1, 2, 5, 6)):
+            return self.answer(503, b"")
+        if not path.is_file():
+            return self.answer(404, b"")
+        if how in ("endless", "nolength"):
+            return self.stream(path.read_bytes(), 1 if how == "nolength" else 10**9)
+        data = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or how == "whole":
+            return self.answer(200, data)
+        first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
+        return self.answer(206, data[first : last + 1], f"bytes {first}-{last}/{len(data)}")
+
+    def answer(self, status: int, body: bytes, part: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if part is not None:
+            self.send_header("Content-Range", part)
+        self.end_headers()
+        if self.command == "GET":
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(body)
+
+    def stream(self, body: bytes, times: int) -> None:
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            for _ in range(times if self.command == "GET" else 0):
+                self.wfile.write(body)
+
+
+@pytest.fixture
+def server(clip: Path) -> Iterator[str]:
+    Handler.folder, Handler.answered = clip.parent, Counter()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("way", ["range", "whole", "nolength", "flaky"])
+def test_over_http(server: str, way: str) -> None:
+    frames, times = sample(f"{server}/{way}/clip.mp4", Sampling(timeout=20))
+    assert [read_number(frame) for frame in frames] == [75, 100, 125, 150, 175]
+    np.testing.assert_allclose(times, [3, 4, 5, 6, 7])
+    assert way != "flaky" or Handler.answered[way] > 6
+
+
+def test_http_that_gives_no_video(server: str, clip: Path) -> None:
+    assert reason(f"{server}/range/missing.mp4") == "no such file"
+    assert Handler.answered["range"] <= 2  # a HEAD and a GET, not tried again
+    assert reason(f"{server}/broken/clip.mp4") == "HTTP 503"
+    assert Handler.answered["broken"] == 6
+    size = clip.stat().st_size
+    assert reason(f"{server}/endless/clip.mp4", Sampling(max_bytes=10 * size)).endswith("bytes without an end")
+    assert reason(f"{server}/whole/clip.mp4", Sampling(max_bytes=size - 1)).endswith("without range requests")
+    host = server.removeprefix("http://")
+    assert reason(f"http://{host.split(':')[0]}:9/clip.mp4").startswith("network: ")
+
+
+@pytest.mark.parametrize("way", ["stall", "endless"])
+def test_http_that_takes_too_long(server: str, way: str) -> None:
+    before = time.monotonic()
+    assert reason(f"{server}/{way}/clip.mp4", Sampling(timeout=0.5, max_bytes=1 << 40)) == "took longer than 0.5 s"
+    assert time.monotonic() - before < 1.5
+
+
+def test_a_bug_is_not_a_reason(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised while FFmpeg reads comes out as it is."""
+
+    def broken(*_: Any) -> bytes:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(source.Deadline, "check", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        sample(str(clip), Sampling())

@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
+
+from trainer.extract.vision import preparation
 
 SIDE = 32
 #: every type that trainer.extract.vision knows, but the two that are vision parts of others
@@ -51,6 +55,22 @@ def save(kind: str, folder: Path, **settings: Any) -> Any:
 def edit(file: Path, **settings: Any) -> None:
     """Change settings in a JSON file."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+
+def frames(count: int, size: tuple[int, int] = (48, 80), seed: int = 0) -> list[NDArray[np.uint8]]:
+    """Frames of noise, uint8."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def clips(folder: Path, n: int, count: int) -> tuple[NDArray[np.uint8], torch.Tensor]:
+    """Clips as prepared, and the same as transformers' own processor gives them: (n, K, 3, 32, 32)."""
+    prepare = preparation(str(folder))
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    raw = [frames(count, seed=seed) for seed in range(n)]
+    whole = [np.asarray(processor(kind)(clip)["pixel_values"]) for clip in raw]
+    pixels = torch.tensor(np.stack(whole)).reshape(n, count, 3, 32, 32).float()
+    return np.stack([prepare(clip) for clip in raw]), pixels
 
 
 def processor(kind: str) -> Any:

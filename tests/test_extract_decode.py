@@ -32,12 +32,12 @@ def decoded(path: Path) -> tuple[NDArray[np.float64], float, list[NDArray[np.uin
     to the end of the last frame), and pixels."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        frames = list(container.decode(stream))
+        frames: list[Any] = list(container.decode(stream))
         unit = float(frames[0].time_base)
         times = np.array([frame.pts for frame in frames]) * unit
         end = times[-1] + frames[-1].duration * unit - times[0]
         if path.suffix == ".mp4":
-            end = stream.duration * unit
+            end = (stream.duration or 0) * unit
         return times - times[0], end, [frame.to_ndarray(format="rgb24") for frame in frames]
 
 
@@ -123,11 +123,11 @@ class Pipe:
 @pytest.mark.parametrize(("format", "codec"), [("matroska", "libx264"), ("webm", "libvpx"), ("flv", "libx264")])
 def test_a_clip_written_to_a_pipe(tmp_path: Path, format: str, codec: str) -> None:
     pipe = Pipe()
-    number_clip(pipe, frames=250, gop=40, format=format, codec=codec)
+    number_clip(pipe, frames=100, gop=40, format=format, codec=codec)
     (tmp_path / "clip").write_bytes(pipe.bytes)
     for sampling in GRID:
         frames, _ = sample(str(tmp_path / "clip"), sampling)
-        expected = shown_at(np.arange(250) / 25, 10.0, sampling)
+        expected = shown_at(np.arange(100) / 25, 4.0, sampling)
         assert [read_number(frame) for frame in frames] == expected.tolist()
 
 

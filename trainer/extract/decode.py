@@ -108,11 +108,8 @@ class _Video:
 
     def _open(self) -> None:
         self._source.seek(0)
-        options = {
-            "format_whitelist": CONTAINERS,
-            "protocol_whitelist": "none",
-            "max_pixels": str(MAX_PIXELS),
-        }
+        limits = {"max_pixels": str(MAX_PIXELS)}
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", **limits}
         try:
             self.container = av.open(self._source, "r", options=options, metadata_errors="replace")
         except av.FFmpegError as error:
@@ -131,7 +128,7 @@ class _Video:
         if max(context.width, context.height) > MAX_SIDE or context.width * context.height > MAX_PIXELS:
             raise Unusable(f"frames too large: {context.width} x {context.height}")
         context.thread_count = 1  # as many videos are decoded at once as there are CPUs
-        context.options = {"max_pixels": str(MAX_PIXELS)}
+        context.options = limits
         for stream in self.container.streams:
             if stream.index != self.stream.index:
                 stream.discard = av.stream.Discard.all
@@ -160,14 +157,18 @@ class _Video:
         return first, max(ends)
 
     def _packets(self) -> Iterator[_Packet]:
-        try:
-            for packet in self.container.demux(self.stream):
+        while True:
+            try:
+                for packet in self.container.demux(self.stream):
+                    self._source.check()
+                    if packet.size and _stamp(packet) != NEVER:
+                        yield packet
+            except IndexError:
                 self._source.check()
-                if packet.size and _stamp(packet) != NEVER:
-                    yield packet
-        except av.FFmpegError:
-            pass  # as the end: what is missing is seen by those who miss it
-        self._source.check()
+                continue  # PyAV's, at the end of a file in which a stream appeared on the way
+            except av.FFmpegError:
+                pass  # as the end: what is missing is seen by those who miss it
+            return self._source.check()
 
     def _packets_from_start(self) -> Iterator[_Packet]:
         """Packets of a container that has just been opened, from the first key frame on."""
@@ -179,7 +180,7 @@ class _Video:
             return iter(())  # has times for few of its frames, and FFmpeg's guesses after a search are wrong
         try:
             self.container.seek(int(stamp), stream=self.stream)
-        except av.FFmpegError:
+        except (av.FFmpegError, OverflowError):  # a damaged file can say that it lasts for ever
             return iter(())
         return self._packets()
 

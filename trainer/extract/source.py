@@ -101,8 +101,11 @@ class Source:
         return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position in bytes; returns it."""
-        return self._file.seek(offset, whence)
+        """Move to a position in bytes; returns it, or -1 for a place before the start (damaged files name such)."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
 
     def tell(self) -> int:
         """The position in bytes."""
@@ -159,7 +162,7 @@ def _opened(source: str) -> IO[bytes]:
         cause = error.__context__  # open_file says it in words; what to do about it depends on what it was
         if cause is None or isinstance(cause, ImportError):
             raise
-        raise cause
+        raise cause from cause.__cause__  # where fsspec keeps the answer of the server
 
 
 def _with_random_access(source: str, deadline: Deadline, max_bytes: int) -> IO[bytes]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
 
+import huggingface_hub
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -228,6 +229,29 @@ def test_names_that_are_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("bert", "nobody/nothing-of-this-name"):
         with pytest.raises(UserError, match=r"hub name of a text encoder \(needs the network"):
             titles.describe(name, False)
+
+
+def test_a_hub_name_is_read_from_what_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models--me--small" / "refs").mkdir(parents=True)
+    (tmp_path / "models--me--small" / "refs" / "main").write_text("a" * 40)
+    folder = save_small_text(tmp_path / "models--me--small" / "snapshots" / ("a" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert titles.describe("me/small", False) == "me/small ([CLS] of the last hidden state)"
+    assert np.array_equal(encode("me/small", ["red cat"])["text"], encode(folder, ["red cat"])["text"])
+    (folder / "modules.json").write_text(json.dumps([{"path": "", "type": "sentence_transformers.models.Transformer"}]))
+    assert titles.describe("me/small", False) == "me/small (sentence-transformers)"
+
+
+def test_a_hub_that_does_not_answer_is_not_taken_for_a_no(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    with pytest.raises(UserError, match="LocalEntryNotFoundError: no network"):
+        titles.describe("me/small", False)
+    assert str(bert) in titles.describe(str(bert), False)
 
 
 def test_bert_is_the_papers_model(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,16 +195,12 @@ def _modules(source: str) -> list[dict[str, str]] | None:
     """What a sentence-transformers model is made of; None for a plain transformers model."""
     if not Path(source).is_dir() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
         raise UserError(f"--encoder {source}: there is no such folder")
+    _transformers()
     with _opening(source):
-        found = _transformers().utils.cached_file(
-            source,
-            "modules.json",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = None if source == _BERT else _modules_file(source)
         if found is None:
             return None
-        modules: list[dict[str, str]] = json.loads(Path(found).read_text(encoding="utf-8"))
+        modules: list[dict[str, str]] = json.loads(found.read_text(encoding="utf-8"))
         kinds = [module["type"] for module in modules]
         if not kinds:
             raise ValueError("modules.json lists none")
@@ -212,6 +208,21 @@ def _modules(source: str) -> list[dict[str, str]] | None:
     if foreign:
         raise UserError(f"--encoder {source} brings code of its own ({foreign[0]}), which is not run; take another")
     return modules
+
+
+def _modules_file(source: str) -> Path | None:
+    from huggingface_hub import constants, errors, hf_hub_download
+
+    if Path(source).is_dir():
+        path = Path(source, "modules.json")
+        return path if path.exists() else None
+    try:
+        return Path(hf_hub_download(source, "modules.json"))
+    except errors.EntryNotFoundError as error:
+        # no network is no answer: only who asks to do without it takes what was downloaded for all there is
+        if isinstance(error, errors.LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+            raise
+        return None
 
 
 def _transformers() -> Any:
@@ -235,5 +246,5 @@ def _opening(source: str) -> Iterator[None]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"--encoder {source} cannot be loaded ({reason}); give the hub name of a text encoder (needs the network, "
-            "or an earlier download) or a folder with its config.json, tokenizer and model.safetensors"
+            "or HF_HUB_OFFLINE=1 and an earlier download) or a folder with config.json, tokenizer and model.safetensors"
         ) from None

@@ -55,13 +55,15 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch_size", "loaders", "encoders", "frames", "fps", "timeout", "segments"):
         if (getattr(args, name, None) or 1) <= 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a number above 0")
+    # of a local folder other processes, and other nodes, need the whole path
+    encoder = str(Path(args.encoder).absolute()) if Path(args.encoder).is_dir() else args.encoder
     job: Job
     folders: tuple[Path, ...] = ()
     if args.kind == "videos":
-        job = VideoJob(args.encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
+        job = VideoJob(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
         folders = () if is_url(args.videos) else (Path(args.videos).absolute(),)
     else:
-        job = TitleJob(args.encoder, args.segments, args.layers)
+        job = TitleJob(encoder, args.segments, args.layers)
     outcome = extract(
         job,
         _items(args, given),

@@ -19,7 +19,7 @@ from trainer.extract import glove
 from trainer.extract.contract import TitleEncoder
 
 _BERT = "google-bert/bert-base-uncased"
-_BATCH = 64
+_BATCH = 32
 #: tokens of a title that are read by an encoder that sets no limit itself
 _LONGEST = 512
 _EXACT = {"dtype": torch.float32, "use_safetensors": True}

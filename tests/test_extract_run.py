@@ -233,5 +233,5 @@ def test_reasons_are_counted(tmp_path: Path) -> None:
     from trainer.extract.work import Work
 
     work = Work(tmp_path, items_of(NUMBERS))
-    work.failed = {n: f"reason {n % 6}" for n in range(13)}
+    work.failed = {n: f"reason {n % 6}: at {n} s" for n in range(13)}
     assert reasons(work) == "3 reason 0; 2 reason 1; 2 reason 2; 2 reason 3; 2 reason 4; ..."

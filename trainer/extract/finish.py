@@ -77,8 +77,8 @@ def finish(work: Work, job: Job, encoder: str, command: str, sources: Mapping[st
 
 
 def reasons(work: Work) -> str:
-    """How many items have failed for which reason, most frequent first; numbers within a reason are left out."""
-    counts = Counter(work.failed.values())
+    """How many items have failed for which reason, most frequent first; of a reason with details, its first words."""
+    counts = Counter(reason.partition(":")[0] for reason in work.failed.values())
     shown = [f"{count:,} {reason}" for reason, count in counts.most_common(5)]
     return "; ".join([*shown, *(["..."] if len(counts) > 5 else [])])
 

@@ -17,7 +17,19 @@ from pathlib import Path
 from cluster.errors import PreflightError, WorkerFailed
 from models.errors import UserError
 
-VERBS = ("extract", "prepare", "train", "evaluate", "export", "index", "recommend", "compare", "track", "doctor")
+VERBS = (
+    "extract",
+    "inspect",
+    "prepare",
+    "train",
+    "evaluate",
+    "export",
+    "index",
+    "recommend",
+    "compare",
+    "track",
+    "doctor",
+)
 DONE, BUG, MISTAKE = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 

@@ -1,0 +1,166 @@
+"""Look at one item's features on a page: its sampled frames, its title, and its nearest items.
+
+Example: mealrec inspect --features video/ --features title/ --item 1002 --out 1002.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from models.errors import UserError
+from trainer.data.features import FEATURES, Features, is_extracted, open_features
+from trainer.data.progress import Progress
+from trainer.data.storage import join, open_file
+from trainer.extract import pictures
+from trainer.extract.contract import Unusable
+from trainer.extract.neighbours import Neighbour, nearest
+from trainer.extract.page import Frames, Near, Neighbours, Part, render
+from trainer.files import write_text
+
+_NEIGHBOURS = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add = parser.add_argument
+    add(
+        "--features",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder or URL made by `mealrec extract`; may be given several times",
+    )
+    add("--item", required=True, metavar="ID", help="the item to look at")
+    add("--out", type=Path, required=True, metavar="FILE", help="the page to write, an HTML file that needs no other")
+    add("--neighbours", type=int, default=_NEIGHBOURS, metavar="N", help="nearest items shown (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page and say where it is."""
+    if args.neighbours < 1:
+        raise UserError(f"--neighbours {args.neighbours}: give a number of at least 1")
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out} is a folder; give the name of a file, such as {args.out}/page.html")
+    folders = [_opened(root) for root in dict.fromkeys(args.features)]
+    holding = [features for features in folders if args.item in features.items["item"]]
+    present = {features.root for features in holding}
+    absent = {each.root: _why_absent(each, args.item) for each in folders if each.root not in present}
+    if not holding:
+        raise UserError(_unknown(args.item, folders, absent))
+    title = _titles(folders, [args.item]).get(args.item, "")
+    parts = [_part(features, args.item, args.neighbours, folders) for features in holding]
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.out, render(args.item, title, parts, absent))
+    except OSError as error:
+        raise UserError(f"cannot write {args.out} ({error.strerror}); choose another --out") from None
+    print(f"written to {args.out}; open it in a browser")
+    return 0
+
+
+def _opened(root: str) -> Features:
+    if not is_extracted(root) and not (Path(root) / "unfinished").exists():
+        raise UserError(
+            f"{root} has no {FEATURES}: `mealrec inspect` reads what `mealrec extract` made, not arrays made elsewhere"
+        )
+    return open_features(root)
+
+
+def _why_absent(features: Features, item: str) -> str:
+    """The reason in failed.csv, or that the item was not in the list."""
+    if features.manifest.failed:
+        try:
+            with open_file(join(features.root, "failed.csv")) as stream:
+                for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):
+                    if row["item"] == item:
+                        return f"failed: {row['reason']}"
+        except UserError as error:
+            return f"not one of the {features.manifest.items:,} items, and why is not known: {error}"
+    return f"not one of the {features.manifest.items:,} items"
+
+
+def _unknown(item: str, folders: Sequence[Features], absent: Mapping[str, str]) -> str:
+    where = "; ".join(f"{root}: {why}" for root, why in absent.items())
+    known = {each: None for features in folders for each in features.items["item"]}
+    near = difflib.get_close_matches(item, known, 3, 0.5)
+    hint = f"; the nearest ids are {', '.join(map(repr, near))}" if near else f"; an id is {next(iter(known))!r}"
+    return f"no features of item {item!r}: {where}{'' if 'failed: ' in where else hint}"
+
+
+def _part(features: Features, item: str, k: int, folders: Sequence[Features]) -> Part:
+    row = features.items.row(by_predicate=pl.col("item") == item, named=True)
+    content = features.manifest.content
+    return Part(
+        name=features.root,
+        made_by=features.manifest.encoder,
+        facts=_facts(features, row),
+        frames=_frames(features, row) if row["times"] else None,
+        neighbours=[
+            Neighbours(content[field].kind, _near(features, near, folders, pictured=field == "visual"))
+            for field, near in nearest(features, row["row"], k).items()
+        ],
+    )
+
+
+def _frames(features: Features, row: Mapping[str, Any]) -> Frames:
+    fps = features.manifest.settings.get("fps")
+    if not isinstance(fps, float | int) or fps <= 0:
+        raise UserError(f"{features.root}: the manifest does not say at how many frames per second (settings, fps)")
+    try:
+        shown, times = pictures.sampled(row["source"], len(row["times"]), fps)
+    except Unusable as error:
+        return Frames(row["times"], trouble=f"The video cannot be shown: {error}")
+    if pictures.moved(row["times"], times):
+        recorded = ", ".join(f"{time:.2f}" for time in row["times"])
+        trouble = f"The video has changed since the features were made of its frames at {recorded} s."
+        return Frames(times, shown, trouble)
+    return Frames(row["times"], shown)
+
+
+def _near(features: Features, found: Sequence[Neighbour], folders: Sequence[Features], pictured: bool) -> list[Near]:
+    rows = [features.items.row(near.row - 1, named=True) for near in found]
+    titles = _titles(folders, [row["item"] for row in rows])
+    progress = Progress("pictures of neighbours", len(rows))
+    made = []
+    for near, row in zip(found, rows, strict=True):
+        picture = trouble = ""
+        if pictured and row["times"]:
+            try:
+                picture = pictures.thumbnail(row["source"])
+            except Unusable as error:
+                trouble = str(error)
+        made.append(Near(row["item"], titles.get(row["item"], ""), near.similarity, picture, trouble))
+        progress.update(len(made))
+    progress.close()
+    return made
+
+
+def _titles(folders: Sequence[Features], items: Sequence[str]) -> dict[str, str]:
+    """Titles of items, each from the first folder that has one."""
+    found: dict[str, str] = {}
+    for features in reversed(folders):
+        rows = features.items.filter(pl.col("item").is_in(items), pl.col("title").str.strip_chars() != "")
+        found |= dict(rows.select("item", "title").iter_rows())
+    return found
+
+
+def _facts(features: Features, row: Mapping[str, Any]) -> dict[str, str]:
+    manifest = features.manifest
+    fields = [f"{name}: {info.kind}, {' x '.join(map(str, info.shape))}" for name, info in manifest.content.items()]
+    settings = [f"{name} {value}" for name, value in manifest.settings.items() if value is not None]
+    return {
+        "encoder": manifest.encoder,
+        "settings": ", ".join(settings),
+        "vectors": "; ".join(fields),
+        "row": f"{row['row']:,} of {manifest.items:,} ({manifest.failed:,} items failed)",
+        "video" if row["times"] else "text": row["source"],
+        "made": f"{manifest.provenance.time}, by {manifest.provenance.command}",
+    }

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.clips import draw_number, number_clip, read_number, write_clip
-from trainer.extract.decode import Sampling, sample
+from trainer.extract.contract import Sampling
+from trainer.extract.decode import sample
 
 NTSC = Fraction(30000, 1001)
 REAL = Path(__file__).parents[2] / "shared/data/microlens-videos"

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tests.clips import number_clip, read_number
-from trainer.extract.contract import Unusable
-from trainer.extract.decode import Sampling, sample
+from trainer.extract.contract import Sampling, Unusable
+from trainer.extract.decode import sample
 
 
 def reason(source: str, how: Sampling | None = None) -> str:

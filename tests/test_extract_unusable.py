@@ -18,8 +18,8 @@ import pytest
 from models.errors import UserError
 from tests.clips import draw_number, number_clip, read_number, write_clip
 from trainer.extract import source
-from trainer.extract.contract import Unusable
-from trainer.extract.decode import Sampling, sample
+from trainer.extract.contract import Sampling, Unusable
+from trainer.extract.decode import sample
 
 NOTHING = np.zeros((32, 32, 3), np.uint8)
 

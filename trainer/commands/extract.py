@@ -16,10 +16,11 @@ from models.errors import UserError
 from trainer.data.importers import read_items
 from trainer.data.manifest import file_info
 from trainer.data.storage import is_url
-from trainer.extract.decode import Sampling
+from trainer.extract.contract import Sampling
 from trainer.extract.items import locate
-from trainer.extract.jobs import Job, TitleJob, VideoJob
+from trainer.extract.jobs import Job
 from trainer.extract.run import Limits, Outcome, Where, extract
+from trainer.extract.title_job import TitleJob
 
 _EXAMPLES = {
     "videos": "mealrec extract videos --videos s3://bucket/clips --items items.csv --encoder videomae --out video/",
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     job: Job
     folders: tuple[Path, ...] = ()
     if args.kind == "videos":
-        job = VideoJob(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
+        job = _video_job(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
         folders = () if is_url(args.videos) else (Path(args.videos).absolute(),)
     else:
         job = TitleJob(encoder, args.segments, args.layers)
@@ -93,6 +94,14 @@ def report(outcome: Outcome, out: Path) -> str:
             f"{outcome.encode_seconds / work:.0%} encoding ({outcome.encode_mib:,.0f} MiB)"
         ]
     return "\n".join([*lines, f"written to {out}; next: mealrec prepare ... --features {out}"])
+
+
+def _video_job(encoder: str, layers: bool, sampling: Sampling) -> Job:
+    try:
+        from trainer.extract.video_job import VideoJob
+    except ImportError as error:
+        raise UserError(f"videos need packages that are not here ({error}): pip install 'mealrec[video]'") from None
+    return VideoJob(encoder, layers, sampling)
 
 
 def _items(args: argparse.Namespace, given: Path) -> pl.DataFrame:

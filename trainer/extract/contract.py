@@ -6,6 +6,7 @@ one batch, and kept together on disk as soon as they are encoded.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,16 @@ TITLE_KINDS: dict[ContentField, str] = {
     "visual": "segments mean",
     "visual_layers": "segments layers mean",
 }
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames are taken of a video, and what it may cost (MealRec 5.1.3: 5 frames, 1 per second)."""
+
+    frames: int = 5
+    fps: float = 1.0  # frames taken per second
+    timeout: float = 60.0  # seconds for one video
+    max_bytes: int = 2 << 30  # copied at most of a remote file that cannot be read in parts
 
 
 class Unusable(Exception):

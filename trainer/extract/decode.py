@@ -15,7 +15,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.extract.contract import Unusable
+from trainer.extract.contract import Sampling, Unusable
 from trainer.extract.source import Deadline, Source, open_source
 
 #: containers that hold what they show; not playlists and patterns (hls, concat, dash, image2, sdp), which make FFmpeg
@@ -32,16 +32,6 @@ SKIPPING = ("h264", "hevc")
 NEVER = -(1 << 63)
 
 _Packet: TypeAlias = "av.Packet[av.VideoStream]"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which frames are taken of a video, and what it may cost (MealRec 5.1.3: 5 frames, 1 per second)."""
-
-    frames: int = 5
-    fps: float = 1.0  # frames taken per second
-    timeout: float = 60.0  # seconds for one video
-    max_bytes: int = 2 << 30  # copied at most of a remote file that cannot be read in parts
 
 
 def sample(source: str, how: Sampling) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:

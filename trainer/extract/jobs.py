@@ -1,4 +1,4 @@
-"""The two kinds of extraction: what is loaded on a CPU, what encodes it, and the bytes that travel between."""
+"""What an extraction does to a unit of items, and the bytes that travel between its stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.contract import ContentField
-from trainer.extract import decode, titles, vision
-from trainer.extract.contract import TITLE_KINDS, VIDEO_KINDS, Arrays, Preparation, Unusable
+from trainer.extract.contract import Arrays, Unusable
 from trainer.memory import peak_memory_mib
 
 Encode = Callable[[bytes], bytes]
@@ -64,82 +63,6 @@ class Job(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class VideoJob:
-    """Frames of videos through a vision model."""
-
-    name: str
-    layers: bool = False
-    sampling: decode.Sampling = field(default_factory=decode.Sampling)
-    kinds: ClassVar[dict[ContentField, str]] = VIDEO_KINDS
-    zero_rows_are_mean: ClassVar[bool] = False
-
-    @property
-    def encoder(self) -> str:
-        return vision.describe(self.name, self.layers)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        how = self.sampling
-        return {"videos": True, "encoder": self.name, "layers": self.layers, "frames": how.frames, "fps": how.fps}
-
-    def item_bytes(self) -> int:
-        blank = np.zeros((32, 32, 3), np.uint8)
-        return int(_preparation(self.name)([blank] * self.sampling.frames).nbytes)
-
-    def load(self, unit: Unit) -> bytes:
-        prepare = _preparation(self.name)
-
-        def one(source: str) -> Arrays:
-            if not source:
-                raise Unusable("no file")
-            frames, times = decode.sample(source, self.sampling)
-            return {"clips": prepare(frames), TIMES: times.astype(np.float32)}
-
-        return load_unit(unit, one)
-
-    def make_encoder(self, device: str, threads: int | None) -> Encode:
-        encode = vision.load(self.name, self.layers, device, threads)
-        return encoding(lambda loaded: encode(loaded["clips"]), device)
-
-
-@dataclass(frozen=True)
-class TitleJob:
-    """Titles through a text model."""
-
-    name: str
-    segments: int | None = None
-    layers: bool = False
-    kinds: ClassVar[dict[ContentField, str]] = TITLE_KINDS
-
-    @property
-    def encoder(self) -> str:
-        return titles.describe(self.name, self.layers)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"titles": True, "encoder": self.name, "layers": self.layers, "segments": self.segments}
-
-    @property
-    def zero_rows_are_mean(self) -> bool:
-        return titles.zero_rows_are_mean(self.name)
-
-    def item_bytes(self) -> int:
-        return 4096  # of text: nothing beside what frames take
-
-    def load(self, unit: Unit) -> bytes:
-        def one(source: str) -> Arrays:
-            if not source.strip():
-                raise Unusable("no title")
-            return {"titles": np.asarray(source)}
-
-        return load_unit(unit, one)
-
-    def make_encoder(self, device: str, threads: int | None) -> Encode:
-        encode = titles.load(self.name, self.segments, self.layers, device, threads)
-        return encoding(lambda loaded: encode(loaded["titles"].tolist()), device)
-
-
 def pack(arrays: Arrays) -> bytes:
     """Arrays as the bytes of an .npz file."""
     buffer = io.BytesIO()
@@ -151,11 +74,6 @@ def unpack(data: bytes) -> Arrays:
     """The arrays of `pack`; raises ValueError and the like for anything else, and loads no pickle."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return dict(arrays)
-
-
-@functools.cache
-def _preparation(name: str) -> Preparation:
-    return vision.preparation(name)
 
 
 def load_unit(unit: Unit, one: Callable[[str], Arrays]) -> bytes:

@@ -23,6 +23,7 @@ from trainer.extract import pictures
 from trainer.extract.contract import Unusable
 from trainer.extract.neighbours import Neighbour, nearest
 from trainer.extract.page import Frames, Near, Neighbours, Part, render
+from trainer.extract.work import FAILED_CSV
 from trainer.files import write_text
 
 _NEIGHBOURS = 8
@@ -78,7 +79,7 @@ def _why_absent(features: Features, item: str) -> str:
     """The reason in failed.csv, or that the item was not in the list."""
     if features.manifest.failed:
         try:
-            with open_file(join(features.root, "failed.csv")) as stream:
+            with open_file(join(features.root, FAILED_CSV)) as stream:
                 for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):
                     if row["item"] == item:
                         return f"failed: {row['reason']}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import UserError
-from trainer.extract.contract import Unusable
+from trainer.extract.contract import Sampling, Unusable
 
 _SIZE = (320, 640)  # at most: width, height
 _QUALITY = 80
@@ -43,7 +43,7 @@ def _pictures(source: str, **how: Any) -> tuple[list[str], list[float]]:
     except ImportError as error:
         raise UserError(f"frames are shown with PyAV and Pillow ({error}): pip install 'mealrec[video]'") from None
     try:
-        frames, times = decode.sample(source, decode.Sampling(**how))
+        frames, times = decode.sample(source, Sampling(**how))
     except UserError as error:  # a protocol whose client is not installed
         raise Unusable(str(error)) from error
     made = []

@@ -44,6 +44,9 @@ class Stages:
     cpus_per_encoder: int
     gpus: bool
 
+    def __str__(self) -> str:
+        return f"{self.loaders} to load, {self.encoders} to encode on {'GPUs' if self.gpus else 'CPUs'}"
+
     @property
     def in_hand(self) -> int:
         """Units that may be between the start of their loading and the driver: what a kill costs."""
@@ -93,6 +96,7 @@ def stream(
                 run_folder=out,
                 folders=folders,
             )
+        print(f"Ray: {stages}; the first results take about half a minute", file=sys.stderr, flush=True)
         rows = iter(_pipeline(units, load, make_encoder, stages, unit_bytes).iter_rows())
         try:
             with _stderr_without(_NOTICE):

@@ -94,7 +94,7 @@ def run(out: Path, sources: list[str], job: NumberJob | None = None, **options: 
     limits = {name: options.pop(name) for name in ("unit", "failures", "again") if name in options}
     return extract(
         job or NumberJob(),
-        items_of(sources),
+        lambda: items_of(sources),
         out,
         limits=Limits(**{"unit": 4, **limits}),
         where=Where(**{"launcher": "inline", **options}),

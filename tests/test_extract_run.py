@@ -21,7 +21,7 @@ from models.errors import UserError
 from tests.extraction_job import WIDTH, NumberJob, run
 from trainer.data.features import open_features, unpack
 from trainer.extract.finish import reasons
-from trainer.extract.run import DIED, Limits
+from trainer.extract.run import DIED, Limits, Where, extract
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = [str(n) for n in range(23)]
@@ -185,6 +185,15 @@ def test_most_failures_refused(given: str) -> None:
 def test_vectors_of_zeros_become_the_mean(tmp_path: Path) -> None:
     run(tmp_path / "out", ["1", "zero", "5", "zero", "3"], NumberJob(zero_rows_are_mean=True))
     assert vectors(tmp_path / "out", tmp_path / "x") == {"i0": 1, "i1": 3, "i2": 5, "i3": 3, "i4": 3}
+
+
+def test_a_start_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    def no_list() -> pl.DataFrame:
+        raise UserError("no list")
+
+    with pytest.raises(UserError, match="no list"):
+        extract(NumberJob(), no_list, tmp_path / "out", limits=Limits(), where=Where(), command="", sources={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_and_a_mistake_come_out(tmp_path: Path) -> None:

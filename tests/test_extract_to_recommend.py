@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests import small_text, small_vision
 from tests.topic_clips import write_world
 from trainer.cli import main
 from trainer.data.features import open_features, unpack
+from trainer.data.manifest import load_manifest
 from trainer.data.synthetic import SyntheticOptions, generate
 
 SETTINGS = {
@@ -51,6 +53,31 @@ def test_sixty_clips_to_a_model_that_beats_popularity(tmp_path: Path, capsys: py
     }
     # .186 and .107 when this was written
     assert reports["mealrec"]["NDCG@10"] > 1.4 * reports["popularity"]["NDCG@10"]
+
+
+def test_layer_states_from_extraction_to_iisan(tmp_path: Path) -> None:
+    """Models of the classes that the hub has (VideoMAE, BERT), made on the spot; IISAN reads their layers."""
+    world, raw = tmp_path / "world", tmp_path / "raw"
+    generate(world, SyntheticOptions(users=60, items=60, topics=3, favourites=2, mean_length=5, cold=0.0, seed=3))
+    write_world(world, raw)
+    small_vision.save("videomae", tmp_path / "videomae")
+    small_text.save_small_text(tmp_path / "bert")
+    common = ["--layers", "--launcher", "inline", "--max-failures", "1"]
+    items = str(raw / "items.csv")
+    clips, video, text = str(raw / "clips"), str(tmp_path / "video"), str(tmp_path / "text")
+    assert main(["extract", "videos", "--videos", clips, "--items", items, "--out", video,
+                 "--encoder", str(tmp_path / "videomae"), *common]) == 0  # fmt: skip
+    assert main(["extract", "titles", "--titles", items, "--out", text,
+                 "--encoder", str(tmp_path / "bert"), "--batch-size", "16", *common]) == 0  # fmt: skip
+    data = tmp_path / "data"
+    columns = ["--user", "user", "--item", "item", "--time", "time", "--core-on", "none"]
+    features = ["--features", video, "--features", text]
+    assert main(["prepare", "table", "--file", str(raw / "log.csv"), *columns, *features, "--out", str(data)]) == 0
+    content = load_manifest(data).content
+    states = {name: (info.shape, info.kind) for name, info in content.items() if name.endswith("layers")}
+    assert states == {"visual_layers": ((3, 16), "video layers"), "text_layers": ((3, 16), "title layers")}
+    command = ["train", "--recipe", "demo", "--data", str(data), "--runs-dir", str(tmp_path / "runs"), "--name", "r"]
+    assert main([*command, "--model", "iisan", *TRAIN, "--set", "train.epochs=1"]) == 0
 
 
 def _topics_are_neighbours(world: Path, video: Path, scratch: Path) -> None:

@@ -6,6 +6,7 @@ Example: mealrec extract videos --videos clips/ --items items.csv --encoder effi
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 from pathlib import Path
@@ -52,28 +53,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Extract, or go on with what an earlier start has left; say what came out and where it is."""
-    given = Path(args.items if args.kind == "videos" else args.titles)
     for name in ("batch_size", "loaders", "encoders", "frames", "fps", "timeout", "segments"):
-        if (getattr(args, name, None) or 1) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a number above 0")
-    # of a local folder other processes, and other nodes, need the whole path
-    encoder = str(Path(args.encoder).absolute()) if Path(args.encoder).is_dir() else args.encoder
-    job: Job
-    folders: tuple[Path, ...] = ()
-    if args.kind == "videos":
-        job = _video_job(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
-        folders = () if is_url(args.videos) else (Path(args.videos).absolute(),)
-    else:
-        job = TitleJob(encoder, args.segments, args.layers)
-    outcome = extract(
-        job,
-        _items(args, given),
-        args.out.absolute(),
-        limits=Limits(args.batch_size, args.max_failures, args.retry_failed),
-        where=Where(args.launcher, args.device, args.loaders, args.encoders, folders),
-        command=shlex.join(["mealrec", *sys.argv[1:]]),
-        sources={given.name: file_info(given).sha256},
-    )
+        value = getattr(args, name, None)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+    given = Path(args.items if args.kind == "videos" else args.titles)
+    try:
+        outcome = extract(
+            _job(args),
+            functools.partial(_items, args, given),
+            args.out.absolute(),
+            limits=Limits(args.batch_size, args.max_failures, args.retry_failed),
+            where=Where(args.launcher, args.device, args.loaders, args.encoders, _folders(args)),
+            command=shlex.join(["mealrec", *sys.argv[1:]]),
+            sources={given.name: _sha256(given)},
+        )
+    except KeyboardInterrupt:
+        print("what is done is kept: the same command goes on from there", file=sys.stderr)
+        raise
     print(report(outcome, args.out))
     return 0
 
@@ -96,12 +93,31 @@ def report(outcome: Outcome, out: Path) -> str:
     return "\n".join([*lines, f"written to {out}; next: mealrec prepare ... --features {out}"])
 
 
-def _video_job(encoder: str, layers: bool, sampling: Sampling) -> Job:
+def _job(args: argparse.Namespace) -> Job:
+    # of a local folder other processes, and other nodes, need the whole path
+    encoder = str(Path(args.encoder).absolute()) if Path(args.encoder).is_dir() else args.encoder
+    if args.kind == "titles":
+        return TitleJob(encoder, args.segments, args.layers)
     try:
         from trainer.extract.video_job import VideoJob
     except ImportError as error:
         raise UserError(f"videos need packages that are not here ({error}): pip install 'mealrec[video]'") from None
-    return VideoJob(encoder, layers, sampling)
+    return VideoJob(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
+
+
+def _folders(args: argparse.Namespace) -> tuple[Path, ...]:
+    """What every node must see."""
+    named = [args.encoder] if Path(args.encoder).is_dir() else []
+    if args.kind == "videos" and not is_url(args.videos):
+        named.append(args.videos)
+    return tuple(Path(folder).absolute() for folder in named)
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return file_info(file).sha256
+    except OSError as error:
+        raise UserError(f"cannot read {file} ({error.strerror})") from None
 
 
 def _items(args: argparse.Namespace, given: Path) -> pl.DataFrame:

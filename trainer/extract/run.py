@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +79,7 @@ class Outcome:
 
 def extract(
     job: Job,
-    items: pl.DataFrame,
+    items: Callable[[], pl.DataFrame],
     out: Path,
     *,
     limits: Limits,
@@ -87,24 +87,29 @@ def extract(
     command: str,
     sources: Mapping[str, str],
 ) -> Outcome:
-    """Encode `items` (item, title, source) into `out`, or go on where an earlier start of the same was ended.
+    """Encode items into `out`, or go on where an earlier start of the same was ended.
 
+    items: gives item, title and source of each; called once, when the extraction begins, and not to go on with it.
     Raises UserError: `out` holds something else, too many failures (what is done stays), an encoder that cannot work.
     """
     encoder = job.encoder
     settings = {**job.settings, "encoder_model": encoder, "batch_size": limits.unit, "sources": dict(sources)}
-    most = limits.most_failures(len(items))
+    limits.most_failures(1)  # a mistake there is told before anything starts
     _refuse_other(out)
     with sole_writer(out):
         started = time.monotonic()
-        work = Work.resume(out, settings) or Work.begin(out, items, settings)
+        try:
+            work = Work.resume(out, settings) or Work.begin(out, items(), settings)
+        except BaseException:
+            _leave_nothing(out)
+            raise
         before = int(work.done.sum())
         if before or work.failed:
             print(
                 f"going on: {before:,} of {len(work.items):,} items are done, {len(work.failed):,} failed", flush=True
             )
         try:
-            _work_off(work, job, limits, where, most)
+            _work_off(work, job, limits, where)
         finally:
             work.write_failures()
         costs = work.costs()
@@ -112,6 +117,13 @@ def extract(
         manifest = finish(work, job, encoder, command, sources)
         (out / ".lock").unlink()
         return Outcome(manifest, manifest.items - before, time.monotonic() - started, *_totals(costs), reasons=said)
+
+
+def _leave_nothing(out: Path) -> None:
+    """Remove the folder of an extraction that did not begin."""
+    if [path.name for path in out.iterdir()] == [".lock"]:
+        (out / ".lock").unlink()
+        out.rmdir()
 
 
 def is_finished(out: Path) -> bool:
@@ -128,7 +140,8 @@ def _refuse_other(out: Path) -> None:
         raise UserError(f"{out} exists and is neither empty nor an unfinished extraction; choose another --out")
 
 
-def _work_off(work: Work, job: Job, limits: Limits, where: Where, most: int) -> None:
+def _work_off(work: Work, job: Job, limits: Limits, where: Where) -> None:
+    most = limits.most_failures(len(work.items))
     # The second time each item is alone: one whose process dies every time takes nobody along.
     again = limits.again
     for size in (limits.unit, 1):

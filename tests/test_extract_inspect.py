@@ -150,6 +150,25 @@ def test_hostile_words_stay_words(tmp_path: Path, column: str, row: int) -> None
         assert READABLE in page.text[f"Features in {tmp_path}/title"]
 
 
+def test_hostile_titles_of_pictures_stay_words(tmp_path: Path) -> None:
+    features = video(tmp_path / "video", clips(tmp_path / "clips", 2))
+    words = title(tmp_path / "title", named(2).with_columns(title=pl.Series([HOSTILE, HOSTILE])))
+    page = inspected(tmp_path, "i0", features, words)
+    assert page.pictures["Sampled frames"][1]["alt"] == f"frame 2 of {READABLE}, at 1.40 s"
+    assert [image["alt"] for image in page.pictures["Nearest by video"]] == [f"middle frame of {READABLE}"]
+
+
+def test_frames_are_sampled_as_they_were_for_the_features(tmp_path: Path) -> None:
+    features = video(tmp_path / "video", clips(tmp_path / "clips", 1))
+    manifest = tmp_path / "video" / "features.json"
+    manifest.write_text(manifest.read_text().replace('"fps": 1.0', '"fps": 2.0'))
+    page = inspected(tmp_path, "i0", features, features)
+    # at 1.5, 2, 2.5, 3 and 3.5 s of a picture each 0.2 s
+    assert [read_number(pixels(image)) for image in page.pictures["Sampled frames"]] == [7, 10, 12, 15, 17]
+    assert page.text["Sampled frames"].count("2.00 s") == 1
+    assert [tag for tag, _ in page.tags].count("h2") == 3, "a folder that is given twice is shown once"
+
+
 def test_videos_that_are_gone_changed_or_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = clips(tmp_path / "clips", 3)
     monkeypatch.setattr(pictures, "_THUMBNAIL_TIMEOUT_S", 0.3)
@@ -235,7 +254,8 @@ def test_titles_need_no_decoder(tmp_path: Path) -> None:
 
 def test_titles_come_from_the_first_folder_that_has_one(tmp_path: Path) -> None:
     first = named(2).with_columns(title=pl.Series([None, " "], dtype=pl.String))
-    roots = [title(tmp_path / name, items) for name, items in (("a", first), ("b", named(2)))]
+    last = named(2).with_columns(title=pl.lit("Another name"))
+    roots = [title(tmp_path / name, items) for name, items in (("a", first), ("b", named(2)), ("c", last))]
     page = inspected(tmp_path, "i0", *roots)
     assert page.title == "Name 0 (i0)"
     assert page.text["Nearest by title"].count("Name 1") == 1

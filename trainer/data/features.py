@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from models.contract import ContentField
 from models.errors import UserError
 from trainer.data.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
 from trainer.data.progress import Progress
-from trainer.data.shards import item_shards, read_shard
+from trainer.data.shards import Block, item_shards, read_shard
 from trainer.data.storage import is_url, join, open_file
 
 FEATURES_VERSION = 1
@@ -48,15 +49,6 @@ class FeatureManifest(Listed):
     provenance: Provenance
 
 
-class ItemColumns(TypedDict):
-    """Columns of `items.parquet` but for `row` (1..n). times: seconds of the K frames, null for titles."""
-
-    item: list[str]
-    title: list[str | None]
-    source: list[str]
-    times: list[list[float] | None]
-
-
 @dataclass(frozen=True)
 class Features:
     """An extraction's result at path or URL `root`. items: row (1..n), item, title, source, times, in row order."""
@@ -84,27 +76,36 @@ def open_features(root: str) -> Features:
     return Features(root, manifest, items, _sha256(text))
 
 
+def blocks(features: Features) -> Iterator[Block]:
+    """Item blocks in row order: rows (1..n), and per field FIELD and FIELD_present; checked against the manifest.
+
+    Raises UserError naming the shard that is missing or damaged.
+    """
+    manifest = features.manifest
+    shards = item_shards(features.root, manifest, {field: info.shape for field, info in manifest.content.items()})
+    held = sum(shard.rows for shard in shards)
+    if held != manifest.items:
+        raise UserError(f"{features.root}: the shards hold {held} items, the manifest says {manifest.items}; {_AGAIN}")
+    for shard in shards:
+        yield from read_shard(shard)
+
+
 def unpack(features: Features, folder: Path) -> dict[ContentField, NDArray[Any]]:
     """Vectors of the items by field, (n, ...) float16 in row order, memory-mapped from files made in `folder`.
 
-    Every byte is checked against the manifest. Raises UserError naming the shard that is missing or damaged.
+    Raises as `blocks`.
     """
     manifest = features.manifest
-    shapes = {field: info.shape for field, info in manifest.content.items()}
     arrays: dict[ContentField, NDArray[Any]] = {
-        field: np.lib.format.open_memmap(folder / f"{field}.npy", "w+", np.float16, (manifest.items, *shape))
-        for field, shape in shapes.items()
+        field: np.lib.format.open_memmap(folder / f"{field}.npy", "w+", np.float16, (manifest.items, *info.shape))
+        for field, info in manifest.content.items()
     }
-    progress, done = Progress(f"reading {features.root}", manifest.items), 0
-    for shard in item_shards(features.root, manifest, shapes):
-        for block in read_shard(shard):
-            rows = block["rows"] - 1
-            for field, array in arrays.items():
-                array[rows] = block[field]
-            done += len(rows)
-            progress.update(done)
-    if done != manifest.items:
-        raise UserError(f"{features.root}: the shards hold {done} items, the manifest says {manifest.items}; {_AGAIN}")
+    progress = Progress(f"reading {features.root}", manifest.items)
+    for block in blocks(features):
+        for field, array in arrays.items():
+            array[block["rows"] - 1] = block[field]
+        progress.update(int(block["rows"][-1]))
+    progress.close()
     return arrays
 
 

@@ -26,7 +26,8 @@ class Progress:
     def update(self, done: int) -> None:
         """Say that `done` of the total are done; a line at most every two seconds, a bar five times a second."""
         now = time.monotonic()
-        if now < self._next or done <= self._already:
+        ends_bar = self._shown and done >= self._total
+        if (now < self._next and not ends_bar) or done <= self._already:
             return
         rate = (done - self._already) / (now - self._start)
         text = f"{done:,} of {self._total:,} ({_rate(rate)}/s, {_duration((self._total - done) / rate)} left)"
@@ -35,7 +36,7 @@ class Progress:
             sys.stderr.write(f"\r\x1b[K{self._label} [{'#' * full}{'.' * (_WIDTH - full)}] {text}")
             sys.stderr.flush()
             self._shown = True
-            if done >= self._total:
+            if ends_bar:
                 self.close()
         else:
             print(f"{self._label}: {text}", file=sys.stderr, flush=True)

@@ -5,17 +5,14 @@ Shapes: N items of a block, V width of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.contract import ContentField
-from models.errors import UserError
-from trainer.data.features import Features
+from trainer.data.features import Features, blocks
 from trainer.data.progress import Progress
-from trainer.data.shards import Block, item_shards, read_shard
 
 Vectors = NDArray[np.float64]
 
@@ -43,7 +40,7 @@ def nearest(features: Features, row: int, k: int) -> dict[ContentField, list[Nei
     progress = Progress(f"comparing with {features.root}", 2 * items)
     moments = {field: _Moments(features.manifest.content[field].shape[-1]) for field in fields}
     own: dict[ContentField, Vectors] = {}
-    for block in _blocks(features):
+    for block in blocks(features):
         first, last = int(block["rows"][0]), int(block["rows"][-1])
         for field in fields:
             vectors = block[field].astype(np.float64)
@@ -52,7 +49,7 @@ def nearest(features: Features, row: int, k: int) -> dict[ContentField, list[Nei
                 own[field] = vectors[row - first : row - first + 1]
         progress.update(last)
     scores = {field: np.empty(items) for field in fields}
-    for block in _blocks(features):
+    for block in blocks(features):
         for field in fields:
             of_all, of_own = (moments[field].directions(x) for x in (block[field].astype(np.float64), own[field]))
             # not a matmul: equal vectors get equal scores, wherever in a block they are
@@ -83,15 +80,6 @@ class _Moments:
         x_NV = (x_NV - self._mean_V) / np.where(std_V > 1e-6, std_V, 1.0)
         length_N1 = np.sqrt((x_NV**2).sum(axis=1, keepdims=True))
         return np.asarray(x_NV / np.where(length_N1 > 0, length_N1, 1.0))
-
-
-def _blocks(features: Features) -> Iterator[Block]:
-    manifest = features.manifest
-    shards = item_shards(features.root, manifest, {field: info.shape for field, info in manifest.content.items()})
-    if sum(shard.rows for shard in shards) != manifest.items:
-        raise UserError(f"{features.root}: its shards do not hold its {manifest.items} items; extract them again")
-    for shard in shards:
-        yield from read_shard(shard)
 
 
 def _best(scores: NDArray[np.float64], row: int, k: int) -> list[Neighbour]:

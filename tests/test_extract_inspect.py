@@ -129,7 +129,7 @@ def test_shards_that_hold_something_else(tmp_path: Path, capsys: pytest.CaptureF
     manifest = root / "features.json"
     whole = manifest.read_text()
     manifest.write_text(whole.replace('"rows": 3', '"rows": 2'))
-    with pytest.raises(UserError, match="its shards do not hold its 3 items"):
+    with pytest.raises(UserError, match="the shards hold 2 items, the manifest says 3"):
         nearest(open_features(str(root)), 1, 2)
     manifest.write_text(whole)
     (root / "shards" / "items-00000.tar").write_bytes(b"")

@@ -36,7 +36,7 @@ class Progress:
             sys.stderr.write(f"\r\x1b[K{self._label} [{'#' * full}{'.' * (_WIDTH - full)}] {text}")
             sys.stderr.flush()
             self._shown = True
-            if ends_bar:
+            if done >= self._total:
                 self.close()
         else:
             print(f"{self._label}: {text}", file=sys.stderr, flush=True)

@@ -175,7 +175,7 @@ def pipeline(
     try:
         started, arrived, costs = time.perf_counter(), [], []
         for data in stream(
-            units, job.load, job.make_encoder, cpus=loaders + encoders, gpus=torch.cuda.device_count(),
+            units, job.load, job.make_encoder, cpus=loaders + encoders, gpus=torch.cuda.device_count(), use_gpus=None,
             loaders=loaders, encoders=encoders, unit_bytes=job.item_bytes() * size, out=work,
         ):  # fmt: skip
             arrived.append(time.perf_counter())

@@ -69,6 +69,7 @@ def stream(
     *,
     cpus: int,
     gpus: int,
+    use_gpus: bool | None,
     loaders: int | None,
     encoders: int | None,
     unit_bytes: int,
@@ -78,17 +79,22 @@ def stream(
     """`encode(load(unit))` of the units, in the order in which they come out.
 
     Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own, with `cpus` and `gpus`, that ends
-    with the generator. `make_encoder(device, threads)` is called once in each actor. loaders, encoders: None takes all
-    that is there. unit_bytes: about the size of a loaded unit; the pipeline holds a few per worker, however slow the
-    reader. A unit whose process dies again and again (a decoder that crashes, memory) is left out: the caller sees
-    what has not come. out, folders: what must be seen from every node.
+    with the generator. `make_encoder(device, threads)` is called once in each actor. use_gpus: None takes them where
+    there are any. loaders, encoders: None takes all that is there. unit_bytes: about the size of a loaded unit; the
+    pipeline holds a few per worker, however slow the reader. A unit whose process dies again and again (a decoder that
+    crashes, memory) is left out: the caller sees what has not come. out, folders: what must be seen from every node.
     Raises WorkerFailed for an exception in either stage (kind: its class), PreflightError.
     """
     check_folders(out, folders)
-    stages = plan_stages(cpus, gpus, loaders, encoders)
-    with connected(cpus=stages.loaders + stages.encoders * stages.cpus_per_encoder, gpus=gpus):
-        if on_a_cluster(os.environ):
-            stages = _stages_there(loaders, encoders)
+    shared = on_a_cluster(os.environ)
+    stages = plan_stages(cpus, 0 if shared else usable_gpus(gpus, use_gpus), loaders, encoders)
+    with connected(cpus=stages.loaders + stages.encoders * stages.cpus_per_encoder, gpus=gpus if stages.gpus else 0):
+        if shared:
+            import ray
+
+            total = ray.cluster_resources()
+            gpus = usable_gpus(int(total.get("GPU", 0)), use_gpus)
+            stages = plan_stages(int(total.get("CPU", 1)), gpus, loaders, encoders)
             check_cluster(
                 stages.encoders,
                 gpus=stages.gpus,
@@ -111,11 +117,11 @@ def stream(
             raise
 
 
-def _stages_there(loaders: int | None, encoders: int | None) -> Stages:
-    import ray
-
-    total = ray.cluster_resources()
-    return plan_stages(int(total.get("CPU", 1)), int(total.get("GPU", 0)), loaders, encoders)
+def usable_gpus(there: int, wanted: bool | None) -> int:
+    """How many GPUs are used of those that are there. Raises PreflightError: wanted, and there is none."""
+    if wanted and not there:
+        raise PreflightError("there is no GPU here that torch can use; leave --device cuda out, or see mealrec doctor")
+    return 0 if wanted is False else there
 
 
 def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stages: Stages, unit_bytes: int) -> Any:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
-from cluster.errors import WorkerFailed
-from cluster.ray_data import plan_stages
+from cluster.errors import PreflightError, WorkerFailed
+from cluster.ray_data import plan_stages, usable_gpus
 from models.errors import UserError
 from tests.extraction_job import WIDTH, NumberJob, run
 from trainer.data.features import open_features, unpack
@@ -235,6 +236,14 @@ def test_sizes_of_the_stages(
 ) -> None:
     stages = plan_stages(cpus, gpus, *asked)
     assert (stages.loaders, stages.encoders, stages.gpus) == (loaders, encoders, gpus > 0)
+
+
+def test_a_gpu_that_is_not_there_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    assert [usable_gpus(2, None), usable_gpus(2, True), usable_gpus(2, False), usable_gpus(0, None)] == [2, 2, 0, 0]
+    if not torch.cuda.is_available():
+        for launcher in ("inline", "ray"):
+            with pytest.raises(PreflightError, match="no GPU here"):
+                run(tmp_path / launcher, NUMBERS, launcher=launcher, device="cuda")
 
 
 def test_reasons_are_counted(tmp_path: Path) -> None:

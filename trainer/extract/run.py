@@ -13,7 +13,7 @@ from typing import Any, Literal
 import polars as pl
 import torch
 
-from cluster.ray_data import stream
+from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
 from trainer.data.features import FEATURES, FeatureManifest, open_features
 from trainer.data.progress import Progress
@@ -37,9 +37,9 @@ class Where:
     folders: tuple[Path, ...] = ()
 
     @property
-    def gpus(self) -> int:
-        """GPUs of this machine that are used."""
-        return 0 if self.device == "cpu" else torch.cuda.device_count()
+    def use_gpus(self) -> bool | None:
+        """Whether GPUs encode; None: where there are any."""
+        return None if self.device == "auto" else self.device == "cuda"
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,16 @@ def _pass(work: Work, job: Job, units: Sequence[Unit], where: Where, most: int) 
 
 def _results(job: Job, units: Sequence[Unit], where: Where, out: Path) -> Iterator[bytes]:
     if where.launcher == "inline":
-        encode = job.make_encoder("cuda" if where.gpus else "cpu", None)
+        gpus = usable_gpus(torch.cuda.device_count(), where.use_gpus)
+        encode = job.make_encoder("cuda" if gpus else "cpu", None)
         return (encode(job.load(unit)) for unit in units)
     return stream(
         units,
         job.load,
         job.make_encoder,
         cpus=_cpus(),
-        gpus=where.gpus,
+        gpus=torch.cuda.device_count(),
+        use_gpus=where.use_gpus,
         loaders=where.loaders,
         encoders=where.encoders,
         unit_bytes=job.item_bytes() * max(len(unit.positions) for unit in units),

@@ -75,7 +75,10 @@ run_tests() {
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
-    "$venv/bin/python" -m pytest -q --durations=10 --cov=trainer --cov=retrieval --cov=models --cov=cluster --cov-branch --cov-report= </dev/null
+    # tests that start servers or several processes have the machine to themselves; the others share its cores
+    local measured=(--durations=10 --cov=trainer --cov=retrieval --cov=models --cov=cluster --cov-branch --cov-report=)
+    "$venv/bin/python" -m pytest -q -m "not slow" -n auto --dist loadfile "${measured[@]}" </dev/null
+    "$venv/bin/python" -m pytest -q -m slow --cov-append "${measured[@]}" </dev/null
     "$venv/bin/python" -m coverage report --fail-under=95 \
         --include='trainer/checkpoint.py,trainer/plan.py,trainer/data/shards.py,retrieval/metrics.py'
 }

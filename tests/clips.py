@@ -11,6 +11,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.extract.contract import Sampling, Unusable
+from trainer.extract.decode import sample
+
 #: each picture is a grid of black and white blocks: a first row that is always the same, then the bits of a number
 GRID = 4
 MARK = (1, 0, 1, 1)
@@ -98,3 +101,12 @@ def number_clip(
 ) -> None:
     """Write a clip (width, height = `size`) whose frame k shows the number first + k; `how` as for write_clip."""
     write_clip(path, [draw_number(first + index, *size) for index in range(frames)], **how)
+
+
+def reason(source: Path | str, how: Sampling | None = None) -> str:
+    """Why no frames can be sampled of a source; AssertionError where they can."""
+    try:
+        sample(str(source), how or Sampling(timeout=20))
+    except Unusable as unusable:
+        return str(unusable)
+    raise AssertionError(f"{source} is a video")

@@ -15,23 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.clips import number_clip, read_number
-from trainer.extract.contract import Sampling, Unusable
+from tests.clips import read_number, reason
+from trainer.extract.contract import Sampling
 from trainer.extract.decode import sample
-
-
-def reason(source: str, how: Sampling | None = None) -> str:
-    with pytest.raises(Unusable) as caught:
-        sample(source, how or Sampling(timeout=20))
-    return str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 s of numbers, a key frame each second."""
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    number_clip(path, frames=250, gop=25, bframes=2)
-    return path
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

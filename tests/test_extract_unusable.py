@@ -16,26 +16,12 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from tests.clips import draw_number, number_clip, read_number, write_clip
+from tests.clips import draw_number, number_clip, read_number, reason, write_clip
 from trainer.extract import source
 from trainer.extract.contract import Sampling, Unusable
 from trainer.extract.decode import sample
 
 NOTHING = np.zeros((32, 32, 3), np.uint8)
-
-
-def reason(source: Path | str, how: Sampling | None = None) -> str:
-    with pytest.raises(Unusable) as caught:
-        sample(str(source), how or Sampling(timeout=20))
-    return str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 s of numbers, a key frame each second."""
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    number_clip(path, frames=250, gop=25, bframes=2)
-    return path
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

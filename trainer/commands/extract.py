@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from models.errors import UserError
+from trainer.commands.kinds import add_kinds
 from trainer.data.importers import read_items
 from trainer.data.manifest import file_info
 from trainer.data.storage import is_url
@@ -23,28 +24,21 @@ from trainer.extract.jobs import Job
 from trainer.extract.run import Limits, Outcome, Where, extract
 from trainer.extract.title_job import TitleJob
 
-_EXAMPLES = {
-    "videos": "mealrec extract videos --videos s3://bucket/clips --items items.csv --encoder videomae --out video/",
-    "titles": "mealrec extract titles --titles titles.csv --encoder bert --out title/",
+_KINDS = {
+    "videos": (
+        "frames of videos through a vision model",
+        "mealrec extract videos --videos s3://bucket/clips --items items.csv --encoder videomae --out video/",
+    ),
+    "titles": (
+        "titles through a text model",
+        "mealrec extract titles --titles titles.csv --encoder bert --out title/",
+    ),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two kinds, and their options."""
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    made = {
-        name: kinds.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=f"example:\n  {_EXAMPLES[name]}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        for name, text in (
-            ("videos", "frames of videos through a vision model"),
-            ("titles", "titles through a text model"),
-        )
-    }
+    made = add_kinds(parser, "kind", _KINDS)
     _add_videos(made["videos"])
     _add_titles(made["titles"])
     for name, sub in made.items():
@@ -176,7 +170,7 @@ def _add_common(parser: argparse.ArgumentParser, unit: int) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder to write; one that was not finished is gone on with",
+        help="folder to write; an unfinished one is continued",
     )
     add("--layers", action="store_true", help="keep the encoder's layer states too (IISAN)")
     limits, where = Limits(), Where()

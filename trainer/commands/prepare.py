@@ -9,42 +9,42 @@ import sys
 import typing
 from pathlib import Path
 
+from trainer.commands.kinds import add_kinds
 from trainer.data import importers
 from trainer.data.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.synthetic import SyntheticOptions, generate
 
-_EXAMPLES = {
-    "microlens": "mealrec prepare microlens --pairs MicroLens-50k_pairs.tsv --titles MicroLens-50k_titles.csv "
-    "--text minilm --segments 5 --out data/microlens",
-    "shortvideo": "mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short",
-    "recbole": "mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m",
-    "table": "mealrec prepare table --file log.parquet --user user --item video --time seen_at --out data/log",
-    "synthetic": "mealrec prepare synthetic --users 10000 --items 2000 --out data/demo",
+_KINDS = {
+    "microlens": (
+        "MicroLens: pairs as TSV (user<TAB>item item ...) or CSV (user,item,timestamp)",
+        "mealrec prepare microlens --pairs MicroLens-50k_pairs.tsv --titles MicroLens-50k_titles.csv "
+        "--text minilm --segments 5 --out data/microlens",
+    ),
+    "shortvideo": (
+        "Shortvideo: user_id, pid, exposed_time and behaviour columns",
+        "mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short",
+    ),
+    "recbole": (
+        "RecBole atomic file with user_id, item_id, timestamp",
+        "mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m",
+    ),
+    "table": (
+        "any CSV, TSV or Parquet file with a user, an item and a time column",
+        "mealrec prepare table --file log.parquet --user user --item video --time seen_at --out data/log",
+    ),
+    "synthetic": (
+        "a generated world whose truth is known",
+        "mealrec prepare synthetic --users 10000 --items 2000 --out data/demo",
+    ),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sources and their options to the parser of `mealrec prepare`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "examples:\n" + "\n".join(f"  {line}" for line in _EXAMPLES.values())
-    sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
-    made = {
-        name: sources.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=f"example:\n  {_EXAMPLES[name]}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        for name, text in (
-            ("microlens", "MicroLens: pairs as TSV (user<TAB>item item ...) or CSV (user,item,timestamp)"),
-            ("shortvideo", "Shortvideo: user_id, pid, exposed_time and behaviour columns"),
-            ("recbole", "RecBole atomic file with user_id, item_id, timestamp"),
-            ("table", "any CSV, TSV or Parquet file with a user, an item and a time column"),
-            ("synthetic", "a generated world whose truth is known"),
-        )
-    }
+    parser.epilog = "examples:\n" + "\n".join(f"  {example}" for _, example in _KINDS.values())
+    made = add_kinds(parser, "source", _KINDS)
     made["microlens"].add_argument("--pairs", type=Path, required=True, help="the TSV or CSV of interactions")
     made["microlens"].add_argument("--titles", type=Path, help="item,title CSV")
     made["shortvideo"].add_argument("--interactions", type=Path, required=True, help="the CSV of interactions")

@@ -27,7 +27,7 @@ def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path) ->
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process is training"), sole_writer(tmp_path, patience=0.3):
+    with pytest.raises(UserError, match="another process is writing"), sole_writer(tmp_path, patience=0.3):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()

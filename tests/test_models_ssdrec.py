@@ -300,7 +300,7 @@ def test_filter_loss_equals_item_by_item(dropped: float) -> None:
     known, total = torch.tensor([True, True, False, True]), []
     for b, items in enumerate(ROWS):
         losses = [-torch.log(torch.sigmoid(user[b] @ (item[b, p] - negative[b]))) for p in range(len(items))]
-        losses = sorted(losses, key=float)[: len(items) - int(dropped * len(items))]
+        losses = sorted(losses, key=lambda loss: loss.item())[: len(items) - int(dropped * len(items))]
         total.append(torch.stack(losses).sum() * known[b])
     actual = filter_loss(item, user, negative, torch.tensor([len(r) for r in ROWS]), known, dropped)
     assert_same(actual, torch.stack(total).mean(), [item, user, negative])

@@ -361,7 +361,7 @@ def test_losses_are_of_the_rows_that_the_curriculum_leaves_in() -> None:
     alone = [_terms(model, batch[row : row + 1], Clock(10)) for row in range(len(batch))]
     for name in ("ranking", "reconstruction", "filter"):
         torch.testing.assert_close(terms[10][name], torch.stack([t[name] for t in alone]).mean())
-    easy = sorted(alone, key=lambda t: float(t["reconstruction"]))[: int(0.8 * len(alone))]
+    easy = sorted(alone, key=lambda t: t["reconstruction"].item())[: int(0.8 * len(alone))]
     for name in ("ranking", "reconstruction"):
         torch.testing.assert_close(terms[1][name], torch.stack([t[name] for t in easy]).mean())
 

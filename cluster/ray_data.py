@@ -103,7 +103,7 @@ def stream(
                 folders=folders,
             )
         print(f"Ray: {stages}; the first results take about half a minute", file=sys.stderr, flush=True)
-        rows = iter(_pipeline(units, load, make_encoder, stages, unit_bytes).iter_rows())
+        rows: Any = iter(_pipeline(units, load, make_encoder, stages, unit_bytes).iter_rows())
         try:
             with _stderr_without(_NOTICE):
                 row = next(rows, None)
@@ -115,6 +115,8 @@ def stream(
         except Exception as error:
             _explain(error)
             raise
+        finally:
+            rows.close()  # ends the thread that feeds the pipeline, which must not outlive the connection
 
 
 def usable_gpus(there: int, wanted: bool | None) -> int:

@@ -28,6 +28,7 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: how soon the end of a worker is noticed
     # of 30 s: on a busy machine a node's agent starts later, and Ray then ends the whole node
     "RAY_agent_register_timeout_ms": "240000",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives its connection must not start a Ray of its own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }

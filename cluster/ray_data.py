@@ -95,6 +95,11 @@ def stream(
             total = ray.cluster_resources()
             gpus = usable_gpus(int(total.get("GPU", 0)), use_gpus)
             stages = plan_stages(int(total.get("CPU", 1)), gpus, loaders, encoders)
+            if total.get("CPU", 0) <= stages.encoders * stages.cpus_per_encoder:
+                raise PreflightError(
+                    f"{stages.encoders} encoders would take all {total.get('CPU', 0):g} CPUs of the cluster, and "
+                    "loading needs one: give fewer --encoders, or add a CPU"
+                )
             check_cluster(
                 stages.encoders,
                 gpus=stages.gpus,

@@ -27,7 +27,7 @@ WIDTH = 3
 class NumberJob:
     """Text of an item: its number, three times. Sources: "7" is item 7; "bad ..." is unusable with this reason; "nan",
     "huge" encode so; "zero" is unknown; "die" and "die later" kill the process that loads or encodes them; "boom" and
-    "mistake" raise a bug and a user's mistake. log: a line for every item that is loaded."""
+    "boom later" raise a bug there, "mistake" a user's mistake. log: a line for every item that is loaded."""
 
     log: Path | None = None
     pause: float = 0.0
@@ -72,6 +72,8 @@ def _vectors(sources: list[str]) -> np.ndarray:
     special = {"nan": np.nan, "huge": 1e6, "zero": 0.0}
     if "die later" in sources:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "boom later" in sources:
+        raise KeyError("boom later")
     numbers = [special[source] if source in special else float(source) for source in sources]
     return np.repeat(np.array(numbers, np.float32)[:, None], WIDTH, axis=1)
 
@@ -105,4 +107,11 @@ def run(out: Path, sources: list[str], job: NumberJob | None = None, **options: 
 
 if __name__ == "__main__":  # OUT LOG N LAUNCHER: N numbers, slowly, to be killed
     out, log, count, launcher = sys.argv[1:]
-    run(Path(out), [str(n) for n in range(int(count))], NumberJob(Path(log), pause=0.05), launcher=launcher, loaders=1)
+    run(
+        Path(out),
+        [str(n) for n in range(int(count))],
+        NumberJob(Path(log), pause=0.05),
+        launcher=launcher,
+        loaders=1,
+        encoders=1,
+    )

@@ -54,9 +54,20 @@ def test_an_item_has_what_the_first_folder_gives(made: Path, tmp_path: Path) -> 
 
 def test_folders_that_do_not_agree(made: Path, tmp_path: Path) -> None:
     run(tmp_path / "more", ["20"])
-    edit(tmp_path / "more", encoder="other numbers")
-    with pytest.raises(UserError, match=r"made and .*more both give 'text', but not the same: .* of other numbers"):
-        numbers([made, tmp_path / "more"], ["i0"], tmp_path / "x")
+    for number, (changes, words) in enumerate(
+        [
+            ({"encoder": "other numbers"}, "other numbers"),
+            ({"encoder": "numbers", "settings": {"fps": 4.0}}, "4 frames"),
+        ]
+    ):
+        edit(tmp_path / "more", **changes)
+        with pytest.raises(UserError, match=rf"made and .*more both give 'text', but not the same: .*{words}"):
+            numbers([made, tmp_path / "more"], ["i0"], tmp_path / f"x{number}")
+
+
+def test_ids_of_another_catalogue(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of the dataset's 2 items: ids there are like 'i0', .* like '10'"):
+        numbers([made], ["10", "11"], tmp_path / "x")
 
 
 def test_a_dataset_from_features(made: Path, tmp_path: Path) -> None:

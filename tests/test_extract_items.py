@@ -30,7 +30,12 @@ def table(ids: list[str], videos: list[str | None] | None = None) -> pl.DataFram
         ("a.csv", 'title,item\n"a, b",7\n,8\n', [("7", "a, b", None), ("8", None, None)]),
         ("a.tsv", "item\tvideo\n7\ta/b.mp4\n", [("7", None, "a/b.mp4")]),
         ("a.csv", '1,"no, header"\n2,two\n', [("1", "no, header", None), ("2", "two", None)]),
-        ("failed.csv", "item,source,reason\n7,a.mp4,empty file\n", [("7", None, None)]),
+        (
+            "failed.csv",
+            "item,source,reason\n7,a.mp4,empty file\n8,,no file\n",
+            [("7", None, "a.mp4"), ("8", None, None)],
+        ),
+        ("ids.csv", "7\n8\n", [("7", None, None), ("8", None, None)]),
     ],
 )
 def test_lists_of_items(tmp_path: Path, name: str, text: str, rows: list[tuple[str | None, ...]]) -> None:
@@ -51,7 +56,8 @@ def test_items_of_a_prepared_dataset(tmp_path: Path) -> None:
         ("a.txt", b"7\n8\n7\n", r"a\.txt, line 1: item '7' is there twice"),
         ("a.csv", b"item,title\n,x\n", r"a\.csv, line 2: item is missing"),
         ("a.csv", b"item,title\n", "has no rows"),
-        ("a.csv", b"id,name,price\n1,2,3\n", "has 3 columns, expected 2: item, title|columns instead of 2"),
+        ("a.csv", b"id,name,price\n1,2,3\n", "has no column 'item'"),
+        ("a.csv", b"item_id,video\n1,a.mp4\n", "has no column 'item'; did you mean 'item_id'"),
         ("a.parquet", b"no", "cannot be read as Parquet"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", b"", "is empty"),
@@ -133,5 +139,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_a_web_server_is_listed_or_asked_for_mp4(tmp_path: Path, server: str) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "1.webm").touch()
-    assert locate(table(["1", "2"]), f"{server}/clips") == [f"{server}/clips/1.webm", ""]
+    (tmp_path / "clips" / "a b.mp4").touch()
+    found = [f"{server}/clips/1.webm", "", f"{server}/clips/a%20b.mp4"]
+    assert locate(table(["1", "2", "a b"]), f"{server}/clips") == found
     assert locate(table(["a/b"]), f"{server}/nothing") == [f"{server}/nothing/a%2Fb.mp4"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_all_items_in_the_order_of_the_list(tmp_path: Path) -> None:
     assert items["row"].to_list() == list(range(1, 24))
     assert items["title"].to_list()[:3] == ["title 0", None, "title 2"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "failed.csv", "features.json", "items.parquet", "shards",
+        ".lock", "failed.csv", "features.json", "items.parquet", "shards",
     ]  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(tmp_path: P
     loads = Counter(log.read_text().split())
     assert len(loads) == count
     twice = sum(loads.values()) - count
-    in_hand = 4 if launcher == "inline" else 4 * plan_stages(2, 0, 1, None).in_hand
+    in_hand = 4 if launcher == "inline" else 4 * plan_stages(2, 0, 1, 1).in_hand
     assert twice <= in_hand, f"{twice} items were loaded twice"
 
 
@@ -125,7 +126,7 @@ def test_cut_off_while_it_is_finished(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_it_is_not_continued_otherwise(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
-        run(tmp_path / "out", [*NUMBERS, "boom"])
+        run(tmp_path / "out", [*NUMBERS, "boom later"])
     with pytest.raises(UserError, match="batch_size was 4 and is 8; choose another --out"):
         run(tmp_path / "out", NUMBERS, unit=8)
     (tmp_path / "out" / "unfinished" / "parts" / "00000002.npz").write_bytes(b"PK")
@@ -160,16 +161,35 @@ def test_it_gives_up_and_goes_on_with_more_patience(tmp_path: Path) -> None:
 
 def test_failed_items_are_tried_again_on_request(tmp_path: Path) -> None:
     job = NumberJob(tmp_path / "log")
-    sources = ["0", "1", "bad 2", "3", "4", "5", "bad 6", "bad 7"]
+    sources = ["0", "1", "bad 2", "3", "4", "5", "bad 6", "bad 7", "8", "bad 9"]
     with pytest.raises(UserError):
         run(tmp_path / "out", sources, job, failures="2")
-    listed = tmp_path / "out" / "unfinished" / "items.parquet"
-
-    pl.read_parquet(listed).with_columns(pl.col("source").str.replace("bad 2", "2")).write_parquet(listed)
-    run(tmp_path / "out", sources, job, failures="2", again=True)
-    assert vectors(tmp_path / "out", tmp_path / "x") == {f"i{n}": n for n in range(6)}
-    assert failures(tmp_path / "out") == {"i6": "bad 6", "i7": "bad 7"}
+    mended = ["0", "1", "2", "3", "4", "5", "bad again", "7", "8", "9"]
+    with pytest.raises(UserError):
+        run(tmp_path / "out", mended, job, failures="2")
+    run(tmp_path / "out", mended, job, failures="2", again=True)
+    assert vectors(tmp_path / "out", tmp_path / "x") == {f"i{n}": n for n in range(10) if n != 6}
+    assert failures(tmp_path / "out") == {"i6": "bad again"}
     assert Counter((tmp_path / "log").read_text().splitlines())["0"] == 1
+
+
+def test_too_many_failures_in_the_last_unit_are_too_many_the_next_time_too(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(UserError, match="3 of 4 items have failed"):
+            run(tmp_path / "out", ["bad", "bad", "bad", "3"], failures="1")
+
+
+def test_what_a_kill_can_leave_is_no_hindrance(tmp_path: Path) -> None:
+    run(tmp_path / "whole", NUMBERS)
+    (tmp_path / "out" / "unfinished" / "parts").mkdir(parents=True)  # before its settings were written
+    (tmp_path / "out" / ".failed.csv.123").touch()
+    run(tmp_path / "out", NUMBERS)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert not (tmp_path / "out" / ".failed.csv.123").exists()
+    (tmp_path / "out" / "unfinished").mkdir()  # its removal was cut off
+    with pytest.raises(UserError, match="holds a finished extraction"):
+        run(tmp_path / "out", NUMBERS)
+    assert not (tmp_path / "out" / "unfinished").exists()
 
 
 @pytest.mark.parametrize(("given", "most"), [("0", 0), ("7", 7), ("50%", 100), ("0.5%", 1), ("100 %", 200)])
@@ -184,7 +204,8 @@ def test_most_failures_refused(given: str) -> None:
 
 
 def test_vectors_of_zeros_become_the_mean(tmp_path: Path) -> None:
-    run(tmp_path / "out", ["1", "zero", "5", "zero", "3"], NumberJob(zero_rows_are_mean=True))
+    outcome = run(tmp_path / "out", ["1", "zero", "5", "zero", "3"], NumberJob(zero_rows_are_mean=True))
+    assert outcome.manifest.unknown == 2
     assert vectors(tmp_path / "out", tmp_path / "x") == {"i0": 1, "i1": 3, "i2": 5, "i3": 3, "i4": 3}
 
 
@@ -197,11 +218,18 @@ def test_a_start_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_and_a_mistake_come_out(tmp_path: Path) -> None:
-    with pytest.raises(KeyError):
-        run(tmp_path / "a", ["1", "boom"])
+def test_an_error_at_one_item_is_its_reason_and_one_of_the_encoder_comes_out(tmp_path: Path) -> None:
+    run(tmp_path / "a", ["1", "boom"])
+    assert re.fullmatch(r"error: KeyError at extraction_job\.py:\d+: 'boom'", failures(tmp_path / "a")["i1"])
+    with pytest.raises(KeyError, match="boom later"):
+        run(tmp_path / "b", ["1", "boom later"])
     with pytest.raises(UserError, match="what to do"):
-        run(tmp_path / "b", ["1", "mistake"])
+        run(tmp_path / "c", ["1", "mistake"])
+
+
+def test_no_vector_but_zeros(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no title has a word that the encoder knows"):
+        run(tmp_path / "out", ["zero", "zero"], NumberJob(zero_rows_are_mean=True))
 
 
 @pytest.mark.slow
@@ -215,9 +243,9 @@ def test_under_ray_processes_that_die_take_nobody_along(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_under_ray_exceptions_come_home_with_their_traceback(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed) as caught:
-        run(tmp_path / "out", ["1", "2", "3", "4", "boom", *NUMBERS[5:]], launcher="ray")
+        run(tmp_path / "out", ["1", "2", "3", "4", "boom later", *NUMBERS[5:]], launcher="ray")
     assert caught.value.kind == "KeyError"
-    assert "in _one" in caught.value.detail
+    assert "in _vectors" in caught.value.detail
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ _KINDS = {
         "mealrec extract titles --titles titles.csv --encoder bert --out title/",
     ),
 }
+#: encoders that are looked up before folders
+_NAMES = ("videomae", "efficientnet-lite0", "bert", "glove", "minilm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,15 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_videos(made["videos"])
     _add_titles(made["titles"])
     for name, sub in made.items():
-        _add_common(sub, unit=16 if name == "videos" else 256)
+        _add_common(sub, unit=16 if name == "videos" else 64)
 
 
 def run(args: argparse.Namespace) -> int:
     """Extract, or go on with what an earlier start has left; say what came out and where it is."""
     for name in ("batch_size", "loaders", "encoders", "frames", "fps", "timeout", "segments"):
         value = getattr(args, name, None)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+    if is_url(str(args.out)):
+        raise UserError(f"--out {args.out}: give a local folder, and copy it where you want it")
     given = Path(args.items if args.kind == "videos" else args.titles)
     try:
         outcome = extract(
@@ -61,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             where=Where(args.launcher, args.device, args.loaders, args.encoders, _folders(args)),
             command=shlex.join(["mealrec", *sys.argv[1:]]),
             sources={given.name: _sha256(given)},
+            place=_place(args),
         )
     except KeyboardInterrupt:
         print("what is done is kept: the same command goes on from there", file=sys.stderr)
@@ -76,6 +82,10 @@ def report(outcome: Outcome, out: Path) -> str:
     lines = [f"{manifest.items:,} items encoded by {manifest.encoder}: {content}"]
     if manifest.failed:
         lines.append(f"{manifest.failed:,} items failed: {outcome.reasons} (each one is in {out}/failed.csv)")
+    if manifest.unknown:
+        lines.append(
+            f"{manifest.unknown:,} items hold no word that the encoder knows: they have the mean of the others"
+        )
     work = outcome.load_seconds + outcome.encode_seconds
     if outcome.items and work:
         rate = outcome.items / outcome.seconds
@@ -89,7 +99,7 @@ def report(outcome: Outcome, out: Path) -> str:
 
 def _job(args: argparse.Namespace) -> Job:
     # of a local folder other processes, and other nodes, need the whole path
-    encoder = str(Path(args.encoder).absolute()) if Path(args.encoder).is_dir() else args.encoder
+    encoder = str(Path(args.encoder).absolute()) if _is_folder(args.encoder) else args.encoder
     if args.kind == "titles":
         return TitleJob(encoder, args.segments, args.layers)
     try:
@@ -99,15 +109,28 @@ def _job(args: argparse.Namespace) -> Job:
     return VideoJob(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
 
 
+def _place(args: argparse.Namespace) -> str:
+    if args.kind == "titles":
+        return ""
+    return str(args.videos if is_url(args.videos) else Path(args.videos).absolute())
+
+
 def _folders(args: argparse.Namespace) -> tuple[Path, ...]:
     """What every node must see."""
-    named = [args.encoder] if Path(args.encoder).is_dir() else []
+    named = [args.encoder] if _is_folder(args.encoder) else []
     if args.kind == "videos" and not is_url(args.videos):
         named.append(args.videos)
     return tuple(Path(folder).absolute() for folder in named)
 
 
+def _is_folder(encoder: str) -> bool:
+    """Whether a model's folder is meant; a folder that is called like an encoder of ours is given as ./NAME."""
+    return encoder not in _NAMES and Path(encoder).is_dir()
+
+
 def _sha256(file: Path) -> str:
+    if is_url(str(file)):
+        raise UserError(f"{file}: the list of items is read from a local file; copy it here")
     try:
         return file_info(file).sha256
     except OSError as error:

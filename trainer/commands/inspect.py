@@ -81,9 +81,9 @@ def _why_absent(features: Features, item: str) -> str:
         try:
             with open_file(join(features.root, FAILED_CSV)) as stream:
                 for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):
-                    if row["item"] == item:
-                        return f"failed: {row['reason']}"
-        except UserError as error:
+                    if row.get("item") == item:
+                        return f"failed: {row.get('reason')}"
+        except (UserError, csv.Error, UnicodeDecodeError) as error:
             return f"not one of the {features.manifest.items:,} items, and why is not known: {error}"
     return f"not one of the {features.manifest.items:,} items"
 

@@ -36,17 +36,25 @@ class FeatureInfo(Frozen):
 
 
 class FeatureManifest(Listed):
-    """The whole of `features.json` (docs/features.md). settings: what decides the vectors, beside the encoder."""
+    """The whole of `features.json` (docs/features.md). settings: what decides the vectors, beside the encoder; unknown:
+    items of which the encoder knows nothing, which have the mean of the others."""
 
     schema_version: int
     items: int = Field(ge=1)
     failed: int = Field(ge=0)
+    unknown: int = Field(ge=0)
     encoder: str
     content: dict[ContentField, FeatureInfo]
     settings: dict[str, Any]
     shards: dict[str, ShardInfo]
     files: dict[str, FileInfo]
     provenance: Provenance
+
+    @property
+    def made_by(self) -> str:
+        """The encoder and what it was given: equal for vectors that may stand beside each other."""
+        fps = self.settings.get("fps")
+        return self.encoder if fps is None else f"{self.encoder}, {fps:g} frames per second"
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,10 @@ def _items(where: str, manifest: FeatureManifest) -> pl.DataFrame:
         data = stream.read(expected.bytes + 1 if expected else 0)
     if expected is None or len(data) != expected.bytes or _sha256(data) != expected.sha256:
         raise UserError(f"{where} does not match its size and sha256 in the manifest; {_AGAIN}")
-    frame = pl.read_parquet(io.BytesIO(data))
+    try:
+        frame = pl.read_parquet(io.BytesIO(data)).select("row", "item", "title", "source", "times")
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{where} is not a list of items ({error}); {_AGAIN}") from None
     if len(frame) != manifest.items or frame["item"].n_unique() != manifest.items:
         raise UserError(f"{where} has {len(frame)} rows, the manifest says {manifest.items} items; {_AGAIN}")
     return frame.sort("row")

@@ -100,21 +100,27 @@ def read_items(file: Path) -> pl.DataFrame:
     file: CSV, TSV or Parquet with a column `item`, and `title` and `video` (path or URL) where it has them;
     MicroLens's `item,title` without a header; or one id a line. Raises UserError: file, line, and what is wrong.
     """
-    if file.suffix.lower() in (".parquet", ".pq"):
-        frame = _parquet_items(file)
-    else:
-        separator = "\t" if "\t" in _first_line(file) else ","
-        header = _header(file, separator) if "item" in _first_line(file) else []
-        if "item" in header:
-            frame = _columns(file, separator, {"item": "item"}, [name for name in _ITEM_COLUMNS if name in header])
-        elif file.suffix.lower() == ".txt":
-            frame = _read(file, "\t", ["item"])
-        else:
-            frame = _read(file, separator, ["item", "title"])
+    frame = _parquet_items(file) if file.suffix.lower() in (".parquet", ".pq") else _text_items(file)
     _refuse_null(frame, "item", file)
     _refuse(frame, pl.col("item").is_duplicated(), "item", file, "is there twice")
     absent = [pl.lit(None, pl.String).alias(name) for name in _ITEM_COLUMNS if name not in frame.columns]
     return frame.with_columns(absent).select("item", *_ITEM_COLUMNS)
+
+
+def _text_items(file: Path) -> pl.DataFrame:
+    first = _first_line(file)
+    separator = "\t" if "\t" in first else ","
+    cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+    if "item" in cells:
+        header = _header(file, separator)
+        retry = {"source", "reason"} <= {*header} and "video" not in header  # the failed.csv of an extraction
+        extra = ["source"] if retry else [name for name in _ITEM_COLUMNS if name in header]
+        return _columns(file, separator, {"item": "item"}, extra).rename({"source": "video"} if retry else {})
+    if file.suffix.lower() == ".txt" or len(cells) == 1:
+        return _read(file, "\t", ["item"])
+    if all(cell.isidentifier() for cell in cells):
+        _present(file, "item", cells)
+    return _read(file, separator, ["item", "title"])
 
 
 def _parquet_items(file: Path) -> pl.DataFrame:

@@ -70,7 +70,13 @@ def feature_content(folders: Sequence[str], item_ids: Sequence[str], scratch: Pa
     for name in dict.fromkeys(name for folder in given for name in folder.arrays):
         content[name] = _joined(name, [folder for folder in given if name in folder.arrays], item_ids)
     for folder in given:
-        used |= _rows(folder, item_ids) >= 0
+        here = _rows(folder, item_ids) >= 0
+        if not here.any():
+            raise UserError(
+                f"{folder.name} has none of the dataset's {len(item_ids):,} items: ids there are like "
+                f"{folder.ids[0]!r}, in the dataset like {item_ids[0]!r}"
+            )
+        used |= here
         known.update(folder.ids)
     if "sequence" in content and "visual" not in content:
         content["visual"] = mean_of(content["sequence"])
@@ -130,7 +136,7 @@ def _extracted(root: str, scratch: Path) -> _Folder:
     features = open_features(root)
     manifest = features.manifest
     arrays = {
-        name: (array, manifest.content[name].kind, manifest.encoder)
+        name: (array, manifest.content[name].kind, manifest.made_by)
         for name, array in unpack(features, scratch).items()
     }
     titled = features.items.filter(features.items["title"].is_not_null()).select("item", "title")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
@@ -23,16 +24,16 @@ from trainer.extract.jobs import TIMES, Job
 from trainer.extract.work import UNFINISHED, Work
 from trainer.files import write_text
 
-#: parts that are held while a block is put together: those of one block, when none came late
-_PARTS_HELD = 64
-
 Fields = dict[ContentField, NDArray[np.float16]]
 
 
-def finish(work: Work, job: Job, encoder: str, command: str, sources: Mapping[str, str]) -> FeatureManifest:
+def finish(
+    work: Work, job: Job, encoder: str, command: str, sources: Mapping[str, str], held: int = 64
+) -> FeatureManifest:
     """Write shards, items.parquet, failed.csv and, last, features.json to `work.out`; then remove its parts.
 
-    Raises UserError where no item is done.
+    held: how many parts are held while a block is put together. Raises UserError where no item is done, or where no
+    vector is anything but zero.
     """
     out = work.out
     positions = np.flatnonzero(work.done)
@@ -40,17 +41,19 @@ def finish(work: Work, job: Job, encoder: str, command: str, sources: Mapping[st
         raise UserError(
             f"none of the {len(work.items):,} items could be encoded: {reasons(work)}; see {out}/failed.csv"
         )
-    reader = _Reader(work, job)
+    reader = _Reader(work, job, held)
     shapes = reader.shapes(positions[:1])
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
     means = _means(reader, positions, step, shapes) if job.zero_rows_are_mean else {}
     shutil.rmtree(out / "shards", ignore_errors=True)  # of an end that was cut off
     times: list[list[float] | None] = []
+    unknown = 0
     progress = Progress("writing shards", len(positions))
     with ShardWriter(out, "items") as shards:
         for start, block, shown in reader.blocks(positions, step):
             fields = _filled(block, means)
             count = len(next(iter(fields.values())))
+            unknown += int((~block["text"].any(axis=-1)).sum()) if means else 0
             present = {f"{field}_present": np.ones(count, np.bool_) for field in fields}
             rows = np.arange(start + 1, start + 1 + count, dtype=np.int32)
             arrays: dict[str, NDArray[Any]] = {"rows": rows, **{str(f): a for f, a in fields.items()}, **present}
@@ -65,13 +68,19 @@ def finish(work: Work, job: Job, encoder: str, command: str, sources: Mapping[st
         items=len(positions),
         failed=len(work.failed),
         encoder=encoder,
+        unknown=unknown,
         content={field: FeatureInfo(shape=shape, kind=job.kinds[field]) for field, shape in shapes.items()},
         settings=job.settings,
         shards=shards.shards,
         files={name: file_info(out / name) for name in (ITEMS, *shards.shards)},
         provenance=provenance(command, sources),
     )
+    for name in manifest.files:  # on the disk before the parts are gone
+        with (out / name).open("rb") as file:
+            os.fsync(file.fileno())
     write_text(out / FEATURES, manifest.dumps())
+    for left in out.glob(".*.*"):  # what a kill left of a file that was being written
+        left.unlink()
     shutil.rmtree(out / UNFINISHED)
     return manifest
 
@@ -94,8 +103,8 @@ def _write_items(work: Work, positions: NDArray[np.int64], times: list[list[floa
 class _Reader:
     """Vectors of items in the order asked for, from the parts that hold them."""
 
-    def __init__(self, work: Work, job: Job) -> None:
-        self._work, self._fields = work, list(job.kinds)
+    def __init__(self, work: Work, job: Job, held: int) -> None:
+        self._work, self._fields, self._most = work, list(job.kinds), held
         self._held: OrderedDict[int, Arrays] = OrderedDict()
 
     def shapes(self, positions: NDArray[np.int64]) -> dict[ContentField, tuple[int, ...]]:
@@ -123,7 +132,7 @@ class _Reader:
     def _part(self, number: int) -> Arrays:
         if number not in self._held:
             self._held[number] = self._work.part(number)
-            if len(self._held) > _PARTS_HELD:
+            if len(self._held) > self._most:
                 self._held.popitem(last=False)
         return self._held[number]
 
@@ -141,7 +150,9 @@ def _means(
             known = vectors.any(axis=1)
             sums[field] += vectors[known].sum(axis=0)
             counts[field] += int(known.sum())
-    return {field: total / max(1, counts[field]) for field, total in sums.items()}
+    if not all(counts.values()):
+        raise UserError("no title has a word that the encoder knows: is it an encoder for this language?")
+    return {field: total / counts[field] for field, total in sums.items()}
 
 
 def _filled(fields: Fields, means: Mapping[ContentField, NDArray[np.float64]]) -> Fields:

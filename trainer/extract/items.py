@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import fsspec
 import polars as pl
@@ -64,7 +64,7 @@ def _by_item(files: Iterable[str]) -> dict[str, str]:
     rank = {suffix: number for number, suffix in enumerate(SUFFIXES)}
     best: dict[str, tuple[int, int, str]] = {}
     for file in files:
-        name = PurePosixPath(file).name
+        name = PurePosixPath(unquote(file) if file.lower().startswith("http") else file).name
         stem, dot, ending = name.rpartition(".")
         order = rank.get(f"{dot}{ending.lower()}")
         if order is not None:

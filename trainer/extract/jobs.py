@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.contract import ContentField
+from models.errors import UserError
 from trainer.extract.contract import Arrays, Unusable
 from trainer.memory import peak_memory_mib
 
@@ -77,7 +80,11 @@ def unpack(data: bytes) -> Arrays:
 
 
 def load_unit(unit: Unit, one: Callable[[str], Arrays]) -> bytes:
-    """The packed arrays that `one` gives for each source of a unit; where it raises Unusable, the reason."""
+    """The packed arrays that `one` gives for each source of a unit; where it raises, the reason.
+
+    Unusable tells it in words. Anything else is a bug or a lack of memory, but of one item, which stops nothing: its
+    reason says what and where. UserError (a package that is missing) is the same for all items, and is raised.
+    """
     started = time.perf_counter()
     loaded: list[Arrays] = []
     positions: list[int] = []
@@ -88,6 +95,12 @@ def load_unit(unit: Unit, one: Callable[[str], Arrays]) -> bytes:
             positions.append(position)
         except Unusable as error:  # noqa: PERF203 - each item fails for itself
             failed[position] = str(error)
+        except UserError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}"
+            failed[position] = f"error: {type(error).__name__} at {where}: {' '.join(str(error).split())[:200]}"
     arrays = {name: np.stack([each[name] for each in loaded]) for name in (loaded[0] if loaded else ())}
     cost = np.array([time.perf_counter() - started, 0.0, peak_memory_mib(torch.device("cpu")), 0.0])
     return pack({POSITIONS: np.array(positions, np.int64), COST: cost, **_failures(failed), **arrays})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +18,15 @@ from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
 from trainer.data.features import FEATURES, FeatureManifest, open_features
 from trainer.data.progress import Progress
+from trainer.data.shards import BLOCK_ROWS
 from trainer.extract.finish import finish, reasons
 from trainer.extract.jobs import Job, Unit
 from trainer.extract.work import UNFINISHED, Work
 from trainer.files import sole_writer
 
-_FAILURES_EVERY_S = 5.0
+_FAILURES_EVERY_S = 10.0
+#: items that are tried alone before those whose process died are counted
+_ALONE = 256
 DIED = "the process that worked on it died (a crash of the decoder, or out of memory)"
 
 
@@ -86,37 +90,42 @@ def extract(
     where: Where,
     command: str,
     sources: Mapping[str, str],
+    place: str = "",
 ) -> Outcome:
     """Encode items into `out`, or go on where an earlier start of the same was ended.
 
-    items: gives item, title and source of each; called once, when the extraction begins, and not to go on with it.
+    items: gives item, title and source of each; called when the extraction begins, and to try failed items again.
+    place: where the sources are; an extraction is not continued with another.
     Raises UserError: `out` holds something else, too many failures (what is done stays), an encoder that cannot work.
     """
     encoder = job.encoder
-    settings = {**job.settings, "encoder_model": encoder, "batch_size": limits.unit, "sources": dict(sources)}
+    settings = {**job.settings, "encoder_model": encoder, "batch_size": limits.unit, "place": place}
+    settings["sources"] = dict(sources)
     limits.most_failures(1)  # a mistake there is told before anything starts
     _refuse_other(out)
     with sole_writer(out):
+        _refuse_other(out)  # another start may have ended while this one waited
         started = time.monotonic()
         try:
             work = Work.resume(out, settings) or Work.begin(out, items(), settings)
         except BaseException:
             _leave_nothing(out)
             raise
-        before = int(work.done.sum())
+        before = work.n_done
         if before or work.failed:
             print(
                 f"going on: {before:,} of {len(work.items):,} items are done, {len(work.failed):,} failed", flush=True
             )
+        if limits.again:
+            work.try_again(items())
         try:
             _work_off(work, job, limits, where)
         finally:
             work.write_failures()
         costs = work.costs()
-        said = reasons(work)
-        manifest = finish(work, job, encoder, command, sources)
-        (out / ".lock").unlink()
-        return Outcome(manifest, manifest.items - before, time.monotonic() - started, *_totals(costs), reasons=said)
+        manifest = finish(work, job, encoder, command, sources, held=2 + BLOCK_ROWS // limits.unit)
+        seconds = time.monotonic() - started
+        return Outcome(manifest, manifest.items - before, seconds, *_totals(costs), reasons=reasons(work))
 
 
 def _leave_nothing(out: Path) -> None:
@@ -132,27 +141,38 @@ def is_finished(out: Path) -> bool:
 
 
 def _refuse_other(out: Path) -> None:
-    known = {UNFINISHED, ".lock", "shards", "failed.csv", "items.parquet"}
     if is_finished(out):
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # its removal may have been cut off
         done = open_features(str(out)).manifest
         raise UserError(f"{out} holds a finished extraction ({done.items:,} items); choose another --out or remove it")
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - known):
+    if not out.exists():
+        return
+    known = {UNFINISHED, "shards", "failed.csv", "items.parquet"}
+    # hidden files are ours: the lock, and what a kill leaves of a file that was being written
+    if not out.is_dir() or {path.name for path in out.iterdir() if not path.name.startswith(".")} - known:
         raise UserError(f"{out} exists and is neither empty nor an unfinished extraction; choose another --out")
 
 
 def _work_off(work: Work, job: Job, limits: Limits, where: Where) -> None:
     most = limits.most_failures(len(work.items))
-    # The second time each item is alone: one whose process dies every time takes nobody along.
-    again = limits.again
-    for size in (limits.unit, 1):
-        units = work.units(size, again)
-        if units:
-            again = False
-            _pass(work, job, units, where, most)
-    lost = [position for unit in work.units(1) for position in unit.positions]
-    if lost:
-        work.give_up_on(lost, DIED)
+    before = work.n_done + len(work.failed)
+    if units := work.units(limits.unit):
+        _pass(work, job, units, where, most)
+    lost = work.units(1)
+    if len(lost) > 2 * limits.unit and work.n_done + len(work.failed) == before:
+        raise UserError(
+            "every process that worked on these items died: too little memory (fewer --loaders, a smaller "
+            "--batch-size), or a decoder or driver that crashes; Ray's logs are in /tmp/ray/session_latest/logs"
+        )
+    # Now each item is alone: one whose process dies every time takes nobody along.
+    for start in range(0, len(lost), _ALONE):
+        _pass(work, job, lost[start : start + _ALONE], where, most)
+        tried = {position for unit in lost[start : start + _ALONE] for position in unit.positions}
+        died = [position for unit in work.units(1) for position in unit.positions if position in tried]
+        if died:
+            work.give_up_on(died, DIED)
         _check_failures(work, most)
+    _check_failures(work, most)  # also where an earlier start had left nothing to do
 
 
 def _check_failures(work: Work, most: int) -> None:
@@ -165,11 +185,11 @@ def _check_failures(work: Work, most: int) -> None:
 
 
 def _pass(work: Work, job: Job, units: Sequence[Unit], where: Where, most: int) -> None:
-    progress = Progress("extracting", len(work.items), int(work.done.sum()) + len(work.failed))
+    progress = Progress("extracting", len(work.items), work.n_done + len(work.failed))
     written = time.monotonic()
     for data in _results(job, units, where, work.out):
         work.keep(data)
-        progress.update(int(work.done.sum()) + len(work.failed))
+        progress.update(work.n_done + len(work.failed))
         _check_failures(work, most)
         if time.monotonic() - written > _FAILURES_EVERY_S:
             work.write_failures()

@@ -13,6 +13,9 @@ from trainer.extract import decode, vision
 from trainer.extract.contract import VIDEO_KINDS, Arrays, Preparation, Sampling, Unusable
 from trainer.extract.jobs import TIMES, Encode, Unit, encoding, load_unit
 
+#: processors that resize the shorter side would make a huge picture of a narrower one
+_NARROWEST = 20
+
 
 @dataclass(frozen=True)
 class VideoJob:
@@ -44,6 +47,9 @@ class VideoJob:
             if not source:
                 raise Unusable("no file")
             frames, times = decode.sample(source, self.sampling)
+            for height, width in {frame.shape[:2] for frame in frames}:
+                if max(height, width) > _NARROWEST * min(height, width):
+                    raise Unusable(f"frames too narrow: {width} x {height}")
             return {"clips": prepare(frames), TIMES: times.astype(np.float32)}
 
         return load_unit(unit, one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class Work:
         self.failed: dict[int, str] = {}
         #: per item: number of its part, and row there; -1 where it is not done
         self.place = np.full((len(items), 2), -1, np.int32)
+        self.n_done = 0
         self._folder = out / UNFINISHED
         self._next = 0
 
@@ -47,6 +49,7 @@ class Work:
     def begin(cls, out: Path, items: pl.DataFrame, settings: dict[str, Any]) -> Work:
         """A new one in `out`, which may hold nothing else."""
         folder = out / UNFINISHED
+        shutil.rmtree(folder, ignore_errors=True)  # of a beginning that was cut off
         (folder / _PARTS).mkdir(parents=True)
         items.write_parquet(folder / _LIST)
         write_json(folder / _SETTINGS, settings)  # last: with it the extraction has begun
@@ -59,11 +62,11 @@ class Work:
         Raises UserError: it was begun with other settings, or its list of items is damaged.
         """
         folder = out / UNFINISHED
+        if not (folder / _SETTINGS).exists():
+            return None
         try:
             begun = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
             items = pl.read_parquet(folder / _LIST)
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it to begin again") from None
         different = [
@@ -94,18 +97,34 @@ class Work:
             pack({**nothing, FAILED: np.array(positions, np.int64), REASONS: np.array([reason] * len(positions))})
         )
 
-    def units(self, size: int, again: bool = False) -> list[Unit]:
-        """What is left to do, in units of at most `size` items; those that failed too, if `again`.
+    def try_again(self, items: pl.DataFrame) -> None:
+        """What has failed is left to do; `items` as at the beginning, for where their files are now."""
+        failed = np.zeros(len(self.items), np.bool_)
+        failed[list(self.failed)] = True
+        sources = pl.when(pl.Series(failed)).then(items["source"]).otherwise(self.items["source"])
+        self.items = self.items.with_columns(sources.alias("source"))
+        buffer = io.BytesIO()
+        self.items.write_parquet(buffer)
+        write_bytes(self._folder / _LIST, buffer.getvalue())
+        self.failed.clear()
+
+    def units(self, size: int) -> list[Unit]:
+        """What is left to do, in units of at most `size` items.
 
         Where a unit ends does not depend on what is done: an item is encoded in the same company after a resume.
         """
         left = ~self.done
-        if not again and self.failed:
-            left[list(self.failed)] = False
+        left[list(self.failed)] = False
         positions = np.flatnonzero(left)
-        sources = self.items["source"]
-        groups = np.split(positions, np.flatnonzero(np.diff(positions // size)) + 1) if len(positions) else []
-        return [Unit(tuple(g.tolist()), tuple(sources.gather(g).to_list())) for g in groups]
+        if not len(positions):
+            return []
+        sources = self.items["source"].gather(positions).to_list()
+        ends = [*(np.flatnonzero(np.diff(positions // size)) + 1).tolist(), len(positions)]
+        numbers = positions.tolist()
+        return [
+            Unit(tuple(numbers[start:end]), tuple(sources[start:end]))
+            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
 
     def parts(self) -> list[Path]:
         """Files of the encoded units, in the order in which they came."""
@@ -122,12 +141,12 @@ class Work:
 
     def write_failures(self) -> None:
         """`OUT/failed.csv`: item, source and reason of every item that has failed, in the order of the list."""
+        positions = sorted(self.failed)
+        rows = self.items.select("item", "source").with_columns(pl.all().fill_null(""))[positions].rows()
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["item", "source", "reason"])
-        for position in sorted(self.failed):
-            row = self.items.row(position, named=True)
-            table.writerow([row["item"], row["source"], self.failed[position]])
+        table.writerows((*row, self.failed[position]) for row, position in zip(rows, positions, strict=True))
         write_text(self.out / FAILED_CSV, text.getvalue())
 
     def _note(self, path: Path) -> None:
@@ -138,6 +157,7 @@ class Work:
             raise UserError(f"{path} is damaged ({error}); remove it, its items are then done again") from None
         self._next = int(path.stem) + 1
         self.failed |= dict(zip(failed.tolist(), reasons.tolist(), strict=True))
+        self.n_done += int((self.place[positions, 0] < 0).sum())
         self.place[positions] = np.stack([np.full(len(positions), int(path.stem)), np.arange(len(positions))], axis=1)
         for position in positions.tolist():
             self.failed.pop(position, None)

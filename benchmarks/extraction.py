@@ -263,13 +263,14 @@ def report(result: Result) -> str:
             f"{each['encode_s']:.3f} | {each['first_s']:.0f} s | "
             f"{each['load_mib']:,.0f}, {each['encode_mib']:,.0f}, {each['driver_mib']:,.0f} |"
         )
-    one, all_of, cheap_one, cheap_all = result["pipeline"]
-    share = all_of["load_s"] / (all_of["load_s"] + all_of["encode_s"])
+    one, both, cheap_one, cheap_both = result["pipeline"]
+    share = both["load_s"] / (both["load_s"] + both["encode_s"])
+    scaling = both["videos_per_s"] / one["videos_per_s"]
+    cheap = cheap_both["videos_per_s"] / cheap_one["videos_per_s"]
     lines += [
         "",
-        f"From one CPU to {machine['cores']}: {all_of['videos_per_s'] / one['videos_per_s']:.2f} times as many videos/s, and "
-        f"{cheap_all['videos_per_s'] / cheap_one['videos_per_s']:.2f} times where decoding is all. Loading is {share:.0%} of "
-        f"the work with {all_of['encoder']}, encoding {1 - share:.0%}.",
+        f"From one CPU to {machine['cores']}: {scaling:.2f} times as many videos/s, and {cheap:.2f} times where decoding "
+        f"is all. Loading is {share:.0%} of the work with {both['encoder']}, encoding {1 - share:.0%}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -269,8 +269,8 @@ def report(result: Result) -> str:
     cheap = cheap_both["videos_per_s"] / cheap_one["videos_per_s"]
     lines += [
         "",
-        f"From one CPU to {machine['cores']}: {scaling:.2f} times as many videos/s, and {cheap:.2f} times where decoding "
-        f"is all. Loading is {share:.0%} of the work with {both['encoder']}, encoding {1 - share:.0%}.",
+        f"From one CPU to {machine['cores']}: {scaling:.2f} times as many videos/s, and {cheap:.2f} times where "
+        f"decoding is all. Loading is {share:.0%} of the work with {both['encoder']}, encoding {1 - share:.0%}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -151,12 +151,17 @@ def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stage
         # Ray 2.64 (pyproject.toml allows no later one); 2.60 has no other names for them.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         loaded = rows.map(
-            _Loading(load), compute=TaskPoolStrategy(size=stages.loaders), num_cpus=1, max_retries=_RETRIES
+            _Loading(load),
+            compute=TaskPoolStrategy(size=min(stages.loaders, len(units))),  # Ray warns of more than can be used
+            num_cpus=1,
+            max_retries=_RETRIES,
         )
         return loaded.map(
             _Encoding,
             fn_constructor_args=(make_encoder, "cuda" if stages.gpus else "cpu", stages.cpus_per_encoder),
-            compute=ActorPoolStrategy(size=stages.encoders, max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ENCODER),
+            compute=ActorPoolStrategy(
+                size=min(stages.encoders, len(units)), max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ENCODER
+            ),
             num_cpus=stages.cpus_per_encoder,
             num_gpus=1 if stages.gpus else 0,
             max_task_retries=_RETRIES,

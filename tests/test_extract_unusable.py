@@ -20,6 +20,8 @@ from tests.clips import draw_number, number_clip, read_number, reason, write_cli
 from trainer.extract import source
 from trainer.extract.contract import Sampling, Unusable
 from trainer.extract.decode import sample
+from trainer.extract.jobs import FAILED, REASONS, Unit, unpack
+from trainer.extract.video_job import VideoJob
 
 NOTHING = np.zeros((32, 32, 3), np.uint8)
 
@@ -200,3 +202,10 @@ def test_a_bug_is_not_a_reason(clip: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(source.Deadline, "check", broken)
     with pytest.raises(TypeError, match="a bug"):
         sample(str(clip), Sampling())
+
+
+def test_frames_of_extreme_shape(tmp_path: Path) -> None:
+    """A processor that resizes the shorter side would make a picture of 224 x 8960 of each."""
+    write_clip(tmp_path / "clip.mp4", [np.zeros((16, 640, 3), np.uint8)] * 10)
+    loaded = unpack(VideoJob("efficientnet-lite0").load(Unit((7,), (str(tmp_path / "clip.mp4"),))))
+    assert (loaded[FAILED].tolist(), loaded[REASONS].tolist()) == ([7], ["frames too narrow: 640 x 16"])

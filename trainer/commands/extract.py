@@ -35,8 +35,8 @@ _KINDS = {
         "mealrec extract titles --titles titles.csv --encoder bert --out title/",
     ),
 }
-#: encoders that are looked up before folders
-_NAMES = ("videomae", "efficientnet-lite0", "bert", "glove", "minilm")
+#: encoders that are looked up before folders, and how many items are encoded at a time
+_DEFAULTS = {"videos": ("videomae, efficientnet-lite0", 16), "titles": ("bert, minilm, glove", 64)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_videos(made["videos"])
     _add_titles(made["titles"])
     for name, sub in made.items():
-        _add_common(sub, unit=16 if name == "videos" else 64)
+        known, unit = _DEFAULTS[name]
+        sub.add_argument(
+            "--encoder", required=True, metavar="NAME", help=f"{known}, or a model of transformers (hub name or folder)"
+        )
+        _add_common(sub, unit)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,7 +129,8 @@ def _folders(args: argparse.Namespace) -> tuple[Path, ...]:
 
 def _is_folder(encoder: str) -> bool:
     """Whether a model's folder is meant; a folder that is called like an encoder of ours is given as ./NAME."""
-    return encoder not in _NAMES and Path(encoder).is_dir()
+    names = [name for known, _ in _DEFAULTS.values() for name in known.split(", ")]
+    return encoder not in names and Path(encoder).is_dir()
 
 
 def _sha256(file: Path) -> str:
@@ -156,12 +161,6 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
         help="folder, or http(s)://, s3:// or gs:// URL, with ITEM.mp4 and so on",
     )
     add("--items", required=True, metavar="FILE", help="one id a line, or a table with `item` (and `title`, `video`)")
-    add(
-        "--encoder",
-        required=True,
-        metavar="NAME",
-        help="videomae, efficientnet-lite0, or a transformers vision model (hub name or folder)",
-    )
     default = Sampling()
     add("--frames", type=int, default=default.frames, metavar="K", help="frames per video (default %(default)s)")
     add("--fps", type=float, default=default.fps, help="frames per second, around the middle (default %(default)s)")
@@ -177,12 +176,6 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
 def _add_titles(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--titles", required=True, metavar="FILE", help="a table with the columns item and title")
-    add(
-        "--encoder",
-        required=True,
-        metavar="NAME",
-        help="bert, minilm, glove, or a transformers text model (hub name or folder)",
-    )
     add("--segments", type=int, metavar="K", help="also K overlapping windows of each title: a content sequence")
 
 

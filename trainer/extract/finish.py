@@ -36,6 +36,7 @@ def finish(
     vector is anything but zero.
     """
     out = work.out
+    work.write_failures()
     positions = np.flatnonzero(work.done)
     if not len(positions):
         raise UserError(
@@ -62,7 +63,6 @@ def finish(
             progress.update(start + count)
     progress.close()
     _write_items(work, positions, times)
-    work.write_failures()
     manifest = FeatureManifest(
         schema_version=FEATURES_VERSION,
         items=len(positions),

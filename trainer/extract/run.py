@@ -120,8 +120,9 @@ def extract(
             work.try_again(items())
         try:
             _work_off(work, job, limits, where)
-        finally:
+        except BaseException:
             work.write_failures()
+            raise
         costs = work.costs()
         manifest = finish(work, job, encoder, command, sources, held=2 + BLOCK_ROWS // limits.unit)
         seconds = time.monotonic() - started
@@ -135,13 +136,8 @@ def _leave_nothing(out: Path) -> None:
         out.rmdir()
 
 
-def is_finished(out: Path) -> bool:
-    """Whether `out` holds a whole extraction."""
-    return (out / FEATURES).exists()
-
-
 def _refuse_other(out: Path) -> None:
-    if is_finished(out):
+    if (out / FEATURES).exists():
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # its removal may have been cut off
         done = open_features(str(out)).manifest
         raise UserError(f"{out} holds a finished extraction ({done.items:,} items); choose another --out or remove it")

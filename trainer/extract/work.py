@@ -39,6 +39,7 @@ class Work:
         self.n_done = 0
         self._folder = out / UNFINISHED
         self._next = 0
+        self._costs: list[NDArray[np.float64]] = []
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -136,8 +137,7 @@ class Work:
 
     def costs(self) -> NDArray[np.float64]:
         """(parts, 4): seconds of loading and of encoding, and peak MiB of the processes that did."""
-        rows = [np.load(path, allow_pickle=False)[COST] for path in self.parts()]
-        return np.stack(rows) if rows else np.zeros((0, 4))
+        return np.stack(self._costs) if self._costs else np.zeros((0, 4))
 
     def write_failures(self) -> None:
         """`OUT/failed.csv`: item, source and reason of every item that has failed, in the order of the list."""
@@ -153,6 +153,7 @@ class Work:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 positions, failed, reasons = arrays[POSITIONS], arrays[FAILED], arrays[REASONS]
+                self._costs.append(arrays[COST])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is damaged ({error}); remove it, its items are then done again") from None
         self._next = int(path.stem) + 1

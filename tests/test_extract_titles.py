@@ -147,11 +147,15 @@ def test_half_precision_weights_without_a_pooler_load_quietly_in_float32(
     np.testing.assert_allclose(got[0], states_by_hand(folder, "red cat", POSITIONS)[-1][0], atol=1e-6)
 
 
+def remove_weight(folder: Path, name: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     folder = save_small_text(tmp_path)
-    weights = load_file(folder / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.weight"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    remove_weight(folder, "encoder.layer.1.output.dense.weight")
     with pytest.raises(UserError, match=r"1 of its weights are missing .*\(encoder.layer.1.output.dense.weight\)"):
         encode(folder, ["a"])
 
@@ -286,9 +290,7 @@ def test_a_sentence_transformers_folder_pools_as_it_says(tmp_path: Path, pooling
         states = states_by_hand(folder, f"the {title}", POSITIONS)
         np.testing.assert_allclose(vector, getattr(states[-1], pooling)(axis=0), atol=1e-5)
         np.testing.assert_allclose(layers, [state.mean(axis=0) for state in states], atol=1e-5)
-    weights = load_file(folder / "model.safetensors")
-    del weights["embeddings.LayerNorm.bias"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    remove_weight(folder, "embeddings.LayerNorm.bias")
     with pytest.raises(UserError, match=r"missing .*embeddings.LayerNorm.bias"):
         encode(folder, ["a"])
 

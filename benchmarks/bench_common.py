@@ -57,7 +57,7 @@ def need(name: str) -> None:
 
 
 def stand_in_for_webdataset() -> None:
-    """Let `trainer.data.loader` be imported where webdataset is missing: it imports the reader of shards with it.
+    """Let `trainer.batches.loader` be imported where webdataset is missing: it imports the reader of shards with it.
 
     Nothing here calls the reader or writer of shards without `need("webdataset")` before.
     """

@@ -13,12 +13,13 @@ from bench_common import Result, Settings, choose_device, installed, need, rate,
 from numpy.typing import NDArray
 
 from models.contract import Batch, ContentField, ItemTable
-from trainer.config import DataConfig
-from trainer.data import splits
-from trainer.data.dataset import Dataset, map_array
-from trainer.data.loader import Placement, load
-from trainer.data.manifest import FileInfo, ShardInfo, file_info
-from trainer.data.shards import (
+from trainer.batches.loader import Placement, load
+from trainer.batches.plan import Plan
+from trainer.config.schema import DataConfig
+from trainer.data.format import splits
+from trainer.data.format.dataset import Dataset, map_array
+from trainer.data.format.manifest import FileInfo, ShardInfo, file_info
+from trainer.data.format.shards import (
     BLOCKS_PER_SHARD,
     Block,
     Kind,
@@ -29,7 +30,6 @@ from trainer.data.shards import (
     read_shard,
     row_spec,
 )
-from trainer.plan import Plan
 
 _BATCH = 2048
 #: of one kind: enough to be steady, little enough for the page cache of any machine

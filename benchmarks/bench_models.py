@@ -24,13 +24,13 @@ from torch import Tensor
 
 from models.contract import Clock, ContentField, ItemTable, SequenceModel
 from models.errors import UserError
-from trainer import recipe
-from trainer.config import RunConfig
-from trainer.data.dataset import Dataset
-from trainer.data.loader import Loaded, load
-from trainer.evaluation import evaluate
-from trainer.plan import Plan
-from trainer.session import build_engine, build_model
+from trainer.batches.loader import Loaded, load
+from trainer.batches.plan import Plan
+from trainer.config import recipe
+from trainer.config.schema import RunConfig
+from trainer.data.format.dataset import Dataset
+from trainer.evaluation.evaluate import evaluate
+from trainer.training.worker import build_engine, build_model
 
 _WARM_UP_STEPS = 3
 _PROBED_STEPS = 3
@@ -87,7 +87,7 @@ class WatchedTable:
 
 
 class Training:
-    """Training steps made as `trainer.loop` makes them, one after the other through as many epochs as it takes."""
+    """Training steps as `trainer.training.loop` takes them, through as many epochs as are needed."""
 
     def __init__(self, config: RunConfig, loaded: Loaded) -> None:
         self.batches, self.content = Stopwatch(loaded.device), Stopwatch(loaded.device)

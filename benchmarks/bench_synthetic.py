@@ -15,8 +15,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from models.contract import ContentField
-from trainer.data import splits
-from trainer.data.manifest import (
+from trainer.data.format import splits
+from trainer.data.format.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
     ContentInfo,
@@ -124,8 +124,8 @@ def _manifest(
 def _with_shards(folder: Path, manifest: Manifest) -> Manifest:
     from bench_data import blocks
 
-    from trainer.data.dataset import Dataset
-    from trainer.data.shards import ShardWriter
+    from trainer.data.format.dataset import Dataset
+    from trainer.data.format.shards import ShardWriter
 
     (folder / MANIFEST).write_text(manifest.dumps(), encoding="utf-8")
     dataset = Dataset.open(folder)

@@ -33,11 +33,14 @@ from benchmark import ROOT, _git, _hardware
 sys.path.insert(0, str(ROOT))
 
 from cluster.ray_data import stream
-from trainer.extract import decode, jobs, titles, vision
-from trainer.extract.contract import Sampling
-from trainer.extract.jobs import Unit
-from trainer.extract.video_job import VideoJob
-from trainer.memory import peak_memory_mib
+from trainer.extract.pipeline import units as jobs
+from trainer.extract.pipeline.protocols import Sampling
+from trainer.extract.pipeline.units import Unit
+from trainer.extract.titles import encoders as titles
+from trainer.extract.video import decode
+from trainer.extract.video import encoders as vision
+from trainer.extract.video.job import VideoJob
+from trainer.process import peak_memory_mib
 
 Result = dict[str, Any]
 LITE = "efficientnet-lite0"
@@ -80,7 +83,7 @@ def main() -> int:
 
 def made_clips(folder: Path, count: int = 8) -> list[Path]:
     """Clips of moving shapes over moving noise."""
-    from tests.clips import write_clip  # the writer that the tests check
+    from tests.helpers.clips import write_clip  # the writer that the tests check
 
     random = np.random.default_rng(0)
     paths = []

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import PreflightError
+from cluster.failures import PreflightError
 from cluster.session import LOOPBACK, ROOT, private_environment, require_plain_path
 
 _PORT_OPTIONS = (

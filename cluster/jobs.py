@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster import head
-from cluster.errors import PreflightError
+from cluster.failures import PreflightError
 
 _POLL_S = 0.5
 _FAILED = 1

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import PreflightError
+from cluster.failures import PreflightError
 
 #: checkpoints and logs of one run; less free space than this stops it before it starts
 MIN_FREE_BYTES = 1 << 30

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import PreflightError, WorkerFailed
+from cluster.failures import PreflightError, WorkerFailed
 from cluster.preflight import check_cluster, check_folders
 from cluster.session import connected, on_a_cluster
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.errors import WorkerFailed
+from cluster.failures import WorkerFailed
 from cluster.preflight import check_cluster, check_folders
 from cluster.session import connected
 

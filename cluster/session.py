@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import PreflightError
+from cluster.failures import PreflightError
 
 LOOPBACK = "127.0.0.1"
 #: the folder that holds our packages: workers import them from here, or from the job's working directory

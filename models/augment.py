@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.contract import Batch
-from models.noise import KeyedNoise, Stream
+from models.nn.noise import KeyedNoise, Stream
 
 #: item row that stands for [MASK] in a view
 MASK = -1

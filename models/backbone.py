@@ -7,8 +7,8 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from models.contract import Batch, ModelContext, SequenceModel
-from models.loss import cosine_full_softmax_cross_entropy, full_softmax_cross_entropy
-from models.noise import KeyedNoise
+from models.losses.softmax import cosine_full_softmax_cross_entropy, full_softmax_cross_entropy
+from models.nn.noise import KeyedNoise
 from models.ranking import Candidates, RankingOptions, shortened
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from models.augment import Augment
 from models.contract import Batch, ModelContext, Similarity
-from models.contrastive import info_nce
-from models.layout import Layout
-from models.noise import KeyedNoise
+from models.losses.contrastive import info_nce
+from models.nn.layout import Layout
+from models.nn.noise import KeyedNoise
 from models.options import require
 from models.sasrec import SASRec, SASRecOptions
 

@@ -10,11 +10,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from models.cached import Remembering
 from models.contract import Batch, ModelContext, SequenceModel
-from models.in_batch import InBatchSoftmax
-from models.layout import Layout
-from models.transformer import CausalEncoder, init_weights
+from models.losses.in_batch import InBatchSoftmax
+from models.nn.cache import Remembering
+from models.nn.layout import Layout
+from models.nn.transformer import CausalEncoder, init_weights
 
 #: items encoded together where all of them are: bounds the content in memory (13 x 768 twice: 160 MB)
 _BLOCK = 2048

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import Batch, ModelContext, SequenceModel
-from models.contrastive import uniformity
-from models.dropout import Dropout
-from models.layout import Layout
-from models.loss import full_softmax_cross_entropy
-from models.noise import KeyedNoise, Stream
+from models.losses.contrastive import uniformity
+from models.losses.softmax import full_softmax_cross_entropy
+from models.mealrec.tcd import timestep_embedding
+from models.nn.diffusion import Diffusion
+from models.nn.dropout import Dropout
+from models.nn.layout import Layout
+from models.nn.noise import KeyedNoise, Stream
+from models.nn.quantise import SequenceQuantiser, codebook_loss
+from models.nn.transformer import LAYER_NORM_EPS, EncoderLayer
 from models.options import at_least_one, probabilities, require, whole_heads
-from models.quantise import SequenceQuantiser, codebook_loss
-from models.schedule import Diffusion
-from models.tcd import timestep_embedding
-from models.transformer import LAYER_NORM_EPS, EncoderLayer
 
 
 @dataclass(frozen=True)

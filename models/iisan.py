@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.content import ContentInput, require_content
 from models.content_model import ContentModel, xavier
 from models.contract import ContentField, ModelContext
 from models.errors import UserError
+from models.nn.content import ContentInput, require_content
 from models.options import at_least_one, probabilities, whole_heads
 
 _GATE_TEMPERATURE = 0.1

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.cached import Remembering
-from models.content import ContentInput, require_content
 from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
-from models.graphs import SparseMap, interaction_users, row_normalised, user_item_counts
-from models.noise import KeyedNoise, Stream
+from models.nn.cache import Remembering
+from models.nn.content import ContentInput, require_content
+from models.nn.noise import KeyedNoise, Stream
+from models.nn.sparse import SparseMap, interaction_users, row_normalised, user_item_counts
 from models.options import at_least_one, require
 
 MODALITIES: tuple[ContentField, ...] = ("visual", "text")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.content import ContentInput, require_content
 from models.content_model import ContentModel, xavier
 from models.contract import ContentField, ModelContext
-from models.dropout import Dropout
+from models.nn.content import ContentInput, require_content
+from models.nn.dropout import Dropout
 from models.options import at_least_one, probabilities, require, whole_heads
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.content import require_content
 from models.contract import Batch, ContentField, ItemTable, ModelContext, TrainingInteractions
-from models.noise import KeyedNoise, Stream
+from models.nn.content import require_content
+from models.nn.noise import KeyedNoise, Stream
 from models.options import probabilities, require
 
 #: items whose content is projected at once: bounds the memory of a large catalogue

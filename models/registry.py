@@ -7,12 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from models.cl4srec import CL4SRec, CL4SRecOptions
-from models.contract import ContentField, Floor, ModelContext, SequenceModel, System
-from models.diqdiff import DiQDiff, DiQDiffOptions
-from models.dmmd4sr import DMMD4SR, DMMD4SROptions
-from models.errors import UserError
-from models.floors import (
+from models.baselines import (
     ContentKNN,
     ContentOptions,
     Popularity,
@@ -22,13 +17,18 @@ from models.floors import (
     TransitionKNN,
     TransitionOptions,
 )
+from models.cl4srec import CL4SRec, CL4SRecOptions
+from models.contract import ContentField, Floor, ModelContext, SequenceModel, System
+from models.diqdiff import DiQDiff, DiQDiffOptions
+from models.dmmd4sr.model import DMMD4SR, DMMD4SROptions
+from models.errors import UserError
 from models.iisan import IISAN, IISANOptions, IISANVersa, IISANVersaOptions
-from models.m3bsr import M3BSR, M3BSROptions
-from models.mealrec import MealRec, MealRecOptions
+from models.m3bsr.model import M3BSR, M3BSROptions
+from models.mealrec.model import MealRec, MealRecOptions
 from models.mmgcn import MMGCN, MMGCNOptions
 from models.morec import MoRec, MoRecOptions
 from models.sasrec import SASRec, SASRecOptions
-from models.ssdrec import SSDRec, SSDRecOptions
+from models.ssdrec.model import SSDRec, SSDRecOptions
 from models.tedrec import TedRec, TedRecOptions
 
 SYSTEMS: dict[str, tuple[type[Any], type[Any]]] = {

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.contract import Batch, ContentField, ModelContext
-from models.layout import Layout
+from models.nn.layout import Layout
+from models.nn.transformer import CausalEncoder, init_weights
 from models.options import at_least_one, probabilities, whole_heads
 from models.ranking import RankingOptions
-from models.transformer import CausalEncoder, init_weights
 
 
 @dataclass(frozen=True)

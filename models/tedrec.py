@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.content import ContentInput, require_content
 from models.contract import Batch, ContentField, ModelContext, Similarity
-from models.dropout import dropout
-from models.layout import Layout
-from models.noise import KeyedNoise, Stream
+from models.nn.content import ContentInput, require_content
+from models.nn.dropout import dropout
+from models.nn.layout import Layout
+from models.nn.noise import KeyedNoise, Stream
+from models.nn.transformer import CausalEncoder, init_weights
 from models.options import at_least_one, probabilities, require, whole_heads
 from models.ranking import RankingOptions
-from models.transformer import CausalEncoder, init_weights
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from models import registry
 from models.contract import Batch, Floor, ModelContext, SequenceModel
 from models.errors import UserError
-from models.table import TensorTable
+from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
 from retrieval.export import Export, load_export
 from retrieval.index import Device, Index, Kind, load_index

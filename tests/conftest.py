@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.layout import Layout
+from models.nn.layout import Layout
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def layouts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 s of numbers (tests/clips.py), 25 frames and a key frame each second."""
-    from tests.clips import number_clip  # not every test needs av
+    """10 s of numbers (tests/helpers/clips.py), 25 frames and a key frame each second."""
+    from tests.helpers.clips import number_clip  # not every test needs av
 
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     number_clip(path, frames=250, gop=25, bframes=2)

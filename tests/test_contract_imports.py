@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.paths import ROOT
+
 PACKAGES = ("models", "retrieval", "cluster", "trainer")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
@@ -24,16 +25,16 @@ LAYERS = {
 #: the only place that imports a heavy library: a file, or all files of a folder
 HOMES = {
     "ray": "cluster/",
-    "deepspeed": "trainer/engine_deepspeed.py",
+    "deepspeed": "trainer/training/engine_deepspeed.py",
     "faiss": "retrieval/index.py",
     "mlflow": "trainer/tracking/mirror.py",
-    "webdataset": "trainer/data/shards.py",
-    "av": "trainer/extract/decode.py",
+    "webdataset": "trainer/data/format/shards.py",
+    "av": "trainer/extract/video/decode.py",
     "transformers": "trainer/extract/",
 }
 
 #: reads a .pth that an installed package ships, whose code runs anyway, with torch's restricted unpickler
-WEIGHTS_OF_A_PACKAGE = "trainer/extract/efficientnet.py"
+WEIGHTS_OF_A_PACKAGE = "trainer/extract/video/efficientnet.py"
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -95,7 +96,8 @@ def test_heavy_libraries_have_one_home(path: Path) -> None:
         assert home is None or here.startswith(home), f"{name} belongs in {home}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "models"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "models"],
+                         ids=lambda p: p.relative_to(ROOT).as_posix())  # fmt: skip
 def test_models_need_torch_alone(path: Path) -> None:
     outside = {name.partition(".")[0] for name in imported(parse(path))} - set(sys.stdlib_module_names)
     assert outside <= {"torch", "models"}
@@ -107,7 +109,7 @@ def test_models_import_without_the_other_libraries() -> None:
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         "import importlib, pkgutil, models\n"
-        "for module in pkgutil.iter_modules(models.__path__): importlib.import_module('models.' + module.name)\n"
+        "for module in pkgutil.walk_packages(models.__path__, 'models.'): importlib.import_module(module.name)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

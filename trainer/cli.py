@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cluster.errors import PreflightError, WorkerFailed
+from cluster.failures import PreflightError, WorkerFailed
 from models.errors import UserError
 
 VERBS = (

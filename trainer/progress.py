@@ -1,53 +1,57 @@
-"""The progress line of a run, on rank 0: epoch, loss terms, rows per second, time left."""
+"""Progress on standard error for anything that takes longer than five seconds: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+
+_QUIET_S = 5.0
+_LINE_EVERY_S, _BAR_EVERY_S = 2.0, 0.2
+_WIDTH = 24
 
 
 class Progress:
-    """Prints at most one line per `interval` seconds inside an epoch, and one per epoch."""
+    """Reports `done` of `total`, the rate and the time left; prints nothing within the first five seconds.
 
-    def __init__(self, enabled: bool, epochs: int, interval: float = 5.0) -> None:
-        self._enabled = enabled
-        self._epochs = epochs
-        self._interval = interval
-        self.start_epoch()
+    already: how much of the total was done before, which says nothing of the rate.
+    """
 
-    def start_epoch(self) -> None:
-        """Start the clock of an epoch."""
-        self._started = self._shown = time.perf_counter()
+    def __init__(self, label: str, total: int, already: int = 0) -> None:
+        self._label, self._total, self._already = label, total, already
+        self._start = time.monotonic()
+        self._next = self._start + _QUIET_S
+        self._bar = sys.stderr.isatty()
+        self._shown = False
 
-    def due(self) -> bool:
-        """Whether a line inside the epoch is due: the only moment at which the host may wait for a loss."""
-        return self._enabled and time.perf_counter() - self._shown >= self._interval
+    def update(self, done: int) -> None:
+        """Say that `done` of the total are done; a line at most every two seconds, a bar five times a second."""
+        now = time.monotonic()
+        ends_bar = self._shown and done >= self._total
+        if (now < self._next and not ends_bar) or done <= self._already:
+            return
+        rate = (done - self._already) / (now - self._start)
+        text = f"{done:,} of {self._total:,} ({_rate(rate)}/s, {_duration((self._total - done) / rate)} left)"
+        if self._bar:
+            full = round(_WIDTH * min(1.0, done / max(1, self._total)))
+            sys.stderr.write(f"\r\x1b[K{self._label} [{'#' * full}{'.' * (_WIDTH - full)}] {text}")
+            sys.stderr.flush()
+            self._shown = True
+            if done >= self._total:
+                self.close()
+        else:
+            print(f"{self._label}: {text}", file=sys.stderr, flush=True)
+        self._next = now + (_BAR_EVERY_S if self._bar else _LINE_EVERY_S)
 
-    def step(self, epoch: int, done: int, total: int, rows: int, losses: Mapping[str, float]) -> None:
-        """One line inside an epoch; `rows` were processed since `start_epoch`, `done` of `total` steps."""
-        self._shown = time.perf_counter()
-        speed = rows / max(1e-9, self._shown - self._started)
-        left = (self._shown - self._started) / max(1, done) * (total - done)
-        where = f"epoch {epoch}/{self._epochs} step {done}/{total}"
-        self.say(f"{where} {_terms(losses)} {speed:,.0f} rows/s, epoch done in {left:.0f} s")
-
-    def epoch(self, epoch: int, losses: Mapping[str, float], rows_per_second: float, valid: str, eta: float) -> None:
-        """One line at the end of an epoch; eta: seconds until the last epoch at this speed."""
-        self.say(
-            f"epoch {epoch}/{self._epochs} {_terms(losses)} {rows_per_second:,.0f} rows/s | {valid} | "
-            f"at most {_duration(eta)} left"
-        )
-
-    def say(self, text: str) -> None:
-        """A line of its own, at once (under Ray the output is a pipe)."""
-        if self._enabled:
-            print(text, flush=True)
-            sys.stdout.flush()
+    def close(self) -> None:
+        """End the line of a bar, so that what follows begins a new one."""
+        if self._shown:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+            self._shown = False
 
 
-def _terms(losses: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _duration(seconds: float) -> str:

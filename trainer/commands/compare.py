@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from retrieval.metrics import METRIC_KEYS, Ranks, mean_metrics, paired_t_test, per_user, warm_cold
-from trainer.table import text_table
+from trainer.evaluation.report import text_table
 from trainer.tracking.metrics_log import read_lines
 
 TESTED = ("NDCG@10", "HR@10")

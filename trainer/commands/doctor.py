@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from cluster.errors import PreflightError
+from cluster.failures import PreflightError
 from cluster.session import connected, on_a_cluster
 
 MISSING_EXIT = 2

@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 
 from models.errors import UserError
-from trainer import recipe
-from trainer.evaluation import evaluate
+from trainer.config import recipe
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.report import metric_table
 from trainer.files import write_json
-from trainer.runs import open_run, run_folder
-from trainer.session import evaluate_choices
-from trainer.table import metric_table
+from trainer.training.runs import open_run, run_folder
+from trainer.training.worker import evaluate_choices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

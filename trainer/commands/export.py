@@ -13,9 +13,9 @@ import torch
 
 from models.contract import SequenceModel
 from retrieval.export import write_export
-from trainer.engine import weights_of
-from trainer.runs import Run, open_run, run_folder, whole_table
-from trainer.session import evaluate_choices
+from trainer.training.engine import weights_of
+from trainer.training.runs import Run, open_run, run_folder, whole_table
+from trainer.training.worker import evaluate_choices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,14 +16,14 @@ import polars as pl
 
 from models.errors import UserError
 from trainer.commands.kinds import add_kinds
-from trainer.data.importers import read_items
-from trainer.data.manifest import file_info
+from trainer.data.format.manifest import file_info
+from trainer.data.sources.base import read_items
 from trainer.data.storage import is_url
-from trainer.extract.contract import Sampling
-from trainer.extract.items import locate
-from trainer.extract.jobs import Job
-from trainer.extract.run import Limits, Outcome, Where, extract
-from trainer.extract.title_job import TitleJob
+from trainer.extract.pipeline.execute import Limits, Outcome, Where, extract
+from trainer.extract.pipeline.protocols import Sampling
+from trainer.extract.pipeline.units import Job
+from trainer.extract.titles.job import TitleJob
+from trainer.extract.video.locate import locate
 
 _KINDS = {
     "videos": (
@@ -107,7 +107,7 @@ def _job(args: argparse.Namespace) -> Job:
     if args.kind == "titles":
         return TitleJob(encoder, args.segments, args.layers)
     try:
-        from trainer.extract.video_job import VideoJob
+        from trainer.extract.video.job import VideoJob
     except ImportError as error:
         raise UserError(f"videos need packages that are not here ({error}): pip install 'mealrec[video]'") from None
     return VideoJob(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))

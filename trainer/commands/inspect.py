@@ -17,14 +17,14 @@ import polars as pl
 
 from models.errors import UserError
 from trainer.data.features import FEATURES, Features, is_extracted, open_features
-from trainer.data.progress import Progress
 from trainer.data.storage import join, open_file
-from trainer.extract import pictures
-from trainer.extract.contract import Unusable
-from trainer.extract.neighbours import Neighbour, nearest
-from trainer.extract.page import Frames, Near, Neighbours, Part, render
-from trainer.extract.work import FAILED_CSV
+from trainer.extract.inspect import pictures
+from trainer.extract.inspect.neighbours import Neighbour, nearest
+from trainer.extract.inspect.page import Frames, Near, Neighbours, Part, render
+from trainer.extract.pipeline.protocols import Unusable
+from trainer.extract.pipeline.work import FAILED_CSV
 from trainer.files import write_text
+from trainer.progress import Progress
 
 _NEIGHBOURS = 8
 

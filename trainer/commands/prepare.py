@@ -10,10 +10,10 @@ import typing
 from pathlib import Path
 
 from trainer.commands.kinds import add_kinds
-from trainer.data import importers
-from trainer.data.manifest import Manifest, load_manifest
+from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, prepare
-from trainer.data.synthetic import SyntheticOptions, generate
+from trainer.data.sources import base as importers
+from trainer.data.synthetic.generate import SyntheticOptions, generate
 
 _KINDS = {
     "microlens": (

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from cluster.ray_train import fit
-from models.content import require_content
 from models.contract import Floor
 from models.errors import UserError
+from models.nn.content import require_content
 from models.registry import needs, system_class
-from trainer import recipe
-from trainer.config import RunConfig
-from trainer.data.manifest import Manifest, load_manifest
+from trainer.config import recipe
+from trainer.config.schema import RunConfig
+from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
+from trainer.evaluation.report import metric_table
 from trainer.files import write_text
-from trainer.session import deepspeed_installed, train_worker
-from trainer.table import metric_table
+from trainer.training.worker import deepspeed_installed, train_worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from models.contract import ContentField
 from models.errors import UserError
-from trainer.data.text import ENCODER, embed, segments
-from trainer.data.writer import Content
+from trainer.data.format.writer import Content
+from trainer.extract.titles.minilm import ENCODER, embed, segments
 
 
 def title_content(

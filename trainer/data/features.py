@@ -16,10 +16,10 @@ from pydantic import Field
 
 from models.contract import ContentField
 from models.errors import UserError
-from trainer.data.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
-from trainer.data.progress import Progress
-from trainer.data.shards import Block, item_shards, read_shard
+from trainer.data.format.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
+from trainer.data.format.shards import Block, item_shards, read_shard
 from trainer.data.storage import is_url, join, open_file
+from trainer.progress import Progress
 
 FEATURES_VERSION = 1
 FEATURES = "features.json"

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from models.contract import ContentField
 from models.errors import UserError
 from trainer.data.content import title_content
-from trainer.data.importers import Log
-from trainer.data.manifest import Core, CoreOn, Manifest, file_info
+from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
+from trainer.data.format.writer import Content, write_dataset
 from trainer.data.provided import Given, feature_content
 from trainer.data.selection import codes, k_core, sample_users
-from trainer.data.writer import Content, write_dataset
+from trainer.data.sources.base import Log
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from models.contract import ContentField
 from models.errors import UserError
 from trainer.data.content import from_rows, mean_of
 from trainer.data.features import FEATURES, is_extracted, open_features, unpack
-from trainer.data.manifest import file_info
-from trainer.data.writer import Content
+from trainer.data.format.manifest import file_info
+from trainer.data.format.writer import Content
 
 _CHECK_BYTES = 32 << 20
 #: file -> content field, dimensions, what it is

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import UserError
-from trainer.data.manifest import CoreOn
+from trainer.data.format.manifest import CoreOn
 
 Ints = NDArray[np.int64]
 

@@ -1,0 +1,247 @@
+"""DMMD4SR: diffusion denoises text and video at several levels before they join the IDs (Lu and Yin 2025).
+
+Level 1 takes out the domain shift of each modality's encoder, level 2 what the user's interest does not explain, level
+3 fuses the modalities under uncertainty, level 4 denoises the fused sequence; a causal encoder reads it. Written from
+facts of the released code; what differs from it is in docs/fidelity.md. N: real tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbone import Backbone
+from models.contract import Batch, ModelContext
+from models.dmmd4sr.parts import ExpertFusion, InterestGate, TokenDenoiser, Uncertain, full
+from models.nn.content import ContentInput, require_content
+from models.nn.diffusion import Diffusion
+from models.nn.layout import Layout
+from models.nn.noise import KeyedNoise, Stream
+from models.nn.quantise import SequenceQuantiser, codebook_loss
+from models.nn.transformer import CausalEncoder, init_weights
+from models.options import at_least_one, probabilities, require, whole_heads
+
+_MODALITIES = ("text", "visual")
+
+
+@dataclass(frozen=True)
+class DMMD4SROptions:
+    """steps, beta_*: of every diffusion; start: the step from which the reverse chains run.
+
+    clusters: centres of histories; id_weight, cluster_weight: of level 2's condition. experts, top_experts: of level 3.
+    final_mix: share of level 4's output in what the encoder reads. *_weight of a loss: domain (level 1), interest
+    (level 2), uncertainty (KL, level 3), final (level 4), codebook (centres near their members).
+    use_content: without, IDs alone; use_denoising: without, level 3 alone (both for ablations).
+    """
+
+    hidden: int = 64
+    inner: int = 256
+    layers: int = 2
+    heads: int = 2
+    attention_dropout: float = 0.5
+    hidden_dropout: float = 0.5
+    denoiser_dropout: float = 0.5
+    time_width: int = 16
+    steps: int = 32
+    beta_start: float = 1e-4
+    beta_end: float = 2e-3
+    start: int = 5
+    clusters: int = 32
+    id_weight: float = 0.6
+    cluster_weight: float = 0.4
+    experts: int = 4
+    top_experts: int = 2
+    final_mix: float = 0.08
+    domain_loss_weight: float = 0.001
+    interest_loss_weight: float = 0.005
+    uncertainty_loss_weight: float = 0.02
+    final_loss_weight: float = 0.005
+    codebook_loss_weight: float = 1.0
+    use_content: bool = True
+    use_denoising: bool = True
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "inner", "layers", "time_width", "steps", "clusters", "experts")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "attention_dropout", "hidden_dropout", "denoiser_dropout")
+        ordered = 0 < self.beta_start <= self.beta_end < 1
+        require(ordered, "beta_start", self.beta_start, f"above 0, up to beta_end ({self.beta_end}), which is below 1")
+        require(1 <= self.start <= self.steps, "start", self.start, f"it lies in 1..steps ({self.steps})")
+        picked = 1 <= self.top_experts <= self.experts
+        require(picked, "top_experts", self.top_experts, f"it lies in 1..experts ({self.experts})")
+        require(0 <= self.final_mix <= 1, "final_mix", self.final_mix, "it lies in 0..1")
+        for name in ("domain", "interest", "uncertainty", "final", "codebook"):
+            value = getattr(self, f"{name}_loss_weight")
+            require(value >= 0, f"{name}_loss_weight", value, "it is 0 or more")
+
+
+@dataclass
+class _Pass:
+    """One pass over a batch: what random draws it uses, and what the losses read of it afterwards.
+
+    noise: (N, D) per denoiser, and for the draw of each modality in training. seen: (N, D), what each denoiser was
+    given. divergence: (N,) KL per modality. identity_BLD, centre_BLD: ID vectors of the history, and their centre.
+    """
+
+    batch: Batch
+    layout: Layout
+    noise: dict[str, Tensor]
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    divergence: list[Tensor] = field(default_factory=list)
+    identity_BLD: Tensor | None = None
+    centre_BLD: Tensor | None = None
+
+    def row_mean(self, value_N: Tensor) -> Tensor:
+        """Scalar: mean over each row's real tokens, then over rows, so that it does not depend on how rows are cut."""
+        row_N = self.layout.row()
+        length_N = self.batch.length[row_N]
+        weight_N = (self.layout.position() < length_N) / (length_N * self.layout.rows)
+        return (value_N * weight_N).sum()
+
+
+class DMMD4SR(Backbone):
+    """Denoised text and video join the IDs; dot product with the ID table."""
+
+    needs = ("text", "visual")
+
+    def __init__(self, options: DMMD4SROptions, context: ModelContext) -> None:
+        super().__init__(context, options.hidden)
+        require_content("DMMD4SR", context.table.widths, self.needs)
+        self.options = options
+        self.noise = KeyedNoise(context.seed)
+        self.diffusion = Diffusion("linear", options.steps, options.beta_start, options.beta_end)
+        self.encoder = CausalEncoder(
+            context.max_length, options.hidden, options.inner, options.layers, options.heads,
+            options.attention_dropout, options.hidden_dropout,
+        )  # fmt: skip
+        if options.use_content:
+            self._build_content(context)
+        if options.use_content and options.use_denoising:
+            self._build_denoisers(context)
+        self.loss_weights = self._weights()
+        self.apply(init_weights)
+
+    def _build_content(self, context: ModelContext) -> None:
+        hidden = self.options.hidden
+        self.content = nn.ModuleDict({name: ContentInput(context.table, name) for name in ("text", "visual")})
+        self.project = nn.ModuleDict({name: nn.Linear(context.table.widths[name][0], hidden) for name in _MODALITIES})
+        self.uncertain = nn.ModuleDict({name: Uncertain(hidden) for name in _MODALITIES})
+        self.fusion = ExpertFusion(hidden, self.options.experts, self.options.top_experts)
+
+    def _build_denoisers(self, context: ModelContext) -> None:
+        o = self.options
+        names = [f"{name}_{level}" for level in ("domain", "interest") for name in _MODALITIES] + ["final"]
+        self.denoisers = nn.ModuleDict(
+            {name: TokenDenoiser(o.hidden, o.steps, o.time_width, o.denoiser_dropout) for name in names}
+        )
+        self.quantiser = SequenceQuantiser(context.max_length, o.hidden, o.clusters)
+        self.gate = InterestGate(o.hidden)
+
+    def _weights(self) -> dict[str, float]:
+        o = self.options
+        weights = {"ranking": 1.0}
+        if o.use_content:
+            weights["uncertainty"] = o.uncertainty_loss_weight
+        if o.use_content and o.use_denoising:
+            weights |= {"domain": o.domain_loss_weight, "interest": o.interest_loss_weight,
+                        "final": o.final_loss_weight, "codebook": o.codebook_loss_weight}  # fmt: skip
+        return weights
+
+    def encode(self, batch: Batch) -> Tensor:
+        return self._encode(self._begin(batch))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        state = self._begin(batch)
+        losses = {"ranking": self.ranking_loss(self._encode(state), batch.target)}
+        if state.divergence:
+            losses["uncertainty"] = state.row_mean(torch.stack(state.divergence).sum(dim=0))
+        if state.centre_BLD is not None and state.identity_BLD is not None:
+            real_BL = batch.history != 0
+            losses["codebook"] = codebook_loss(state.centre_BLD, state.identity_BLD, real_BL)
+            losses |= self._denoising_losses(state)
+        return losses
+
+    def _begin(self, batch: Batch) -> _Pass:
+        """The random draws of a pass, keyed by row and position: a denoiser's loss and its chain use the same one."""
+        layout = Layout.of(batch)
+        key_N = batch.key[layout.row()] * layout.length + layout.position()
+        shape, noise = (self.options.hidden,), {}
+        if self.options.use_content and self.options.use_denoising:
+            for name, stream in (("text", Stream.TEXT_NOISE), ("visual", Stream.VISUAL_NOISE)):
+                drawn = self.noise.normal(key_N, (2, *shape), stream).unbind(1)
+                noise[f"{name}_domain"], noise[f"{name}_interest"] = drawn
+            noise["final"] = self.noise.normal(key_N, shape, Stream.FUSION_NOISE)
+        if self.options.use_content and self.training:
+            drawn = self.noise.normal(key_N, (2, *shape), Stream.UNCERTAINTY).unbind(1)
+            noise |= dict(zip(_MODALITIES, drawn, strict=True))
+        return _Pass(batch, layout, noise)
+
+    def _encode(self, state: _Pass) -> Tensor:
+        """(B, D) state of the encoder over the fused sequence; in training and at evaluation alike."""
+        layout = state.layout
+        item_ND = self.item_embedding(layout.flatten(state.batch.history))
+        token_ND = self.encoder.embed(item_ND, layout)
+        if self.options.use_content:
+            content = {name: self._project(name, state) for name in _MODALITIES}
+            if self.options.use_denoising:
+                content = self._denoise(content, self._condition(item_ND, state), state)
+            drawn = [self._draw(name, content[name], state) for name in _MODALITIES]
+            token_ND = token_ND + self.fusion(*drawn)
+            if self.options.use_denoising:
+                token_ND = torch.lerp(full(token_ND), self._chain("final", token_ND, state), self.options.final_mix)
+        return self.encoder.contextualise(token_ND, layout)
+
+    def _project(self, name: str, state: _Pass) -> Tensor:
+        """(N, D) unit vectors: the content of each token's item, projected."""
+        content = self.content[name](state.layout.flatten(state.batch.history))
+        return F.normalize(full(self.project[name](content)), dim=1)
+
+    def _condition(self, item_ND: Tensor, state: _Pass) -> Tensor:
+        """(N, D) what level 2 is told of the interest: the item's ID vector and the centre of the history's cluster."""
+        layout, batch, o = state.layout, state.batch, self.options
+        real_N = layout.flatten(batch.history) != 0
+        state.identity_BLD = layout.pad(item_ND * real_N[:, None])
+        gumbel = self.noise.gumbel(batch.key, (o.clusters,), Stream.CLUSTER) if self.training else None
+        state.centre_BLD = self.quantiser(state.identity_BLD, gumbel)
+        return o.id_weight * item_ND + o.cluster_weight * layout.flatten(state.centre_BLD)
+
+    def _denoise(self, content: dict[str, Tensor], condition_ND: Tensor, state: _Pass) -> dict[str, Tensor]:
+        """Levels 1 and 2 of each modality; one gate serves both."""
+        denoised = {}
+        for name, x_ND in content.items():
+            shifted_ND = self._chain(f"{name}_domain", x_ND, state)
+            denoised[name] = self._chain(f"{name}_interest", self.gate(shifted_ND, condition_ND), state)
+        return denoised
+
+    def _chain(self, name: str, x_ND: Tensor, state: _Pass) -> Tensor:
+        """`x_ND` noised to step `start`, then the reverse chain of denoiser `name`, without noise."""
+        x_ND = full(x_ND)
+        state.seen[name] = x_ND
+        start = self.options.start
+        t_N = torch.full((1,), start, device=x_ND.device).expand(len(x_ND))
+        noised_ND = self.diffusion.corrupt(x_ND, t_N, state.noise[name])
+        return self.diffusion.reverse(noised_ND, start, self.denoisers[name])
+
+    def _draw(self, name: str, x_ND: Tensor, state: _Pass) -> Tensor:
+        """A draw of level 3's distribution in training, its mean otherwise."""
+        drawn_ND, divergence_N = self.uncertain[name](x_ND, state.noise.get(name))
+        state.divergence.append(divergence_N)
+        return drawn_ND  # type: ignore[no-any-return]
+
+    def _denoising_losses(self, state: _Pass) -> dict[str, Tensor]:
+        """Squared error of every denoiser at one random step per row (its modality's, or level 4's)."""
+        streams = {"text": Stream.TEXT_STEP, "visual": Stream.VISUAL_STEP, "final": Stream.FUSION_STEP}
+        row_N = state.layout.row()
+        step_N = {name: self.noise.integers(state.batch.key, 1, self.options.steps, stream)[row_N]
+                  for name, stream in streams.items()}  # fmt: skip
+        losses: dict[str, Tensor] = {}
+        for name, x_ND in state.seen.items():
+            part, _, level = name.rpartition("_")
+            t_N = step_N[part or level]
+            noised_ND = self.diffusion.corrupt(x_ND, t_N, state.noise[name])
+            error_N = (full(self.denoisers[name](noised_ND, t_N)) - x_ND).square().mean(dim=1)
+            losses[level] = losses.get(level, 0.0) + state.row_mean(error_N)
+        return losses

@@ -1,0 +1,220 @@
+"""MealRec: hierarchical diffusion for micro-video recommendation (paper, section 4), over any backbone.
+
+TCD refines the last video's content under the user's taste; NPD recovers the preference from its corrupted state under
+that content. Loss: L_R + lambda_T L_T + lambda_N L_N (Eq. 16). Decisions D1-D36 are in docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbone import Backbone
+from models.cl4srec import CL4SRec, CL4SRecOptions
+from models.contract import Batch, ModelContext, SequenceModel
+from models.errors import UserError
+from models.mealrec.npd import NPDOptions, PreferenceDenoiser
+from models.mealrec.tcd import ContentUNet, TCDOptions, TemporalAttention, recency_context
+from models.nn.content import ContentInput, require_content
+from models.nn.diffusion import Diffusion, ScheduleKind
+from models.nn.layout import Layout
+from models.nn.noise import KeyedNoise, Stream
+from models.nn.transformer import init_weights
+from models.options import require, whole_heads
+from models.sasrec import SASRec, SASRecOptions
+from models.tedrec import TedRec, TedRecOptions
+
+Sampling = Literal["auto", "chain", "direct"]
+
+
+@dataclass(frozen=True)
+class MealRecOptions:
+    """backbone: which sequence encoder; its options stand in the section of its name.
+
+    steps: T of both diffusions; lambda_tcd, lambda_npd: loss weights (Eq. 16). use_tcd, use_npd: the paper's ablations.
+    mix: weight of x_0 in the ranked preference (0: only the denoised one, D20). detach_content, detach_preference:
+    stop gradients into the targets of L_T, L_N; without the second, L_N makes x_0 trivial (docs/fidelity.md, D17).
+    *_sampling: how each denoiser is used at evaluation: "chain" is the reverse chain from step
+    *_start (0: from T), "direct" one call on the clean state, "auto" picks on validation.
+    """
+
+    backbone: Literal["sasrec", "cl4srec", "tedrec"] = "tedrec"
+    sasrec: SASRecOptions = field(default_factory=SASRecOptions)
+    cl4srec: CL4SRecOptions = field(default_factory=CL4SRecOptions)
+    tedrec: TedRecOptions = field(default_factory=TedRecOptions)
+    tcd: TCDOptions = field(default_factory=TCDOptions)
+    npd: NPDOptions = field(default_factory=NPDOptions)
+    use_tcd: bool = True
+    use_npd: bool = True
+    steps: int = 25
+    schedule: ScheduleKind = "linear"
+    lambda_tcd: float = 0.1
+    lambda_npd: float = 0.1
+    mix: float = 0.0
+    detach_content: bool = True
+    detach_preference: bool = True
+    tcd_sampling: Sampling = "auto"
+    npd_sampling: Sampling = "auto"
+    tcd_start: int = 0
+    npd_start: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tcd_start", "npd_start"):
+            if not 0 <= getattr(self, name) <= self.steps:
+                raise UserError(f"model.{name} is {getattr(self, name)}: it lies in 0..model.steps ({self.steps})")
+        if self.steps < 1:
+            raise UserError(f"model.steps is {self.steps}: a diffusion has at least one step")
+        require(0 <= self.mix <= 1, "mix", self.mix, "it lies in 0..1")
+        for name in ("lambda_tcd", "lambda_npd"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")
+        if self.use_npd:
+            whole_heads(getattr(self, self.backbone).hidden, self.npd.heads, "npd.heads")
+
+
+def _build_backbone(options: MealRecOptions, context: ModelContext) -> Backbone:
+    if options.backbone == "sasrec":
+        return SASRec(options.sasrec, context)
+    if options.backbone == "cl4srec":
+        return CL4SRec(options.cl4srec, context)
+    return TedRec(options.tedrec, context)
+
+
+class FusionMLP(nn.Module):
+    """What replaces NPD in the -NPD ablation: MLP([x_0; mean of W_v z; W_h h_L]) with two layers (D29)."""
+
+    def __init__(self, hidden: int, visual: int, text: int) -> None:
+        super().__init__()
+        self.visual = nn.Linear(visual, hidden)
+        self.text = nn.Linear(text, hidden)
+        self.fuse = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+
+    def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
+        return self.fuse(torch.cat([x_BD, self.visual(z_BKV.mean(1)), self.text(text_BH)], dim=1))  # type: ignore[no-any-return]
+
+
+class MealRec(SequenceModel):
+    """Backbone, TCD and NPD, trained together end to end."""
+
+    needs = ("sequence", "visual", "text")
+
+    def __init__(self, options: MealRecOptions, context: ModelContext) -> None:
+        super().__init__()
+        require_content("MealRec", context.table.widths, self.needs)
+        self.options = options
+        self.noise = KeyedNoise(context.seed)
+        self.diffusion = Diffusion(options.schedule, options.steps)
+        self.sequence = ContentInput(context.table, "sequence")
+        self.visual = ContentInput(context.table, "visual")
+        self.text = ContentInput(context.table, "text")
+        steps, width = self.sequence.width
+        self._build_denoisers(steps, width)
+        self.apply(init_weights)
+        self.backbone = _build_backbone(options, context)
+        hidden, text = self.backbone.hidden, self.text.width[0]
+        self.preference = (
+            PreferenceDenoiser(hidden, steps, width, text, options.npd)
+            if options.use_npd else FusionMLP(hidden, width, text)
+        )  # fmt: skip
+        self.preference.apply(init_weights)
+        self.similarity = self.backbone.similarity
+        self.loss_weights = {**self.backbone.loss_weights, "tcd": options.lambda_tcd, "npd": options.lambda_npd}
+        self.inference_choices = self._choices()
+        self.inference = self.inference_choices[0]
+
+    def _build_denoisers(self, steps: int, width: int) -> None:
+        if not self.options.use_tcd:
+            return
+        self.temporal = TemporalAttention(steps, width, self.options.tcd)
+        self.unet = ContentUNet(width, self.visual.width[0], self.options.tcd)
+
+    def _choices(self) -> tuple[str, ...]:
+        """Every allowed way to use the denoisers at evaluation, the cheapest first."""
+
+        def ways(used: bool, sampling: Sampling) -> tuple[str, ...]:
+            if not used:
+                return ("none",)
+            return ("direct", "chain") if sampling == "auto" else (sampling,)
+
+        tcd = ways(self.options.use_tcd, self.options.tcd_sampling)
+        npd = ways(self.options.use_npd, self.options.npd_sampling)
+        return tuple(f"tcd={t} npd={n}" for t in tcd for n in npd)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        batch = self.backbone.training_rows(batch)
+        last_B = _last_item(batch)
+        losses: dict[str, Tensor] = {}
+        z_BKV = self.sequence(last_B)
+        if self.options.use_tcd:
+            z_BKV, losses["tcd"] = self._refine_training(z_BKV, batch)
+        x_BD = self.backbone.encode(batch)
+        state = x_BD
+        if self.options.use_npd:
+            t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.NPD_STEP)
+            noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_NOISE)
+            state = self.diffusion.corrupt(x_BD, t_B, noise)
+        estimate_BD = self.preference(state, z_BKV, self.text(last_B))
+        if self.options.use_npd:
+            target = x_BD.detach() if self.options.detach_preference else x_BD
+            losses["npd"] = F.mse_loss(estimate_BD.float(), target.float())
+        user_BD = self.backbone.ranked_users(self._mix(estimate_BD, x_BD), batch)
+        return {"ranking": self.backbone.ranking_loss(user_BD, batch.target), **losses,
+                **self.backbone.auxiliary_losses(batch)}  # fmt: skip
+
+    def _refine_training(self, sequence_BKV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One random step per row: the estimate of z_0 and L_T (Eq. 11, D14, D15)."""
+        z_BKV = self.temporal(sequence_BKV)
+        t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.TCD_STEP)
+        noise = self.noise.normal(batch.key, tuple(z_BKV.shape[1:]), Stream.TCD_NOISE)
+        estimate = self.unet(self.diffusion.corrupt(z_BKV, t_B, noise), t_B, self._context(batch))
+        target = z_BKV.detach() if self.options.detach_content else z_BKV
+        return estimate, F.mse_loss(estimate.float(), target.float())
+
+    def _context(self, batch: Batch) -> Tensor:
+        layout = Layout.of(batch)
+        visual_NV = self.visual(layout.flatten(batch.history))
+        return recency_context(visual_NV, layout, batch.length, self.options.tcd.decay)
+
+    def _mix(self, estimate_BD: Tensor, x_BD: Tensor) -> Tensor:
+        mix = self.options.mix
+        return (1 - mix) * estimate_BD + mix * x_BD if mix else estimate_BD
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        last_B = _last_item(batch)
+        tcd, npd = (part.split("=")[1] for part in self.inference.split(" "))
+        z_BKV = self._refine(self.sequence(last_B), batch, tcd)
+        x_BD = self.backbone.encode(batch)
+        text_BH = self.text(last_B)
+        start = self.options.npd_start or self.options.steps
+        if npd == "chain":
+            noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_CHAIN)
+            state = self.diffusion.corrupt(x_BD, torch.full_like(last_B, start), noise)
+            estimate = self.diffusion.reverse(state, start, lambda x, _: self.preference(x, z_BKV, text_BH))
+        else:
+            estimate = self.preference(x_BD, z_BKV, text_BH)
+        return self.backbone.ranked_users(self._mix(estimate, x_BD), batch).float()
+
+    def _refine(self, sequence_BKV: Tensor, batch: Batch, tcd: str) -> Tensor:
+        """The refined content at evaluation: reverse chain from q(z_start | z_0) (Eq. 10, D12), or one clean call."""
+        if tcd == "none":
+            return sequence_BKV
+        z_BKV, context_BV = self.temporal(sequence_BKV), self._context(batch)
+        if tcd == "direct":
+            return self.unet(z_BKV, torch.ones_like(batch.length), context_BV)  # type: ignore[no-any-return]
+        start = self.options.tcd_start or self.options.steps
+        noise = self.noise.normal(batch.key, tuple(z_BKV.shape[1:]), Stream.TCD_CHAIN)
+        state = self.diffusion.corrupt(z_BKV, torch.full_like(batch.length, start), noise)
+        return self.diffusion.reverse(
+            state, start, lambda z, t: self.unet(z, torch.full_like(batch.length, t), context_BV)
+        )
+
+    def item_vectors(self) -> Tensor:
+        return self.backbone.item_vectors()
+
+
+def _last_item(batch: Batch) -> Tensor:
+    """(B,) the most recent item i_L of each history."""
+    return batch.history.gather(1, batch.length[:, None] - 1).squeeze(1)

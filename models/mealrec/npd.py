@@ -1,0 +1,70 @@
+"""NPD, noise-unconditional preference denoising (paper, section 4.4): g(x_t, z_0 estimate, h_L) -> x_0 estimate.
+
+The network never sees the timestep: it infers the noise level from how well preference and content agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.nn.dropout import Dropout
+from models.options import at_least_one, probabilities
+
+
+@dataclass(frozen=True)
+class NPDOptions:
+    """inner: feed-forward width as a multiple of D (D18)."""
+
+    heads: int = 2
+    inner: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "heads", "inner")
+        probabilities(self, "dropout")
+
+
+class PreferenceDenoiser(nn.Module):
+    """One pre-LN self-attention block over [W_x x_t; W_v z_1..K; W_h h_L], read at the preference token (D18).
+
+    Only the preference token is read, so queries, output and feed-forward are computed for it alone (exact).
+    """
+
+    def __init__(self, hidden: int, steps: int, visual: int, text: int, options: NPDOptions) -> None:
+        super().__init__()
+        self.heads = options.heads
+        self.preference = nn.Linear(hidden, hidden)
+        self.visual = nn.Linear(visual, hidden)
+        self.text = nn.Linear(text, hidden)
+        self.kind = nn.Parameter(torch.empty(3, hidden).normal_(std=0.02))
+        self.frame = nn.Parameter(torch.empty(steps, hidden).normal_(std=0.02))
+        self.norm_attention = nn.LayerNorm(hidden)
+        self.query = nn.Linear(hidden, hidden)
+        self.key_value = nn.Linear(hidden, 2 * hidden)
+        self.attention_out = nn.Linear(hidden, hidden)
+        self.norm_inner = nn.LayerNorm(hidden)
+        self.inner = nn.Linear(hidden, options.inner * hidden)
+        self.outer = nn.Linear(options.inner * hidden, hidden)
+        self.dropout = Dropout(options.dropout)
+        self.out = nn.Linear(hidden, hidden)
+
+    def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
+        """(B, D) noisy preference, (B, K, V) refined content, (B, H) text -> (B, D) clean preference (Eq. 14)."""
+        token = self.preference(x_BD) + self.kind[0]
+        frames = self.visual(z_BKV) + self.kind[1] + self.frame
+        title = self.text(text_BH) + self.kind[2]
+        normed = self.norm_attention(torch.cat([token[:, None], frames, title[:, None]], dim=1))
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        context = F.scaled_dot_product_attention(
+            self._split(self.query(normed[:, :1])), self._split(key), self._split(value)
+        )
+        token = token + self.dropout(self.attention_out(context.transpose(1, 2).reshape(x_BD.shape)))
+        inner = F.gelu(self.inner(self.norm_inner(token)))
+        return self.out(token + self.dropout(self.outer(inner)))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)

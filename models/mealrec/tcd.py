@@ -1,0 +1,190 @@
+"""TCD, temporal-guided content diffusion (paper, section 4.3): refines the last video's content sequence.
+
+z_0 = TempAttnEnc(F_L + P) (Eq. 6), corrupted to z_t, restored by a U-Net f(z_t, t, c_v) that predicts z_0 (Eq. 8)
+under the recency-weighted context c_v of the user's videos (Eq. 7).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.nn.dropout import Dropout
+from models.nn.layout import Layout
+from models.options import at_least_one, probabilities, require
+
+
+@dataclass(frozen=True)
+class TCDOptions:
+    """channels: of the U-Net's two levels (D7); attention_width: of queries, keys and values of the temporal attention
+    over all heads (0: the content's own width); decay: gamma of Eq. 7; null_token: see CrossAttention (D8).
+    """
+
+    channels: tuple[int, int] = (64, 128)
+    attention_heads: int = 8
+    attention_width: int = 128
+    decay: float = 0.9
+    dropout: float = 0.1
+    null_token: bool = True
+
+    def __post_init__(self) -> None:
+        require(min(self.channels) >= 1, "channels", self.channels, "each is at least 1")
+        at_least_one(self, "attention_heads")
+        require(self.attention_width >= 0, "attention_width", self.attention_width, "it is 0 or more")
+        require(self.decay >= 0, "decay", self.decay, "it is 0 or more")
+        probabilities(self, "dropout")
+
+
+class TemporalAttention(nn.Module):
+    """z_0 = LN(x + MHSA(x)), x = F_L + P (Eq. 6): bidirectional over the K steps of one video, no feed-forward (D6).
+
+    The last LayerNorm has no parameters, so that L_T cannot be reduced by shrinking z_0.
+    """
+
+    def __init__(self, steps: int, width: int, options: TCDOptions) -> None:
+        super().__init__()
+        inner = options.attention_width or width
+        self.heads = math.gcd(inner, options.attention_heads)
+        self.position = nn.Parameter(torch.empty(steps, width).normal_(std=0.02))
+        self.query_key_value = nn.Linear(width, 3 * inner)
+        self.out = nn.Linear(inner, width)
+        self.dropout = Dropout(options.dropout)
+
+    def forward(self, sequence_BKV: Tensor) -> Tensor:
+        """(B, K, V) -> (B, K, V) with zero mean and unit variance per step."""
+        x = sequence_BKV + self.position
+        projected = self.query_key_value(x).view(*x.shape[:2], 3, self.heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        context = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return F.layer_norm(x + self.dropout(self.out(context)), (x.shape[2],))
+
+
+def recency_context(visual_NV: Tensor, layout: Layout, length_B: Tensor, decay: float) -> Tensor:
+    """(B, V) context c_v: exponentially decayed mean of the history's video vectors, most recent heaviest (Eq. 7).
+
+    visual_NV: (N, V) vectors of the kept tokens. Only real positions take part (D9).
+    """
+    age_N = length_B[layout.row()] - 1 - layout.position()
+    weight_N = torch.where(age_N >= 0, torch.exp(-decay * age_N.float()), 0.0)
+    total_B = torch.zeros(layout.rows, device=visual_NV.device).index_add_(0, layout.row(), weight_N)
+    weighted_NV = visual_NV * (weight_N / total_B[layout.row()])[:, None]
+    context_BV = torch.zeros(layout.rows, visual_NV.shape[1], dtype=weighted_NV.dtype, device=visual_NV.device)
+    return context_BV.index_add(0, layout.row(), weighted_NV)
+
+
+class StepConv(nn.Module):
+    """A convolution of width 3 over the K steps of (B, K, C), written as one matrix product over unfolded windows.
+
+    K is about 5 and C in the hundreds: unfolding costs little, and a matrix product is twice as fast on a CPU as a
+    convolution kernel over so short an axis.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(outputs, 3 * inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # PyTorch's own for convolutions (D23)
+
+    def forward(self, x_BKC: Tensor) -> Tensor:
+        windows = F.pad(x_BKC, (0, 0, 1, 1)).unfold(1, 3, self.stride)
+        return F.linear(windows.flatten(2), self.weight, self.bias)
+
+
+class StepNorm(nn.GroupNorm):
+    """Group normalisation of (B, K, C): statistics over the steps and the channels of a group."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(8, channels), channels)
+
+    def forward(self, x_BKC: Tensor) -> Tensor:
+        return super().forward(x_BKC.transpose(1, 2)).transpose(1, 2)
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, convolution; plus the timestep; again with dropout; plus a skip."""
+
+    def __init__(self, inputs: int, outputs: int, time_width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_in = StepNorm(inputs)
+        self.conv_in = StepConv(inputs, outputs)
+        self.time = nn.Linear(time_width, outputs)
+        self.norm_out = StepNorm(outputs)
+        self.dropout = Dropout(dropout)
+        self.conv_out = StepConv(outputs, outputs)
+        self.skip = nn.Linear(inputs, outputs) if inputs != outputs else nn.Identity()
+
+    def forward(self, x_BKC: Tensor, time_BE: Tensor) -> Tensor:
+        hidden = self.conv_in(F.silu(self.norm_in(x_BKC))) + self.time(time_BE)[:, None]
+        hidden = self.conv_out(self.dropout(F.silu(self.norm_out(hidden))))
+        return self.skip(x_BKC) + hidden  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Each step attends to the context c_v, and to a learned null token.
+
+    With c_v as the only key the softmax is 1 and the layer adds the same vector to every step. The null token makes
+    it a gate per step: how much of the context a frame takes in (decision D8). `null_token=False` is the bare form.
+    """
+
+    def __init__(self, channels: int, context: int, null_token: bool) -> None:
+        super().__init__()
+        self.norm = StepNorm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(context, 2 * channels)
+        self.null = nn.Parameter(torch.empty(2 * channels).normal_(std=0.02)) if null_token else None
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x_BKC: Tensor, context_BV: Tensor) -> Tensor:
+        token = self.key_value(context_BV)[:, None]
+        if self.null is not None:
+            token = torch.cat([token, self.null.to(token.dtype).expand(token.shape)], dim=1)
+        key, value = token.chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(self.query(self.norm(x_BKC)), key, value)
+        return x_BKC + self.out(attended)  # type: ignore[no-any-return]
+
+
+def timestep_embedding(t_B: Tensor, width: int) -> Tensor:
+    """(B,) steps -> (B, width) sinusoids with wavelengths from 2 pi to 20,000 pi."""
+    half = (width + 1) // 2
+    frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t_B.device))
+    angle = t_B.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)[:, :width]
+
+
+class ContentUNet(nn.Module):
+    """f(z_t, t, c_v) -> z_0 estimate (Eq. 8): a U-Net over the K steps with one stride-2 level (D7).
+
+    Project in, ResBlock, stride, ResBlock, (Res, cross-attention, Res), back to K steps, concat, ResBlock, project out.
+    """
+
+    def __init__(self, width: int, context: int, options: TCDOptions) -> None:
+        super().__init__()
+        outer, inner = options.channels
+        time = 4 * outer
+        self.time_width = outer
+        self.time = nn.Sequential(nn.Linear(outer, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        self.read = nn.Linear(width, outer)
+        self.down = ResBlock(outer, outer, time, options.dropout)
+        self.stride = StepConv(outer, outer, stride=2)
+        self.inner = ResBlock(outer, inner, time, options.dropout)
+        self.middle_in = ResBlock(inner, inner, time, options.dropout)
+        self.attention = CrossAttention(inner, context, options.null_token)
+        self.middle_out = ResBlock(inner, inner, time, options.dropout)
+        self.up = ResBlock(inner + outer, outer, time, options.dropout)
+        self.norm = StepNorm(outer)
+        self.write = nn.Linear(outer, width)
+
+    def forward(self, z_BKV: Tensor, t_B: Tensor, context_BV: Tensor) -> Tensor:
+        """(B, K, V) noisy sequence, (B,) steps, (B, V) context -> (B, K, V) estimate of the clean sequence."""
+        time = self.time(timestep_embedding(t_B, self.time_width))
+        skip = self.down(self.read(z_BKV), time)
+        x = self.middle_in(self.inner(self.stride(skip), time), time)
+        x = self.middle_out(self.attention(x, context_BV), time)
+        nearest = torch.arange(skip.shape[1], device=x.device) * x.shape[1] // skip.shape[1]
+        x = self.up(torch.cat([x[:, nearest], skip], dim=2), time)
+        return self.write(F.silu(self.norm(x)))  # type: ignore[no-any-return]

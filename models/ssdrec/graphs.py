@@ -1,0 +1,293 @@
+"""Relation graphs of SSDRec: who and what goes together, or does not, from training interactions alone.
+
+All are sparse, built in blocks, and cut to the strongest neighbours of each row, so that time and memory follow the
+number of interactions and never (U, U) or (I, I).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.contract import TrainingInteractions
+from models.nn.sparse import interaction_users, row_normalised, sparse_matrix, user_item_counts
+
+#: items of a sequence that graphs see, the newest (as released: the longest sequence there)
+LAST_ITEMS = 50
+#: an item joins at most so many users by similarity: those with the shortest histories, who are the most similar by it
+USERS_PER_ITEM = 100
+#: a third one that many point to joins at most so many of them as incompatible items, or dissimilar users
+ITEMS_JOINED, USERS_JOINED = 300, 50
+#: shares of the least frequent items and users, which are incompatible with nothing
+COLD_ITEMS, COLD_USERS = 0.8, 0.9
+#: entries of a block before it is cut
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Sparse matrices whose rows sum to 1, or are empty.
+
+    user_items (U, I), item_users (I, U): interaction counts. successors, predecessors (I, I): what follows and precedes
+    an item. incompatible (I, I): items that are never together, but both often with a third. similar (U, U): users by
+    shared items, themselves included. dissimilar (U, U): users who share nothing, but both are similar to a third.
+    """
+
+    user_items: Tensor
+    item_users: Tensor
+    successors: Tensor
+    predecessors: Tensor
+    incompatible: Tensor
+    similar: Tensor
+    dissimilar: Tensor
+
+    @staticmethod
+    def of(interactions: TrainingInteractions, n_items: int, strong: int, neighbours: int) -> Relations:
+        """Relations of `interactions`; pairs of items count above `strong` times, rows keep `neighbours` entries."""
+        recent = _recent(interactions)
+        counts = user_item_counts(recent, n_items)
+        pairs, following = _transitions(recent, n_items, strong)
+        similar = _similarity(counts, neighbours)
+        of_items = counts.t().coalesce()
+        return Relations(
+            user_items=row_normalised(counts),
+            item_users=row_normalised(of_items),
+            successors=_strongest(following, neighbours),
+            predecessors=_strongest(following.t().coalesce(), neighbours),
+            incompatible=_strongest(_incompatible(pairs, strong, _hot(of_items, COLD_ITEMS), neighbours), neighbours),
+            similar=_strongest(_with_diagonal(similar), neighbours),
+            dissimilar=_strongest(_dissimilar(similar, counts, _hot(counts, COLD_USERS), neighbours), neighbours),
+        )
+
+
+class Neighbours(nn.Module):
+    """Weighted sums over the entries of some rows of a sparse matrix, which all are lists of one length."""
+
+    index: Tensor
+    weight: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        (row, column), rows = matrix.indices(), matrix.shape[0]
+        start, place = _places(row, rows)
+        width = max(1, int(start.diff().max())) if rows else 1
+        index, weight = torch.zeros(rows, width, dtype=torch.int64), torch.zeros(rows, width)
+        index[row, place], weight[row, place] = column, matrix.values()
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, row_B: Tensor, x_nD: Tensor) -> Tensor:
+        """(B, D) rows `row_B` of matrix @ x; only their entries are read. In float32 at least."""
+        x_nD = x_nD if x_nD.dtype == torch.float64 else x_nD.float()
+        weight = self.weight[row_B].to(x_nD.dtype)
+        with torch.autocast(x_nD.device.type, enabled=False):
+            return F.embedding_bag(self.index[row_B], x_nD, mode="sum", per_sample_weights=weight)
+
+
+def _recent(interactions: TrainingInteractions) -> TrainingInteractions:
+    """The last LAST_ITEMS interactions of every user."""
+    length = interactions.offsets.diff()
+    left = (interactions.offsets[1:] - LAST_ITEMS)[interaction_users(interactions)]
+    kept = interactions.items[torch.arange(len(interactions.items)) >= left]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), length.clamp(max=LAST_ITEMS).cumsum(0)])
+    return TrainingInteractions(offsets, kept)
+
+
+def _transitions(interactions: TrainingInteractions, n_items: int, strong: int) -> tuple[Tensor, Tensor]:
+    """(I, I) how often the column's item came later than the row's, and the same weighted by nearness.
+
+    Two items at distance d in a sequence of n add (n - d) / n to the weight; it is kept where the count is above
+    `strong`.
+    """
+    user = interaction_users(interactions)
+    items, length = interactions.items, interactions.offsets.diff()[user]
+    values = torch.zeros(0, 2, dtype=torch.float64)
+    key = torch.zeros(0, dtype=torch.int64)
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for distance in range(1, int(length.max()) if len(length) else 0):
+        at = (user[distance:] == user[:-distance]).nonzero().squeeze(1)
+        nearness = (length[at] - distance).double() / length[at]
+        waiting.append(
+            (items[at] * n_items + items[at + distance], torch.stack([torch.ones_like(nearness), nearness], 1))
+        )
+        if sum(len(k) for k, _ in waiting) > _BLOCK:
+            key, values, waiting = *_add_up([(key, values), *waiting]), []
+    key, values = _add_up([(key, values), *waiting])
+    row, column = key // n_items, key % n_items
+    many = values[:, 0] > strong
+    counts = sparse_matrix(row, column, values[:, 0].float(), (n_items, n_items))
+    return counts, sparse_matrix(row[many], column[many], values[many, 1].float(), (n_items, n_items))
+
+
+def _add_up(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Sorted distinct keys (n,), and the sum of the values (n, ...) of each."""
+    key, order = torch.cat([k for k, _ in parts]).sort()
+    values = torch.cat([v for _, v in parts])[order]
+    if not len(key):
+        return key, values
+    new = torch.cat([torch.ones(1, dtype=torch.bool), key[1:] != key[:-1]])
+    key = key[new]
+    return key, values.new_zeros(len(key), *values.shape[1:]).index_add_(0, new.cumsum(0) - 1, values)
+
+
+def _similarity(counts: Tensor, neighbours: int) -> Tensor:
+    """(U, U) interactions of each of two users with items of the other, over all their interactions; diagonal empty.
+
+    Rows keep their `neighbours` highest entries.
+    """
+    (user, item), value = counts.indices(), counts.values()
+    users, n_items = counts.shape
+    total = value.new_zeros(users).index_add_(0, user, value)
+    # of each item, its users from the shortest history on
+    order = total[user].argsort(stable=True)
+    order = order[item[order].argsort(stable=True)]
+    _, place = _places(item[order], n_items)
+    listed = order[place < USERS_PER_ITEM]
+    start, _ = _places(item[listed], n_items)
+    parts = []
+    for entries in _blocks(start.diff()[item], user):
+        mine, other = _join(entries, item, start)
+        other = listed[other]
+        key, shared = _add_up([(user[mine] * users + user[other], value[mine] + value[other])])
+        row, column = key // users, key % users
+        shared = shared / (total[row] + total[column])
+        parts.append(_strongest_of(row, column, shared * (row != column), neighbours))
+    return _joined(parts, (users, users))
+
+
+def _incompatible(pairs: Tensor, strong: int, hot: Tensor, neighbours: int) -> Tensor:
+    """(I, I) among `hot` items that were never in one sequence: counts with common strong neighbours, added."""
+    (row, column), count, n_items = pairs.indices(), pairs.values(), pairs.shape[0]
+    both = sparse_matrix(torch.cat([row, column]), torch.cat([column, row]), count.repeat(2), (n_items, n_items))
+    (row, column), count = both.indices(), both.values()
+    kept = (count > strong) & (row != column)
+    strong_pairs = sparse_matrix(row[kept], column[kept], count[kept], (n_items, n_items))
+    return _two_steps(strong_pairs, row * n_items + column, hot, ITEMS_JOINED, neighbours)
+
+
+def _dissimilar(similar: Tensor, counts: Tensor, hot: Tensor, neighbours: int) -> Tensor:
+    """(U, U) among `hot` users who share no item: similarities with common similar users, added."""
+    users = counts.shape[0]
+    (user, item), _ = counts.indices(), counts.values()
+    kept = hot[user]
+    order = item[kept].argsort(stable=True)
+    of_item = user[kept][order]
+    start, _ = _places(item[kept][order], counts.shape[1])
+    entries = kept.nonzero().squeeze(1)
+    together = []
+    for part in _blocks(start.diff()[item[entries]], user[entries]):
+        mine, other = _join(entries[part], item, start)
+        together.append((user[mine] * users + of_item[other]).unique())
+    known = torch.cat(together) if together else torch.zeros(0, dtype=torch.int64)
+    return _two_steps(similar, known, hot, USERS_JOINED, neighbours)
+
+
+def _two_steps(matrix: Tensor, together: Tensor, hot: Tensor, joined: int, neighbours: int) -> Tensor:
+    """(n, n) sum over k that both a and b point to of m[a, k] + m[b, k]; a, b `hot`, a != b, (a, b) not in `together`.
+
+    together: keys a * n + b, sorted. Rows keep their `neighbours` highest entries.
+    """
+    size = matrix.shape[0]
+    (row, column), value = matrix.indices(), matrix.values()
+    kept = hot[row]
+    # what everybody points to would join everybody: of each such middle, those that are nearest to it
+    by_middle = sparse_matrix(column[kept], row[kept], value[kept], (size, size))
+    (middle, row), value = by_middle.indices(), by_middle.values()
+    near = _joined([_strongest_of(middle, row, value, joined)], (size, size)).t().coalesce()
+    (row, column), value = near.indices(), near.values()
+    order = column.argsort(stable=True)
+    start, _ = _places(column[order], size)
+    parts = []
+    for entries in _blocks(start.diff()[column], row):
+        mine, other = _join(entries, column, start)
+        other = order[other]
+        key, total = _add_up([(row[mine] * size + row[other], value[mine] + value[other])])
+        at = torch.searchsorted(together, key).clamp(max=max(0, len(together) - 1))
+        apart = together[at] != key if len(together) else torch.ones_like(key, dtype=torch.bool)
+        a, b = key // size, key % size
+        parts.append(_strongest_of(a, b, total * (apart & (a != b)), neighbours))
+    return _joined(parts, (size, size))
+
+
+def _join(entries: Tensor, key: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Every entry (n,) with every place of its key's list: lists of key k are places start[k] to start[k + 1]."""
+    sizes = start.diff()[key[entries]]
+    mine = entries.repeat_interleave(sizes)
+    first = start[key[entries]] - (sizes.cumsum(0) - sizes)
+    return mine, torch.arange(len(mine)) + first.repeat_interleave(sizes)
+
+
+def _blocks(cost: Tensor, row: Tensor) -> list[Tensor]:
+    """Entries (n,), sorted by `row`, in runs of whole rows that cost about _BLOCK each."""
+    if not len(cost):
+        return []
+    block = cost.cumsum(0) // _BLOCK
+    # a row belongs to the block of its first entry
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), row[1:] != row[:-1]])
+    block = block[starts][starts.cumsum(0) - 1]
+    sizes = torch.unique_consecutive(block, return_counts=True)[1].tolist()
+    return list(torch.split(torch.arange(len(cost)), sizes))
+
+
+def _hot(counts: Tensor, cold: float) -> Tensor:
+    """(n,) bool: rows of `counts` that are not among the share `cold` of the lowest sums (rounded up)."""
+    total = torch.zeros(counts.shape[0]).index_add_(0, counts.indices()[0], counts.values())
+    seen = total.gt(0).nonzero().squeeze(1)  # the padding row is no item
+    kept = seen[total[seen].argsort(stable=True)][math.ceil(cold * len(seen)) :]
+    return torch.zeros_like(total, dtype=torch.bool).index_fill_(0, kept, True)
+
+
+def _with_diagonal(matrix: Tensor) -> Tensor:
+    """The square matrix plus the identity."""
+    own, size = torch.arange(matrix.shape[0]), matrix.shape[0]
+    (row, column), value = matrix.indices(), matrix.values()
+    value = torch.cat([value, torch.ones(len(own))])
+    return sparse_matrix(torch.cat([row, own]), torch.cat([column, own]), value, (size, size))
+
+
+def _strongest(matrix: Tensor, neighbours: int) -> Tensor:
+    """The `neighbours` highest entries of each row, divided by their sum."""
+    (row, column), value = matrix.indices(), matrix.values()
+    return row_normalised(_joined([_strongest_of(row, column, value, neighbours)], tuple(matrix.shape)))
+
+
+def _strongest_of(row: Tensor, column: Tensor, value: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `neighbours` highest entries above 0 of each row; of equal ones the first. Entries are sorted by row."""
+    entry = (value > 0).nonzero().squeeze(1)
+    if not len(entry):
+        return row[entry], column[entry], value[entry]
+    number = torch.unique_consecutive(row[entry], return_inverse=True)[1]
+    _, place = _places(number, int(number[-1]) + 1)
+    width = int(place.max()) + 1
+    # positive floats are ordered as their bits are; below them, the earlier of two places is the higher
+    rank = (value[entry].float().contiguous().view(torch.int32).long() << 32) - place
+    kept = []
+    for rows in range(0, int(number[-1]) + 1, max(1, _BLOCK // width)):
+        part = slice(*torch.searchsorted(number, torch.tensor([rows, rows + max(1, _BLOCK // width)])).tolist())
+        if width <= neighbours:
+            kept.append(entry[part])
+            continue
+        ranks = rank.new_zeros(int(number[part][-1]) + 1 - rows, width)
+        ranks[number[part] - rows, place[part]] = rank[part]
+        last = ranks.topk(neighbours, dim=1).values[:, -1]
+        kept.append(entry[part][rank[part] >= last[number[part] - rows]])
+    chosen = torch.cat(kept)
+    return row[chosen], column[chosen], value[chosen]
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], shape: tuple[int, ...]) -> Tensor:
+    if not parts:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        parts = [(nothing, nothing, torch.zeros(0))]
+    row, column, value = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return sparse_matrix(row, column, value, (shape[0], shape[1]))
+
+
+def _places(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """(rows + 1,) where each row starts among sorted `row` (n,), and (n,) the place of each entry in its row."""
+    start = torch.searchsorted(row.contiguous(), torch.arange(rows + 1))
+    return start, torch.arange(len(row)) - start[row]

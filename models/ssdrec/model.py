@@ -1,0 +1,189 @@
+"""SSDRec: self-augmented sequence denoising (Zhang et al. 2024), over the hierarchical denoising of HSD (2022).
+
+Three stages before the shared SASRec encoder: relation graphs give item and user vectors (ssdrec_relations.py), two
+items are inserted where a history is most inconsistent (ssdrec_augment.py, in training alone), and noise is dropped
+(ssdrec_denoise.py). As released, the encoder reads the ID table; vectors of the graphs steer what is inserted and
+dropped. Deviations from the released code: docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbone import Backbone
+from models.contract import Batch, Clock, ModelContext
+from models.nn.cache import Remembering
+from models.nn.gather import Gather, repeated
+from models.nn.layout import Layout
+from models.nn.noise import KeyedNoise, Stream
+from models.nn.transformer import CausalEncoder, init_weights
+from models.options import at_least_one, probabilities, require, whole_heads
+from models.ssdrec.augment import Augmented, SelfAugmentation
+from models.ssdrec.denoise import HierarchicalDenoising, filter_loss
+from models.ssdrec.graphs import Relations
+from models.ssdrec.relations import ItemRelations, UserRelations
+
+#: share of the rows, those with the highest reconstruction error, that are left out in the first epoch
+_LEFT_OUT, _CURRICULUM_EPOCHS = 0.2, 10
+
+
+@dataclass(frozen=True)
+class SSDRecOptions:
+    """hidden, inner, layers, heads and the last two dropouts: of the SASRec encoder. dropout: of the stages before it.
+
+    augment, denoise: the second stage and the third; without both this is SASRec. strong: a pair of items must be met
+    more often to be an edge of the graphs. neighbours: edges of a node per graph, the strongest. tau: temperature of
+    the straight-through gradients at the start; it falls to `tau_least`. No choice depends on it, gradients alone do.
+    """
+
+    hidden: int = 100
+    inner: int = 100
+    layers: int = 2
+    heads: int = 2
+    attention_dropout: float = 0.5
+    hidden_dropout: float = 0.5
+    dropout: float = 0.5
+    augment: bool = True
+    denoise: bool = True
+    strong: int = 10
+    neighbours: int = 50
+    tau: float = 0.5
+    tau_least: float = 0.001
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "inner", "layers", "neighbours")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "attention_dropout", "hidden_dropout", "dropout")
+        require(self.strong >= 0, "strong", self.strong, "it is 0 or more")
+        require(self.tau_least > 0, "tau_least", self.tau_least, "it is above 0")
+        require(self.tau >= self.tau_least, "tau", self.tau, f"it is at least tau_least ({self.tau_least})")
+
+
+class SSDRec(Remembering, Backbone):
+    """Dot product of what is left of a history, encoded, with the ID table."""
+
+    needs_interactions = True
+
+    def __init__(self, options: SSDRecOptions, context: ModelContext) -> None:
+        super().__init__(context, options.hidden)
+        self.options = options
+        self.loss_weights = dict.fromkeys(["ranking", *["reconstruction", "filter"] * options.denoise], 1.0)
+        self.noise = KeyedNoise(context.seed)
+        hidden, dropout = options.hidden, options.dropout
+        self.encoder = CausalEncoder(
+            context.max_length, hidden, options.inner, options.layers, options.heads,
+            options.attention_dropout, options.hidden_dropout,
+        )  # fmt: skip
+        if options.augment or options.denoise:
+            interactions = context.interactions
+            relations = Relations.of(interactions, context.table.n_items, options.strong, options.neighbours)
+            self.user_embedding = nn.Embedding(len(interactions.offsets) - 1, hidden)
+            self.item_relations = ItemRelations(relations, hidden, dropout)
+            self.user_relations = UserRelations(relations, hidden, dropout)
+        self.augmentation = SelfAugmentation(hidden, self.noise) if options.augment else None
+        self.denoising = HierarchicalDenoising(context.max_length, hidden, dropout) if options.denoise else None
+        self.apply(init_weights)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        rows = self._rows(batch)
+        if self.denoising is None:
+            return {"ranking": self.ranking_loss(self._encode(batch, rows, None), batch.target)}
+        keep_BL, error_B = self._denoised(batch, rows)
+        user_BD = self._encode(batch, rows, keep_BL)
+        easy_b, share = easiest(error_B.detach(), batch.key, left_out(self.clock))
+        return {
+            "ranking": share * self.ranking_loss(user_BD[easy_b], batch.target[easy_b]),
+            "reconstruction": share * error_B[easy_b].mean(),
+            "filter": self._filter(batch, rows),
+        }
+
+    def encode(self, batch: Batch) -> Tensor:
+        rows = self._rows(batch)
+        return self._encode(batch, rows, None if self.denoising is None else self._denoised(batch, rows)[0])
+
+    def _rows(self, batch: Batch) -> Augmented:
+        """Histories, in training augmented ones, with vectors of the relation encoder where there is one."""
+        real_BL = batch.history != 0
+        if self.augmentation is None and self.denoising is None:
+            nothing = self.item_embedding.weight.new_zeros(*batch.history.shape, 0)
+            return Augmented(batch.history, nothing, real_BL.to(nothing.dtype), batch.length)
+        item_ID = self.remember(lambda: self.item_relations(self.item_embedding.weight, self.user_embedding.weight))
+        related_BD = self.user_relations(
+            batch.user.clamp(min=0), self.user_embedding.weight, self.item_embedding.weight
+        )
+        share_BD = related_BD * (batch.user >= 0)[:, None] / batch.length[:, None]
+        vector_BLD = (F.embedding(batch.history, item_ID) + share_BD[:, None]) * real_BL[:, :, None]
+        rows = Augmented(batch.history, vector_BLD, real_BL.to(vector_BLD.dtype), batch.length)
+        if self.augmentation is None or not self.training:
+            return rows
+        return self.augmentation(rows, item_ID, batch.key, self._tau())  # type: ignore[no-any-return]
+
+    def _denoised(self, batch: Batch, rows: Augmented) -> tuple[Tensor, Tensor]:
+        assert self.denoising is not None
+        gumbel = self.noise.gumbel(batch.key, (2, 2, rows.item.shape[1]), Stream.SELECTION) if self.training else None
+        item_BLD = self.item_embedding(rows.item)
+        return self.denoising(  # type: ignore[no-any-return]
+            item_BLD, rows.vector, self._user(batch), rows.length, gumbel, self._tau()
+        )
+
+    def _encode(self, batch: Batch, rows: Augmented, keep_BL: Tensor | None) -> Tensor:
+        """(B, D) of the kept items, moved together."""
+        kept = rows
+        if keep_BL is not None:
+            kept = replace(rows, weight=rows.weight * keep_BL).compacted(keep_BL > 0)
+        denoised = replace(batch, history=kept.item, length=kept.length)
+        layout = Layout.of(denoised)
+        token_ND = self.item_embedding(layout.flatten(kept.item)) * layout.flatten(kept.weight)[:, None]
+        return self.encoder(token_ND, layout)  # type: ignore[no-any-return]
+
+    def _user(self, batch: Batch) -> Tensor:
+        """(B, D) of the user table, zeros for somebody unknown."""
+        return self.user_embedding(batch.user.clamp(min=0)) * (batch.user >= 0)[:, None]  # type: ignore[no-any-return]
+
+    def _filter(self, batch: Batch, rows: Augmented) -> Tensor:
+        negative_B = self.noise.integers(batch.key, 1, self.item_embedding.num_embeddings - 1, Stream.NEGATIVES)
+        return filter_loss(
+            self.item_embedding(rows.item), self._user(batch), self.item_embedding(negative_B), rows.length,
+            batch.user >= 0, _LEFT_OUT - left_out(self.clock),
+        )  # fmt: skip
+
+    def _tau(self) -> float:
+        return temperature(self.clock, self.options.tau, self.options.tau_least)
+
+
+def easiest(error_B: Tensor, key_B: Tensor, leave: float) -> tuple[Tensor, Tensor]:
+    """(b,) rows learned from: all but the share `leave` with the highest errors among the rows of all workers.
+
+    And the factor that a mean over them has in this worker's mean over its rows, so that the workers' means, weighted
+    by their rows, are the mean over all that are learned from. With several workers the host waits for b.
+    """
+    one, gather = error_B.new_ones(()), Gather.of(len(error_B), error_B.device)
+    if not leave:
+        return torch.arange(len(error_B), device=error_B.device), one
+    every_M = gather(error_B)
+    if len(gather.counts) == 1:
+        return every_M.topk(max(1, int(len(every_M) * (1 - leave))), largest=False).indices, one
+    again_M = repeated(gather(key_B))
+    total = len(again_M) - int(again_M.sum())
+    count = max(1, int(total * (1 - leave)))
+    limit = every_M.masked_fill(again_M, torch.inf).topk(count, largest=False).values[-1]
+    easy_b = (error_B <= limit).nonzero().squeeze(1)
+    if not len(easy_b):  # every worker takes part in every collective
+        return torch.zeros(1, dtype=torch.int64, device=error_B.device), 0 * one
+    return easy_b, one * len(easy_b) / len(error_B) * total / count
+
+
+def left_out(clock: Clock) -> float:
+    """Share of the rows that the curriculum leaves out: .2 in the first epoch, 0 from the tenth on, a line between."""
+    return _LEFT_OUT * max(0.0, 1 - (clock.epoch - 1) / (_CURRICULUM_EPOCHS - 1))
+
+
+def temperature(clock: Clock, start: float, least: float) -> float:
+    """tau: every 40 steps it is multiplied by exp(-step / 1000), never below `least`."""
+    times = (clock.step + 1) // 40
+    return max(least, start * math.exp(-0.04 * times * (times + 1) / 2))

@@ -1,0 +1,200 @@
+"""What one process of `test_engines` does: jobs on an engine, as one rank of a gloo world."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
+from models.registry import build, options_class
+from models.tensor_table import TensorTable
+from tests.helpers.tiny_runs import MODELS, run_ranks
+from trainer.batches.plan import Plan, Rows
+from trainer.config.recipe import nest
+from trainer.config.schema import EngineConfig, TrainConfig
+from trainer.training.engine import Engine, Groups, NonFiniteError, TorchEngine
+
+ITEMS, LENGTH = 40, 6
+PLAN = Plan(263, 130)  # steps of 130, 130 and 3 rows: fewer than there are shares
+HALF, STEPS = 2, 4
+BAD_STEP = 1
+#: three items of each user, who is a training row here
+INTERACTIONS = TrainingInteractions(3 * torch.arange(PLAN.rows + 1), 1 + torch.arange(3 * PLAN.rows) * 7 % (ITEMS - 1))
+OPTIONS: dict[str, Any] = {
+    "backbone": "sasrec", "steps": 5, "tcd": {"channels": (16, 32), "dropout": 0.0}, "npd": {"dropout": 0.0},
+    "sasrec": {"hidden": 8, "inner": 8, "layers": 1, "attention_dropout": 0.0, "hidden_dropout": 0.0},
+}  # fmt: skip
+Spoil = Literal["", "features", "gradient", "loss"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """`system`: MealRec with OPTIONS, or another with the settings of `tests.helpers.tiny_runs`.
+
+    `load`: a job whose half-way state is taken over. `spoil` breaks step BAD_STEP on the last rank by `value`.
+    unused: leave out TCD, whose other inputs then are parameters that never get a gradient.
+    """
+
+    name: str
+    engine: Literal["torch", "deepspeed"] = "torch"
+    stage: int = 0
+    accumulation: int = 1
+    precision: str = "fp32"
+    clip: float = 0.0
+    load: str = ""
+    spoil: Spoil = ""
+    value: float = 0.0
+    unused: bool = False
+    system: str = "mealrec"
+
+
+def run_jobs(folder: Path, world: int, jobs: list[Job]) -> None:
+    """Run `jobs`, one after the other, on `world` processes that end with the call."""
+    run_ranks(_rank, world, folder, f"{world}-{jobs[0].name}", [asdict(job) for job in jobs], timeout=240)
+
+
+def losses_of(folder: Path, name: str) -> list[list[float]]:
+    """Loss terms of each step, means over the global batch."""
+    found: list[list[float]] = json.loads((folder / f"{name}.losses.json").read_text())
+    return found
+
+
+def state_of(folder: Path, name: str, when: str = "end") -> Groups:
+    """What `engine.state()` gave on rank 0 at the end, half-way ("half"), or before the bad step ("before")."""
+    groups: Groups = {"model": {}, "optimizer": {}}
+    for key, value in load_file(folder / f"{name}.{when}.safetensors").items():
+        group, _, rest = key.partition(":")
+        groups[group][rest] = value
+    return groups
+
+
+def raised(folder: Path, name: str, world: int) -> list[bool]:
+    """By rank: whether the bad step raised NonFiniteError."""
+    return [json.loads((folder / f"{name}.{rank}.raised.json").read_text()) for rank in range(world)]
+
+
+def _rank(rank: int, world: int, folder: Path, mark: str, jobs: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
+    if world > 1:
+        store = dist.FileStore(str(folder / f"{mark}.store"), world)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    for job in jobs:
+        _run(folder, Job(**job), rank, world)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _run(folder: Path, job: Job, rank: int, world: int) -> None:
+    table = _table()
+    engine = _engine(folder, job, table)
+    losses = []
+    for step in range(HALF if job.load else 0, STEPS):
+        if step == HALF and not job.load:
+            _save(folder / f"{job.name}.half.safetensors", engine.state(), rank)
+        if job.spoil and step == BAD_STEP:
+            _save(folder / f"{job.name}.before.safetensors", engine.state(), rank)
+            _spoil(job, engine.model, table, rank == world - 1)
+            (folder / f"{job.name}.{rank}.raised.json").write_text(json.dumps(_raises(engine, job, step, rank, world)))
+            break
+        losses.append(_step(engine, job, step, rank, world))
+    _save(folder / f"{job.name}.end.safetensors", engine.state(), rank)
+    if rank == 0:
+        (folder / f"{job.name}.losses.json").write_text(json.dumps(losses))
+
+
+def _step(engine: Engine, job: Job, step: int, rank: int, world: int) -> list[float]:
+    shares = PLAN.share(step % PLAN.steps, rank, world, job.accumulation)
+    terms = engine.step([(_batch(rows), weight) for rows, weight in shares])
+    values = torch.stack([terms[name] for name in sorted(terms)])
+    if world > 1:
+        dist.all_reduce(values)
+    return [float(value) for value in values]
+
+
+def _raises(engine: Engine, job: Job, step: int, rank: int, world: int) -> bool:
+    try:
+        _step(engine, job, step, rank, world)
+    except NonFiniteError:
+        return True
+    return False
+
+
+def _engine(folder: Path, job: Job, table: TensorTable) -> Engine:
+    torch.manual_seed(0)
+    context = ModelContext(table, INTERACTIONS, LENGTH, seed=1)
+    model = build(job.system, _options(job), context)
+    assert isinstance(model, SequenceModel)
+    state = state_of(folder, job.load, "half") if job.load else None
+    if state is not None:
+        model.load_state_dict(state["model"], strict=False)
+    train = TrainConfig(accumulation=job.accumulation, clip_norm=job.clip)
+    config = EngineConfig.model_validate({"zero_stage": job.stage, "precision": job.precision})
+    engine: Engine
+    if job.engine == "torch":
+        engine = TorchEngine(model, train, config, torch.device("cpu"))
+    else:
+        from trainer.training.engine_deepspeed import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(model, train, config, torch.device("cpu"))
+    if state is not None:
+        engine.load_optimizer(state["optimizer"])
+    return engine
+
+
+def _options(job: Job) -> dict[str, Any]:
+    """Without dropout: its masks depend on how rows are shared out."""
+    if job.system == "mealrec":
+        return {**OPTIONS, "use_tcd": not job.unused}
+    drops = {field.name: 0.0 for field in fields(options_class(job.system)) if field.name.endswith("dropout")}
+    small: dict[str, Any] = nest(MODELS[job.system])["model"]
+    return drops | small
+
+
+def _spoil(job: Job, model: SequenceModel, table: TensorTable, mine: bool) -> None:
+    """Content of one item in every process's table, else one rank's gradient or loss."""
+    if job.spoil == "features":
+        item = _batch(PLAN.positions(BAD_STEP))
+        table._fields["sequence"][item.history[-1, item.length[-1] - 1]] = job.value
+    elif job.spoil == "gradient" and mine:
+        embedding = model.get_submodule("backbone.item_embedding")
+        embedding.register_forward_hook(lambda *args: args[2].register_hook(lambda g: g * job.value) and None)
+    elif job.spoil == "loss" and mine:
+        model.loss_weights = {**model.loss_weights, "ranking": job.value}
+
+
+def _save(path: Path, state: Groups, rank: int) -> None:
+    if rank == 0:
+        save_file({f"{group}:{name}": t for group, named in state.items() for name, t in named.items()}, path)
+
+
+def _table() -> TensorTable:
+    generator = torch.Generator().manual_seed(0)
+    content: dict[ContentField, Tensor] = {
+        "sequence": torch.randn(ITEMS, 3, 8, generator=generator),
+        "visual": torch.randn(ITEMS, 8, generator=generator),
+        "text": torch.randn(ITEMS, 6, generator=generator),
+        "visual_layers": torch.randn(ITEMS, 3, 8, generator=generator),
+        "text_layers": torch.randn(ITEMS, 3, 8, generator=generator),
+    }
+    return TensorTable(ITEMS, content, {name: torch.arange(ITEMS) > 3 for name in content}, {})
+
+
+def _batch(positions: Rows) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    length = torch.randint(1, LENGTH + 1, (PLAN.rows,), generator=generator)
+    history = torch.randint(1, ITEMS, (PLAN.rows, LENGTH), generator=generator)
+    history = history * (torch.arange(LENGTH) < length[:, None])
+    target: Tensor = torch.randint(1, ITEMS, (PLAN.rows,), generator=generator)
+    rows = torch.from_numpy(positions)
+    return Batch(
+        rows, history[rows], length[rows], target[rows], rows, torch.zeros_like(history[rows], dtype=torch.uint8)
+    )

@@ -1,0 +1,65 @@
+"""`mealrec train` with one process killed: `python -m tests.helpers.ray_training_worker VICTIM RANK STEP MARKER ...`.
+
+The rest of the arguments are those of `mealrec`. The only change to the product: on the worker of rank RANK, the
+engine's step number STEP (from 1) begins with a SIGKILL, of that worker or of the driver, unless the file MARKER shows
+that this was done before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.cli import main
+from trainer.commands import train
+from trainer.training import worker as session
+
+#: how long a step takes once the driver is dead: the run must not end before the workers do
+ORPHAN_STEP_S = 0.5
+
+
+@dataclass
+class Killing:
+    """`train_worker` with the kill in it; travels to Ray's workers."""
+
+    victim: str
+    rank: int
+    step: int
+    marker: Path
+    driver: int
+
+    def __call__(self, settings: dict[str, Any]) -> None:
+        import torch.distributed as dist
+
+        if dist.get_rank() == self.rank and not self.marker.exists():
+            self._arm()
+        session.train_worker(settings)
+
+    def _arm(self) -> None:
+        from trainer.training.engine_deepspeed import DeepSpeedEngine
+
+        step, done = DeepSpeedEngine.step, 0
+
+        def killing(engine: DeepSpeedEngine, batches: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == self.step:
+                self.marker.touch()
+                os.kill(os.getpid() if self.victim == "worker" else self.driver, signal.SIGKILL)
+            if done >= self.step:
+                time.sleep(ORPHAN_STEP_S)
+            return step(engine, batches)
+
+        DeepSpeedEngine.step = killing  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    victim, rank, step, marker = sys.argv[1:5]
+    sys.argv[1:] = sys.argv[5:]  # what config.yaml says about the command
+    train.train_worker = Killing(victim, int(rank), int(step), Path(marker), os.getpid())  # type: ignore[attr-defined]
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Runs of `test_loop` in processes of their own: whole, or killed by SIGKILL at the n-th event of a kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.tiny_runs import fork_server
+from trainer.config.schema import RunConfig
+from trainer.evaluation import evaluate as evaluation
+from trainer.tracking import MetricsLog
+from trainer.training import worker as session
+from trainer.training.checkpoint import FileSystem
+from trainer.training.engine import TorchEngine
+
+#: where a kill can hit: (class, method) by kind; the process dies before the call
+POINTS: dict[str, list[tuple[type[Any], str]]] = {
+    "step": [(TorchEngine, "step")],
+    "save": [(FileSystem, name) for name in ("mkdir", "open", "write", "fsync", "rename", "remove_tree")],
+    "evaluation": [(evaluation._Exact, "ranks")],
+    "log": [(MetricsLog, "append")],
+}
+
+
+def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None = None) -> int:
+    """Train in a new process, killed right before event number kill[1] (from 1) of kind kill[0]; its exit code.
+
+    Writes how many events of each kind there were to events.json when it is not killed.
+    """
+    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    process = fork_server().Process(target=_train, args=(settings, kill))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None, "the run hangs"
+    return process.exitcode
+
+
+def _train(settings: dict[str, Any], kill: tuple[str, int] | None) -> None:
+    events: Counter[str] = Counter()
+    for kind, places in POINTS.items():
+        for cls, name in places:
+            setattr(cls, name, _counted(getattr(cls, name), kind, events, kill))
+    session.train_worker(settings)
+    (Path(settings["run_dir"]) / "events.json").write_text(json.dumps(events))
+
+
+def _counted(
+    method: Callable[..., Any], kind: str, events: Counter[str], kill: tuple[str, int] | None
+) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        events[kind] += 1
+        if kill == (kind, events[kind]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(*args, **kwargs)
+
+    return call

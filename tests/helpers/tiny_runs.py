@@ -1,0 +1,67 @@
+"""A tiny synthetic dataset and tiny configurations for the tests of training, and processes that start at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+from trainer.config import recipe
+from trainer.config.schema import RunConfig
+from trainer.data.synthetic.generate import SyntheticOptions, generate
+
+OPTIONS = SyntheticOptions(
+    users=80, items=60, topics=3, mean_length=6.0, frames=3, width=8, text_width=6, max_length=5, seed=3
+)
+MODELS = {
+    "sasrec": ["model.hidden=8", "model.inner=8"],
+    "cl4srec": ["model.hidden=8", "model.inner=8"],
+    "diqdiff": ["model.hidden=8", "model.inner=8", "model.layers=2", "model.steps=3", "model.codes=4"],
+    "ssdrec": ["model.hidden=8", "model.inner=8", "model.strong=1"],
+    "tedrec": ["model.hidden=8", "model.inner=8", "model.experts=2"],
+    "morec": ["model.hidden=8"],
+    "iisan": ["model.hidden=8", "model.adapter=4"],
+    "iisan-versa": ["model.hidden=8", "model.adapter=4", "model.visual_adapter=4"],
+    "mealrec": [
+        "model.backbone=sasrec", "model.sasrec={hidden: 8, inner: 8}", "model.tcd.channels=[8, 16]", "model.steps=3",
+    ],
+    "m3bsr": ["model.hidden=8", "model.inner=8", "model.heads=2", "model.layers=1"],
+    "dmmd4sr": ["model.hidden=8", "model.inner=8", "model.clusters=4"],
+    "mmgcn": ["model.hidden=8", "model.visual_width=8"],
+}  # fmt: skip
+RUN = ["train.epochs=2", "train.batch_size=64", "train.learning_rate=0.002",
+       "engine.name=torch", "cluster.launcher=inline", "cluster.threads=1",
+       "tracking.mlflow=false"]  # fmt: skip
+
+
+def make_dataset(out: Path) -> Path:
+    """80 users, 60 items, some 250 training rows, every content field."""
+    generate(out, OPTIONS)
+    return out
+
+
+def make_config(data: Path, model: str = "sasrec", *settings: str) -> RunConfig:
+    """A run of some seconds or less, inline, on plain torch unless `settings` say otherwise."""
+    return recipe.load("demo", model, [*MODELS[model], *RUN, *settings], str(data))
+
+
+def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout: float = 120) -> None:
+    """Run `target(rank, world, *arguments)` on `world` processes that end with the call, all of them well."""
+    processes = [fork_server().Process(target=target, args=(rank, world, *arguments)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world, f"exit codes {codes} of world {world}"
+
+
+def fork_server() -> ForkServerContext:
+    """Processes forked from one that has torch and DeepSpeed imported: they start in milliseconds, one thread each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.training.worker", "trainer.training.engine_deepspeed"])
+    return context

@@ -1,0 +1,191 @@
+"""MealRec: its training pass and its evaluation, assembled by hand from the parts that other tests check."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.contract import Batch
+from models.mealrec.model import FusionMLP, MealRec, MealRecOptions
+from models.mealrec.npd import PreferenceDenoiser
+from models.mealrec.tcd import TCDOptions
+from models.nn.diffusion import betas
+from models.nn.noise import KeyedNoise, Stream
+from models.sasrec import SASRecOptions
+from models.tedrec import TedRecOptions
+from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context, randomise
+
+SEED, T, HIDDEN = 6, 5, 8
+SMALL = MealRecOptions(
+    sasrec=SASRecOptions(hidden=HIDDEN, inner=8),
+    tedrec=TedRecOptions(hidden=HIDDEN, inner=8, experts=2),
+    tcd=TCDOptions(channels=(16, 24)),
+    steps=T,
+)
+CASES: dict[str, dict[str, Any]] = {
+    "TedRec": {},
+    "SASRec": {"backbone": "sasrec"},
+    "-TCD": {"use_tcd": False},
+    "-NPD": {"use_npd": False},
+    "-TCD-NPD": {"use_tcd": False, "use_npd": False},
+    "targets not detached": {"detach_content": False},
+    "targets detached": {"detach_preference": True},
+    "mix": {"mix": 0.3},
+    "another decay": {"tcd": TCDOptions(channels=(16, 24), decay=0.2, null_token=False)},
+}
+
+
+def _model(**options: Any) -> MealRec:
+    """A small model with dropout off and weights large enough for every term to matter."""
+    torch.manual_seed(1)
+    model = MealRec(replace(SMALL, **options), model_context(seed=SEED)).eval()
+    randomise(model, 0.3)
+    return model
+
+
+def _alpha_bar(t: int) -> float:
+    return float(math.prod(1 - beta for beta in betas("linear", T).tolist()[:t]))
+
+
+def _corrupt(clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Eq. 2, row by row."""
+    levels = [_alpha_bar(step) for step in t.tolist()]
+    rows = [math.sqrt(a) * x + math.sqrt(1 - a) * e for a, x, e in zip(levels, clean, noise, strict=True)]
+    return torch.stack(rows)
+
+
+def _content(model: MealRec, field: str, item: int) -> Tensor:
+    """What item `item` holds, or the learned vector where it holds nothing."""
+    part = getattr(model, field)
+    rows = torch.tensor([item])
+    return part.table.gather(field, rows)[0] if part.table.present(field, rows) else part.missing  # type: ignore[no-any-return]
+
+
+def _context(model: MealRec, history: list[int]) -> Tensor:
+    """Eq. 7."""
+    weight = [math.exp(-model.options.tcd.decay * (len(history) - k)) for k in range(1, len(history) + 1)]
+    visual = [_content(model, "visual", item) for item in history]
+    return torch.stack([w / sum(weight) * v for w, v in zip(weight, visual, strict=True)]).sum(0)
+
+
+def _last(model: MealRec, field: str) -> Tensor:
+    return torch.stack([_content(model, field, history[-1]) for history in HISTORIES])
+
+
+def _reference_losses(model: MealRec, batch: Batch) -> dict[str, Tensor]:
+    """Sections 4.3 to 4.5 in order: one random step per row and denoiser, both estimates used with gradient."""
+    options, noise, losses = model.options, KeyedNoise(SEED), {}
+    z = _last(model, "sequence")
+    if options.use_tcd:
+        clean = model.temporal(z)
+        t = noise.integers(batch.key, 1, T, Stream.TCD_STEP)
+        noisy = _corrupt(clean, t, noise.normal(batch.key, clean.shape[1:], Stream.TCD_NOISE))
+        z = model.unet(noisy, t, torch.stack([_context(model, h) for h in HISTORIES]))
+        losses["tcd"] = ((z - (clean.detach() if options.detach_content else clean)) ** 2).mean()
+    x = model.backbone.encode(batch)
+    state = x
+    if options.use_npd:
+        t = noise.integers(batch.key, 1, T, Stream.NPD_STEP)
+        state = _corrupt(x, t, noise.normal(batch.key, (HIDDEN,), Stream.NPD_NOISE))
+    estimate = model.preference(state, z, _last(model, "text"))
+    if options.use_npd:
+        losses["npd"] = ((estimate - (x.detach() if options.detach_preference else x)) ** 2).mean()
+    user, item = (1 - options.mix) * estimate + options.mix * x, model.backbone.item_embedding.weight[1:]
+    if options.backbone == "tedrec":
+        logits = torch.cosine_similarity(user[:, None], item[None], dim=2) / model.options.tedrec.temperature
+    else:
+        logits = user @ item.T
+    return {"ranking": F.cross_entropy(logits, batch.target - 1), **losses}
+
+
+def _gradients(model: MealRec, total: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    values = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+    pairs = zip(names, parameters, values, strict=True)
+    return {name: torch.zeros_like(p) if value is None else value for name, p, value in pairs}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_pass_equals_the_equations(case: str) -> None:
+    """Every loss term, and the gradient of each term by itself for every parameter."""
+    model, batch = _model(**CASES[case]), make_batch(HISTORIES)
+    actual, expected = model(batch), _reference_losses(model, batch)
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5)
+        got, wanted = _gradients(model, actual[name]), _gradients(model, value)
+        for parameter, gradient in wanted.items():
+            assert (got[parameter] - gradient).norm() <= 2e-3 * gradient.norm() + 1e-5, (name, parameter)
+
+
+def test_weights_are_those_of_eq_16() -> None:
+    model = _model(lambda_tcd=0.3, lambda_npd=0.7)
+    assert model.loss_weights == {"ranking": 1.0, "tcd": 0.3, "npd": 0.7}
+    assert set(model(make_batch(HISTORIES))) <= set(model.loss_weights)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_learns(case: str) -> None:
+    """In training mode, over two batches' worth of rows; the item without content is among them, last and inside."""
+    torch.manual_seed(2)
+    model = MealRec(replace(SMALL, **CASES[case]), model_context(seed=SEED)).train()
+    losses = model(make_batch(HISTORIES * 3))
+    gradients = _gradients(model, torch.stack([model.loss_weights[n] * v for n, v in losses.items()]).sum())
+    silent = {name for name, gradient in gradients.items() if not gradient.any()}
+    # content that no part of this variant reads
+    unread = {"visual.missing"} if "-TCD" in case else set()
+    # with c_v as the only key the softmax is 1: neither queries nor keys matter (D8)
+    bare = {"unet.attention.query.weight", "unet.attention.query.bias"} if case == "another decay" else set()
+    bare |= {name for name in gradients if name.startswith("unet.attention.norm")} if bare else set()
+    assert silent == unread | bare
+
+
+def _flows(term: str, part: str, **options: Any) -> Tensor:
+    """Gradient of one loss term in one parameter, as one vector."""
+    model = _model(**options)
+    gradients = _gradients(model, model(make_batch(HISTORIES))[term])
+    return torch.cat([g.flatten() for name, g in gradients.items() if name.startswith(part)])
+
+
+def test_detaching_a_target_changes_what_its_loss_teaches() -> None:
+    for term, part, option in (
+        ("tcd", "temporal.", "detach_content"),
+        ("npd", "backbone.", "detach_preference"),
+    ):
+        detached, through = (_flows(term, part, **{option: flag}) for flag in (True, False))
+        assert (detached - through).norm() > 0.01 * through.norm()
+
+
+def test_ranking_loss_reaches_tcd_through_npd() -> None:
+    """End to end (D15): the refined content is used with its gradient."""
+    assert _flows("ranking", "unet.").norm() > 0
+    assert _flows("ranking", "temporal.").norm() > 0
+    assert _flows("npd", "unet.").norm() > 0
+
+
+def test_ablations_leave_their_parts_out() -> None:
+    full, fused = _model(), _model(use_npd=False)
+    assert isinstance(full.preference, PreferenceDenoiser)
+    assert isinstance(fused.preference, FusionMLP)
+    names = {name.split(".")[0] for name, _ in _model(use_tcd=False).named_parameters()}
+    assert names.isdisjoint({"unet", "temporal"})
+    x, z, h = torch.randn(2, HIDDEN), torch.randn(2, 5, 6), torch.randn(2, 7)
+    m = fused.preference
+    stacked = torch.cat([x, sum(m.visual(z[:, k]) for k in range(5)) / 5, m.text(h)], dim=1)
+    torch.testing.assert_close(m(x, z, h), m.fuse[2](F.gelu(m.fuse[0](stacked))))
+
+
+def test_draws_follow_the_row_not_the_batch() -> None:
+    """The mean over a batch is the mean over its halves: steps and noise are keyed by row."""
+    model, batch = _model(), make_batch(HISTORIES)
+    whole, halves = model(batch), [model(batch[:3]), model(batch[3:])]
+    for name, value in whole.items():
+        torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2, rtol=1e-4, atol=1e-5)
+    other = model(replace(batch, key=batch.key + 1))
+    assert all(other[name] != value for name, value in whole.items())

@@ -1,0 +1,78 @@
+"""The example of docs/adding-a-model.md, as it stands on the page: registered, trained, and better than popularity."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.errors import UserError
+from models.registry import SYSTEMS, build
+from tests.helpers.learning import make_world, train
+from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context, randomise
+from tests.helpers.paths import ROOT
+
+PAGE = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the page's one Python block, registered by the page's one line."""
+    (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    path = tmp_path / "recent.py"
+    path.write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("recent", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "recent", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    ((name, options, system),) = re.findall(r'^    "(\w+)": \((\w+), (\w+)\),$', PAGE, flags=re.MULTILINE)
+    monkeypatch.setitem(SYSTEMS, name, (getattr(module, options), getattr(module, system)))
+    return module
+
+
+def test_the_example_is_short() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    code = [
+        line for line in source.splitlines() if line.strip() and not line.strip().startswith(('"""', "import", "from"))
+    ]
+    assert len(code) <= 40
+
+
+def test_files_and_names_on_the_page_exist() -> None:
+    for path in re.findall(r"`((?:models|tests|trainer|docs)/[\w/.-]+\.(?:py|md))`", PAGE):
+        assert (ROOT / path).exists() or path == "models/recent.py", path
+    for link in re.findall(r"\]\(([\w.-]+\.md)\)", PAGE):
+        assert (ROOT / "docs" / link).exists(), link
+
+
+@pytest.mark.usefixtures("example")
+def test_the_example_keeps_the_contract() -> None:
+    model: Any = build("recent", {"hidden": 6}, model_context())
+    randomise(model)
+    batch = make_batch(HISTORIES)
+    loss = model(batch)["ranking"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    vectors = model.eval().user_vectors(replace(batch, user=torch.full_like(batch.user, -1), target=batch.target * 0))
+    for row, history in enumerate(HISTORIES):
+        weight = torch.softmax(torch.stack([model.age[len(history) - 1 - p] for p in range(len(history))]), 0)
+        expected = sum(w * model.seen.weight[item] for w, item in zip(weight, history, strict=True))
+        torch.testing.assert_close(vectors[row], expected)
+    with pytest.raises(UserError, match="did you mean 'hidden'"):
+        build("recent", {"hiden": 8}, model_context())
+
+
+@pytest.mark.usefixtures("example")
+def test_the_example_trains_and_beats_popularity(tmp_path: Path) -> None:
+    data = make_world(tmp_path / "world")
+    popularity = train(data, tmp_path / "popularity", "popularity")
+    recent = train(data, tmp_path / "recent", "recent", "train.epochs=8", "model.hidden=32")
+    assert recent["HR@10"] > 2 * popularity["HR@10"]

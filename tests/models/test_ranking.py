@@ -1,0 +1,261 @@
+"""Candidates and shortened histories against loops, with gradients; the defaults are the published form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import ranking
+from models.backbone import Backbone
+from models.contract import ModelContext, TrainingInteractions
+from models.errors import UserError
+from models.mealrec.model import MealRec, MealRecOptions
+from models.mealrec.tcd import TCDOptions
+from models.nn.noise import KeyedNoise
+from models.ranking import Candidates, RankingOptions, seen_items, shortened
+from models.sasrec import SASRec, SASRecOptions
+from models.tedrec import TedRec, TedRecOptions
+from tests.helpers.model_fixtures import (
+    HISTORIES,
+    ITEMS,
+    TEXT,
+    assert_same,
+    item_table,
+    make_batch,
+    model_context,
+    randomise,
+)
+
+HIDDEN = 4
+#: nobody watched these
+ABSENT = [7, 10]
+SEEN = [item for item in range(1, ITEMS) if item not in ABSENT]
+
+
+def _context() -> ModelContext:
+    return replace(model_context(), interactions=TrainingInteractions(torch.tensor([0, 3, 9]), torch.tensor(SEEN)))
+
+
+def _candidates(**options: Any) -> Candidates:
+    return Candidates(RankingOptions(**options), _context(), HIDDEN).double()
+
+
+def _shared() -> Tensor:
+    return torch.randn(ITEMS, HIDDEN, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+
+
+def _content(field: str, item: int) -> Tensor:
+    value = item_table().gather(field, torch.tensor([item]))[0].double()  # type: ignore[arg-type]
+    return value / value.norm() if value.norm() else value
+
+
+@pytest.mark.parametrize("block", [1, 5, 100])
+@pytest.mark.parametrize("untied", [False, True])
+def test_candidates_are_an_id_vector_plus_projected_unit_content(
+    untied: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "_BLOCK", block)
+    model, shared = _candidates(untied=untied, content="text"), _shared()
+    randomise(model)
+    assert model.project is not None
+    base = model.own if model.own is not None else shared
+    expected = torch.stack([base[i] + model.project @ _content("text", i) for i in range(ITEMS)])
+    assert model.project.shape == (HIDDEN, TEXT)
+    assert_same(model(shared), expected, [shared, *model.parameters()])
+
+
+def test_the_defaults_are_the_shared_table_itself() -> None:
+    model, shared = _candidates(), _shared()
+    assert model(shared) is shared
+    assert not list(model.parameters())
+    assert not model.state_dict()
+    assert model.trained(shared, torch.tensor([3]))[0] is shared
+
+
+def test_absent_items_are_left_out_of_the_softmax_and_get_no_gradient() -> None:
+    model, shared = _candidates(absent="left_out"), _shared()
+    target = torch.tensor([1, 3, 11])
+    rows, place = model.trained(model(shared), target)
+    assert rows.tolist() == shared[[0, *SEEN]].tolist()
+    assert rows[place].tolist() == shared[target].tolist()
+    (gradient,) = torch.autograd.grad(rows[1:].sum(), shared)
+    assert sorted(gradient.any(1).nonzero().squeeze(1).tolist()) == SEEN
+
+
+def test_absent_items_have_no_id_vector_of_their_own_and_are_candidates_all_the_same() -> None:
+    model = _candidates(untied=True, content="text", absent="left_out")
+    assert model.own is not None
+    assert not model.own[[0, *ABSENT]].any()
+    assert model.own[SEEN].any(1).all()
+    assert model(_shared())[ABSENT].any(1).all()
+
+
+def test_everything_seen_leaves_nothing_out() -> None:
+    model = Candidates(RankingOptions(absent="left_out"), model_context(), HIDDEN)
+    seen = seen_items(model_context().interactions, ITEMS)
+    assert (model.seen is None) == bool(seen[1:].all())
+
+
+def test_id_dropout_leaves_the_content_of_some_items_alone_in_training_only() -> None:
+    model, shared = _candidates(content="visual", id_dropout=0.5), _shared()
+    whole = model.eval()(shared)
+    content = whole - shared
+    torch.manual_seed(0)
+    model.train()
+    dropped = 0
+    for _ in range(20):
+        rows = model(shared)
+        alone = (rows - content).abs().amax(1) < 1e-12
+        assert torch.allclose(rows[~alone], whole[~alone])
+        dropped += int(alone[1:].sum())
+    assert 0.35 < dropped / (20 * (ITEMS - 1)) < 0.65
+
+
+def test_shortened_rows_keep_their_first_items() -> None:
+    noise, long = KeyedNoise(1), make_batch([[3, 1, 2, 5]] * 4000)
+    batch = shortened(long, 0.5, noise)
+    count = Counter(batch.length.tolist())
+    assert abs(count[4] - 2000) < 150
+    assert all(abs(count[n] - 2000 / 3) < 100 for n in (1, 2, 3))
+    for history, length in zip(batch.history.tolist(), batch.length.tolist(), strict=True):
+        assert history == [3, 1, 2, 5][:length] + [0] * (4 - length)
+    assert torch.equal(batch.target, long.target)
+
+
+def test_shortening_does_not_depend_on_the_batch_and_spares_single_items() -> None:
+    noise, batch = KeyedNoise(1), make_batch(HISTORIES)
+    whole = shortened(batch, 1.0, noise)
+    for row in range(len(batch)):
+        alone = shortened(batch[row : row + 1], 1.0, noise)
+        assert alone.history.tolist() == whole.history[row : row + 1].tolist()
+    assert all(
+        new == old if old == 1 else 1 <= new < old
+        for new, old in zip(whole.length.tolist(), batch.length.tolist(), strict=True)
+    )
+    assert shortened(batch, 0.0, noise) is batch
+
+
+def test_behaviours_are_cut_with_their_items() -> None:
+    batch = make_batch(HISTORIES)
+    batch = shortened(replace(batch, behaviours=torch.ones_like(batch.behaviours)), 1.0, KeyedNoise(2))
+    assert torch.equal(batch.behaviours.bool(), batch.history != 0)
+
+
+ALL = RankingOptions(untied=True, content="text", absent="left_out", shorten=0.6)
+
+
+def _backbone(kind: str, options: RankingOptions = ALL) -> Backbone:
+    torch.manual_seed(0)
+    if kind == "sasrec":
+        return SASRec(SASRecOptions(hidden=HIDDEN, inner=6, ranking=options), _context())
+    similarity: Any = kind.removeprefix("tedrec-")
+    return TedRec(TedRecOptions(hidden=HIDDEN, inner=6, experts=2, similarity=similarity, ranking=options), _context())
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "tedrec-dot", "tedrec-cosine"])
+def test_ranking_loss_is_cross_entropy_of_the_candidates_seen_in_training(kind: str) -> None:
+    model = _backbone(kind).double()
+    user = torch.randn(3, HIDDEN, dtype=torch.float64).requires_grad_()
+    target = torch.tensor([1, 4, 11])
+    item = model.candidates(model.item_embedding.weight)
+    if kind == "tedrec-cosine":
+        logits = torch.cosine_similarity(user[:, None], item[SEEN][None], dim=2) / model.temperature
+    else:
+        logits = user @ item[SEEN].T
+    expected = F.cross_entropy(logits, torch.tensor([SEEN.index(t) for t in target.tolist()]))
+    leaves = [user, *model.candidates.parameters()]
+    assert_same(model.ranking_loss(user, target), expected, leaves)
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "tedrec-cosine"])
+def test_a_step_reads_the_shortened_rows(kind: str) -> None:
+    model, batch = _backbone(kind).eval(), make_batch(HISTORIES)
+    batch = replace(batch, target=torch.tensor(SEEN[:6]))
+    short = shortened(batch, 0.6, KeyedNoise(3))
+    assert short.length.tolist() != batch.length.tolist()
+    expected = model.ranking_loss(model.encode(short), batch.target)
+    torch.testing.assert_close(model(batch)["ranking"], expected)
+
+
+def test_mealrec_reads_the_shortened_rows_and_ranks_the_candidates() -> None:
+    def loss(shorten: float, histories: list[list[int]]) -> Tensor:
+        options = MealRecOptions(
+            backbone="sasrec", sasrec=SASRecOptions(hidden=HIDDEN, inner=6, ranking=replace(ALL, shorten=shorten)),
+            tcd=TCDOptions(channels=(8, 16)), steps=3,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model, batch = MealRec(options, _context()).eval(), make_batch(histories)
+        assert torch.equal(model.item_vectors(), model.backbone.candidates(model.backbone.item_embedding.weight))
+        value: Tensor = model(replace(batch, target=torch.tensor(SEEN[:6])))["ranking"]
+        return value
+
+    short = shortened(make_batch(HISTORIES), 0.6, KeyedNoise(3))
+    cut = [h[:n] for h, n in zip(HISTORIES, short.length.tolist(), strict=True)]
+    torch.testing.assert_close(loss(0.6, HISTORIES), loss(0.0, cut))
+
+
+def test_options_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="id_dropout"):
+        RankingOptions(id_dropout=0.2)
+    with pytest.raises(UserError, match="shorten"):
+        RankingOptions(shorten=1.2)
+    with pytest.raises(UserError, match="text"):
+        Candidates(ALL, model_context(table=item_table(fields=("visual",))), HIDDEN)
+
+
+def test_an_identity_filter_passes_the_ids() -> None:
+    torch.manual_seed(0)
+    model = TedRec(TedRecOptions(hidden=HIDDEN, inner=6, experts=2, filter_start="identity"), model_context())
+    item = torch.randn(2, 4, HIDDEN)
+    fused = model.fusion(item, torch.zeros(2, 4, HIDDEN))
+    assert (fused - item).norm() < 0.2 * item.norm()
+
+
+def test_codes_take_the_same_amount_off_whatever_the_history_holds() -> None:
+    """Codes of 4,096 are orthogonal up to noise of 1/64: the score falls by `repeat` per occurrence, else hardly."""
+    model, batch = Candidates(RankingOptions(repeats=4096), _context(), HIDDEN).eval(), make_batch(HISTORIES)
+    shared, user = _shared().float(), torch.randn(len(batch), HIDDEN)
+    change = model.users(user, batch) @ model(shared).T - user @ shared.T
+    for row, history in enumerate(HISTORIES):
+        for item in range(ITEMS):
+            assert abs(change[row, item] + 4.0 * history.count(item) * (item > 0)) < 4.0 * len(history) * 5 / 64
+    assert [name for name, _ in model.named_parameters()] == ["repeat"], "codes are drawn anew, not stored"
+    assert change[:, 0].abs().max() < 1e-6
+
+
+def test_the_amount_is_learned() -> None:
+    model, batch = _candidates(repeats=8), make_batch(HISTORIES)
+    user = torch.randn(len(batch), HIDDEN, dtype=torch.float64).requires_grad_()
+    assert model.codes is not None
+    assert model.repeat is not None
+    parts = [torch.stack([model.codes[i] for i in history]).sum(0) for history in HISTORIES]
+    expected = torch.stack([torch.cat([u, -model.repeat[0] * part]) for u, part in zip(user, parts, strict=True)])
+    assert_same(model.users(user, batch), expected, [user, model.repeat])
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "tedrec-dot"])
+def test_users_and_items_agree_in_width_alone_and_under_mealrec(kind: str) -> None:
+    model, batch = _backbone(kind, replace(ALL, repeats=8)).eval(), make_batch(HISTORIES)
+    batch = replace(batch, target=torch.tensor(SEEN[:6]))
+    assert model.user_vectors(batch).shape[1] == model.item_vectors().shape[1] == HIDDEN + 8
+    model(batch)["ranking"].backward()
+    assert model.candidates.repeat is not None
+    assert model.candidates.repeat.grad is not None
+    options = MealRecOptions(
+        backbone="sasrec", sasrec=SASRecOptions(hidden=HIDDEN, inner=6, ranking=RankingOptions(repeats=8)), steps=3,
+        tcd=TCDOptions(channels=(8, 16)),
+    )  # fmt: skip
+    mealrec = MealRec(options, _context()).eval()
+    assert mealrec.user_vectors(batch).shape[1] == mealrec.item_vectors().shape[1] == HIDDEN + 8
+    assert torch.isfinite(mealrec(batch)["ranking"])
+
+
+def test_cosines_cannot_take_an_amount_off() -> None:
+    with pytest.raises(UserError, match="repeats"):
+        TedRecOptions(ranking=RankingOptions(repeats=8))

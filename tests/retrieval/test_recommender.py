@@ -1,0 +1,203 @@
+"""From an exported model to recommendations: real models of the registry, untrained, on a few items."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import registry
+from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
+from models.errors import UserError
+from models.tensor_table import TensorTable
+from retrieval.exact import Histories, exact_topk, for_similarity
+from retrieval.export import write_export
+from retrieval.recommender import Recommender, index_folder
+from trainer.commands import index as index_command
+from trainer.commands import recommend as recommend_command
+
+N_ITEMS, MAX_LENGTH = 60, 5
+IDS = [f"v{row * 7}" for row in range(1, N_ITEMS)]
+
+
+Content = dict[ContentField, torch.Tensor]
+NEEDS: dict[str, tuple[ContentField, ...]] = {
+    "sasrec": (),
+    "tedrec": ("text", "visual"),
+    "mealrec": ("text", "visual", "sequence"),
+}
+
+
+def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
+    torch.manual_seed(0)
+    present = torch.rand(N_ITEMS) > 0.2
+    present[0] = False
+    text = torch.randn(N_ITEMS, 6).half() * present[:, None]
+    sequence = torch.randn(N_ITEMS, 3, 4).half() * present[:, None, None]
+    every: Content = {"text": text, "visual": sequence.float().mean(1).half(), "sequence": sequence}
+    content = {field: every[field] for field in NEEDS[system]}
+    table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), dict.fromkeys(content, "segments"))
+    interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
+    model = registry.build(system, {}, ModelContext(table, interactions, MAX_LENGTH, seed=3)).eval()
+    return model, content, dict.fromkeys(content, present)
+
+
+def export_model(out: Path, system: str = "sasrec") -> SequenceModel:
+    model, content, present = make_model(system)
+    with torch.no_grad():
+        vectors = model.item_vectors()
+    write_export(
+        out,
+        system=system,
+        options={},
+        similarity=model.similarity,
+        max_length=MAX_LENGTH,
+        inference=model.inference_choices[-1],
+        seed=3,
+        weights=model.state_dict(),
+        item_vectors=vectors,
+        item_ids=IDS,
+        titles=[None if row % 2 else f"title {row}" for row in range(1, N_ITEMS)],
+        content=content,
+        present=present,
+        content_kinds=dict.fromkeys(content, "segments"),
+    )
+    model.inference = model.inference_choices[-1]
+    return model
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    export_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("system", ["sasrec", "tedrec", "mealrec"])
+def test_an_exported_model_ranks_as_the_model_itself(tmp_path: Path, system: str) -> None:
+    model = export_model(tmp_path / "model", system)
+    rows = [[3, 9, 9, 20], [1], [8, 7, 6, 5, 4, 3, 2]]
+    recent = [row[-MAX_LENGTH:] for row in rows]
+    batch = Batch(
+        user=torch.zeros(3, dtype=torch.int64),
+        history=torch.tensor([row + [0] * (MAX_LENGTH - len(row)) for row in recent]),
+        length=torch.tensor([len(row) for row in recent]),
+        target=torch.zeros(3, dtype=torch.int64),
+        key=torch.zeros(3, dtype=torch.int64),
+        behaviours=torch.zeros(3, MAX_LENGTH, dtype=torch.uint8),
+    )
+    with torch.no_grad():
+        users = for_similarity(model.user_vectors(batch), model.similarity)
+        items = for_similarity(model.item_vectors(), model.similarity)
+    scores, ids = exact_topk(users, items, 8, Histories.of(rows))
+    answers = Recommender.load(tmp_path / "model").recommend([[IDS[r - 1] for r in row] for row in rows], 8)
+    assert [[r.item for r in a.recommendations] for a in answers] == [[IDS[i - 1] for i in row] for row in ids.tolist()]
+    assert [r.score for r in answers[0].recommendations] == pytest.approx(scores[0].tolist(), rel=1e-5)
+
+
+def test_unknown_ids_are_reported_and_history_is_excluded(model_dir: Path) -> None:
+    recommender = Recommender.load(model_dir)
+    (answer,) = recommender.recommend([["nope", "v7", "v14", "v7", "who"]], k=1000)
+    (clean,) = recommender.recommend([["v7", "v14", "v7"]], k=1000)
+    assert answer.unknown == ["nope", "who"]
+    assert answer.recommendations == clean.recommendations
+    assert {r.item for r in answer.recommendations} == set(IDS) - {"v7", "v14"}
+    assert {r.item: r.title for r in answer.recommendations}["v28"] == "title 4"
+    assert {r.item: r.title for r in answer.recommendations}["v21"] is None
+    (kept,) = recommender.recommend([["v7", "v14"]], k=1000, exclude_history=False)
+    assert {r.item for r in kept.recommendations} == set(IDS)
+
+
+def test_items_older_than_the_models_memory_are_excluded_too(model_dir: Path) -> None:
+    history = IDS[:20]
+    (answer,) = Recommender.load(model_dir).recommend([history], k=1000)
+    assert {r.item for r in answer.recommendations} == set(IDS[20:])
+
+
+def test_a_history_without_known_items_is_refused(model_dir: Path) -> None:
+    recommender = Recommender.load(model_dir)
+    with pytest.raises(UserError, match=r"history 2 \(a b\) holds no item.*such as v7, v14"):
+        recommender.recommend([["v7"], ["a", "b"]], k=3)
+    with pytest.raises(UserError, match=r"history 1 \(empty\)"):
+        recommender.recommend([[]], k=3)
+    with pytest.raises(UserError, match="at least 1"):
+        recommender.recommend([["v7"]], k=0)
+    assert recommender.recommend([], k=3) == []
+
+
+def test_an_answer_does_not_depend_on_its_batch(model_dir: Path) -> None:
+    recommender = Recommender.load(model_dir)
+    histories = [[IDS[n % 59], IDS[(3 * n) % 59]] for n in range(300)]
+    together = recommender.recommend(histories, 5)
+    for n in (0, 255, 256, 299):
+        (alone,) = recommender.recommend([histories[n]], 5)
+        assert [r.item for r in alone.recommendations] == [r.item for r in together[n].recommendations]
+
+
+def run_command(module: object, *arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)  # type: ignore[attr-defined]
+    return int(module.run(parser.parse_args(arguments)))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_index_then_recommend_by_it(model_dir: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="mealrec index"):
+        run_command(recommend_command, "--model", str(model_dir), "--history", "v7", "--index", kind)
+    assert run_command(index_command, "--model", str(model_dir), "--kind", kind, "--device", "cpu") == 0
+    report = capsys.readouterr().out
+    assert kind in report
+    assert "recall@10 1.0000  recall@20 1.0000" in report  # 59 items: even ivf (one list) and hnsw find all
+    exact, by_index = (
+        Recommender.load(model_dir, index=choice).recommend([["v7", "v70"], ["v21"]], 10)  # type: ignore[arg-type]
+        for choice in ("exact", kind)
+    )
+    for a, b in zip(exact, by_index, strict=True):
+        assert [r.item for r in a.recommendations] == [r.item for r in b.recommendations]
+    assert kind in Recommender.load(model_dir, index=kind).description  # type: ignore[arg-type]
+
+
+def test_an_index_of_another_export_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    run_command(index_command, "--model", str(model_dir), "--kind", "flat", "--device", "cpu")
+    export_model(tmp_path / "other", "tedrec")
+    index_folder(tmp_path / "other", "flat").parent.mkdir()
+    index_folder(model_dir, "flat").rename(index_folder(tmp_path / "other", "flat"))
+    with pytest.raises(UserError, match="another model"):
+        Recommender.load(tmp_path / "other", index="flat")
+
+
+def test_recommend_prints_a_table_or_json(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--model", str(model_dir), "--history", "v7 who v14", "--k", "3")
+    assert run_command(recommend_command, *arguments) == 0
+    printed = capsys.readouterr()
+    header, *lines = printed.out.splitlines()
+    assert header.split() == ["rank", "id", "score", "title"]
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert "who" in printed.err
+    assert run_command(recommend_command, *arguments, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["unknown"] == ["who"]
+    assert [r["rank"] for r in answer["recommendations"]] == [1, 2, 3]
+    assert [r["item"] for r in answer["recommendations"]] == [line.split()[1] for line in lines]
+
+
+def test_weights_that_do_not_fit_this_version_are_refused(tmp_path: Path) -> None:
+    model, _, _ = make_model("sasrec")
+    shared = {
+        "system": "sasrec",
+        "similarity": model.similarity,
+        "max_length": MAX_LENGTH,
+        "seed": 3,
+        "item_vectors": torch.ones(N_ITEMS, 4),
+        "item_ids": IDS,
+        "titles": [None] * len(IDS),
+    }
+    weights = {**model.state_dict(), "surplus": torch.ones(1)}
+    write_export(tmp_path / "a", options={}, inference="default", weights=weights, **shared)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"do not fit this version's sasrec.*surplus"):
+        Recommender.load(tmp_path / "a")
+    write_export(
+        tmp_path / "b", options={}, inference="magic", weights=model.state_dict(), **shared  # type: ignore[arg-type]
+    )  # fmt: skip
+    with pytest.raises(UserError, match="inference 'magic'"):
+        Recommender.load(tmp_path / "b")

@@ -1,0 +1,169 @@
+"""Batches: resident, memory-mapped and streamed give the rows that leave-one-out says, by a loop over lists."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.contract import Batch
+from models.errors import UserError
+from tests.helpers.tiny_runs import make_dataset
+from trainer.batches.loader import Loaded, Sequences, Streamed, choose_placement, load
+from trainer.config.schema import DataConfig
+from trainer.data.format import shards
+from trainer.data.format.dataset import Dataset
+from trainer.data.format.splits import SPLITS, Split
+
+CPU = torch.device("cpu")
+SEED = 9
+Row = tuple[int, list[int], int]  # user, history, target
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
+    with pytest.MonkeyPatch.context() as patch:  # 10 shards of 3 small blocks, the last one shorter
+        patch.setattr(shards, "BLOCK_ROWS", 8)
+        patch.setattr(shards, "BLOCKS_PER_SHARD", 3)
+        yield Dataset.open(make_dataset(tmp_path_factory.mktemp("loader") / "data"))
+
+
+def open_(dataset: Dataset, loader: str, window: int = 4) -> Loaded:
+    return load(dataset, DataConfig.model_validate({"loader": loader, "stream_window": window}), CPU, SEED)
+
+
+def sequences(dataset: Dataset) -> list[list[int]]:
+    offsets, items = dataset.offsets.tolist(), dataset.items.tolist()
+    return [items[a:b] for a, b in itertools.pairwise(offsets)]
+
+
+def expected_rows(dataset: Dataset) -> list[Row]:
+    """Training rows in order: each training item but a user's first, after (at most the last L of) those before it."""
+    limit, rows = dataset.manifest.max_length, []
+    for user, items in enumerate(sequences(dataset)):
+        training = items[:-2]
+        rows += [(user, training[:place][-limit:], training[place]) for place in range(1, len(training))]
+    return rows
+
+
+def rows_of(batch: Batch, limit: int) -> list[Row]:
+    assert batch.history.shape == (len(batch), limit)
+    assert {t.dtype for t in (batch.user, batch.history, batch.length, batch.target, batch.key)} == {torch.int64}
+    rows = []
+    for user, history, length, target in zip(
+        batch.user.tolist(), batch.history.tolist(), batch.length.tolist(), batch.target.tolist(), strict=True
+    ):
+        assert history[length:] == [0] * (limit - length), "padding stands on the right"
+        rows.append((user, history[:length], target))
+    return rows
+
+
+@pytest.mark.parametrize("loader", ["resident", "mmap", "stream"])
+def test_every_loader_gives_the_rows_of_a_plain_loop(dataset: Dataset, loader: str) -> None:
+    expected, loaded = expected_rows(dataset), open_(dataset, loader)
+    total = len(expected)
+    assert loaded.source.rows == dataset.manifest.train_rows == total
+    assert loaded.placement == loader
+    for epoch in (1, 2):
+        seen: list[int] = []
+        for start in range(0, total, 40):
+            positions = np.arange(start, min(start + 40, total))
+            ids, batch = loaded.source.row_ids(epoch, positions), loaded.source.batch(epoch, positions)
+            assert rows_of(batch, dataset.manifest.max_length) == [expected[i] for i in ids]
+            assert batch.key.tolist() == [i + epoch * total for i in ids]
+            seen += ids.tolist()
+        assert sorted(seen) == list(range(total))
+
+
+def test_resident_and_memory_mapped_batches_and_tables_are_equal(dataset: Dataset) -> None:
+    a, b = open_(dataset, "resident"), open_(dataset, "mmap")
+    positions, rows = np.array([5, 0, 77, 5]), torch.tensor([[0, 3], [60, 7]])
+    for name, value in vars(a.source.batch(3, positions)).items():
+        assert torch.equal(value, getattr(b.source.batch(3, positions), name)), name
+    for field in ("sequence", "visual", "text"):
+        assert torch.equal(a.table.gather(field, rows), b.table.gather(field, rows))
+        assert torch.equal(a.table.present(field, rows), b.table.present(field, rows))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 10, 99])
+def test_a_stream_goes_in_the_order_of_its_windows(dataset: Dataset, window: int) -> None:
+    loaded = open_(dataset, "stream", window)
+    source = loaded.source
+    assert isinstance(source, Streamed)
+    assert len(source.order.shard_rows) == 10
+    total = source.rows
+    by_row = open_(dataset, "resident").sequences
+    for epoch in (1, 2):
+        for start in range(0, total, 64):  # across the borders of windows
+            positions = np.arange(start, min(start + 64, total))
+            ids = source.order(epoch, positions)
+            wanted = by_row.training_batch(torch.from_numpy(ids), epoch)
+            got = source.batch(epoch, positions)
+            assert all(torch.equal(value, getattr(got, name)) for name, value in vars(wanted).items())
+
+
+def test_a_stream_begins_anywhere_and_goes_back(dataset: Dataset) -> None:
+    """What a resume asks for: the middle of an epoch, then the next; and a rank's single position."""
+    straight, resumed = open_(dataset, "stream", 2).source, open_(dataset, "stream", 2).source
+    for epoch, positions in [(3, [150, 151]), (3, [233]), (4, [0]), (3, [10, 220]), (1, [0])]:
+        asked = np.array(positions)
+        fresh = open_(dataset, "stream", 2).source.batch(epoch, asked)
+        assert torch.equal(resumed.batch(epoch, asked).history, fresh.history)
+    for start in range(0, straight.rows, 50):
+        straight.batch(3, np.arange(start, min(start + 50, straight.rows)))
+    assert torch.equal(straight.batch(4, np.array([7])).key, resumed.batch(4, np.array([7])).key)
+
+
+@pytest.mark.parametrize("loader", ["resident", "mmap", "stream"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_evaluation_is_leave_one_out(dataset: Dataset, loader: str, split: Split) -> None:
+    loaded, limit, held = open_(dataset, loader), dataset.manifest.max_length, 1 if split == "test" else 2
+    users = np.arange(3, dataset.manifest.users, dtype=np.int64)
+    batches = list(loaded.evaluation_batches(split, users, 16))
+    assert [len(batch) for batch in batches] == [16] * 4 + [13]
+    got = [row for batch in batches for row in rows_of(batch, limit)]
+    everyone = sequences(dataset)
+    assert got == [(u, everyone[u][:-held][-limit:], everyone[u][-held]) for u in users.tolist()]
+    assert torch.equal(torch.cat([b.key for b in batches]), torch.from_numpy(users)), "noise is keyed by user"
+
+
+def test_no_training_row_shows_a_held_out_item_or_the_future(dataset: Dataset) -> None:
+    """By positions, not by item ids: an item may return later."""
+    loaded = open_(dataset, "resident")
+    marked = torch.arange(1, len(dataset.items) + 1, dtype=torch.int32)  # each interaction its own item
+    sequences = loaded.sequences
+    single = Sequences(sequences.offsets, marked, sequences.row_offsets, None, sequences.max_length)
+    batch = single.training_batch(torch.arange(loaded.source.rows), 1)
+    last = torch.from_numpy(dataset.offsets)[batch.user + 1]
+    assert (batch.target <= last - 2).all()
+    assert (batch.history < batch.target[:, None]).all()
+    newest = batch.history.gather(1, batch.length[:, None] - 1)[:, 0]
+    assert torch.equal(newest, batch.target - 1), "the history ends right before the target"
+    assert (batch.length == loaded.sequences.max_length).any()
+
+
+def test_keys_of_noise_never_repeat(dataset: Dataset) -> None:
+    source = open_(dataset, "resident").source
+    everything = torch.cat([source.batch(epoch, np.arange(source.rows)).key for epoch in (1, 2, 3)])
+    assert len(set(everything.tolist())) == 3 * source.rows
+
+
+def test_auto_is_resident_where_it_fits(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_placement(DataConfig(), dataset, CPU) == "resident"
+    monkeypatch.setattr("trainer.batches.loader.host_memory_available", lambda: 2000)
+    assert choose_placement(DataConfig(), dataset, CPU) == "mmap"
+    assert choose_placement(DataConfig(loader="resident"), dataset, CPU) == "resident"
+
+
+def test_a_stream_names_the_shard_that_is_damaged(dataset: Dataset, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset.root, tmp_path / "copy"))
+    shard = copy / "shards/rows-00004.tar"
+    shard.write_bytes(shard.read_bytes()[:-3000])
+    source = open_(Dataset.open(copy), "stream", 2).source
+    with pytest.raises(UserError, match="rows-00004"):
+        source.batch(1, np.arange(source.rows))

@@ -1,0 +1,190 @@
+"""Configuration and recipes: strict keys, typed values, and a run's config.yaml that gives the same run again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.errors import UserError
+from models.ranking import RankingOptions
+from models.registry import SYSTEMS
+from trainer.config import recipe
+from trainer.config.schema import RunConfig, parse
+
+BASE: dict[str, Any] = {"model": {"name": "sasrec"}}
+
+
+def settings_of(*settings: str) -> RunConfig:
+    return recipe.load("demo", None, settings, "data")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.epoch=5", "unknown key train.epoch: did you mean 'epochs'?"),
+        ("trian.epochs=5", "unknown key trian: did you mean 'train'?"),
+        ("engine.zero=1", "engine.zero"),
+        ("model.backbon=gru", "did you mean"),
+        ("model.tcd.chanels=[8]", "did you mean 'channels'?"),
+        ("model.name=sasrek", "unknown model 'sasrek': did you mean 'sasrec'?"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1 (given: 0)"),
+        ("train.epochs=many", "train.epochs: Input should be a valid integer"),
+        ("train.epochs=2.5", "train.epochs"),
+        ("train.learning_rate=0", "train.learning_rate"),
+        ("engine.zero_stage=4", "engine.zero_stage: Input should be 0, 1, 2 or 3 (given: 4)"),
+        ("engine.precision=fp16", "'fp32' or 'bf16'"),
+        ("eval.index=faiss", "'exact', 'flat', 'ivf' or 'hnsw'"),
+        ("cluster={launcher: inline, workers: 2}", "launcher inline runs one worker"),
+        ("train=5", "train: "),
+        ("model.steps=many", "model.steps"),
+        ("model.steps=0", "model.steps is 0"),
+        ("model.tcd_start=soon", "model.tcd_start"),
+        ("model.tcd_start=99", "model.tcd_start is 99"),
+        ("model.backbone=gru", "model.backbone"),
+        ("model.tcd=5", "model.tcd"),
+        ("model.tcd.channels=wide", "model.tcd.channels"),
+        ("model=tedrek", "unknown model 'tedrek': did you mean 'tedrec'?"),
+        ("seed=-1", "seed"),
+        ("train.epochs", "write it as section.key=value"),
+        ("=5", "write it as section.key=value"),
+        ("train.epochs=[", "is not a YAML value"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(setting: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        settings_of(setting)
+    assert said in str(error.value)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        settings_of("train.epoch=5", "eval.batch=1", "train.patience=0")
+    assert [name in str(error.value) for name in ("train.epoch", "eval.batch", "train.patience")] == [True] * 3
+
+
+def test_settings_override_the_recipe_and_the_last_one_wins() -> None:
+    config = settings_of("train.epochs=5", "train.epochs=7", "model.tcd={channels: [8, 16]}", "model.tcd.dropout=0.5")
+    assert config.train.epochs == 7
+    written = yaml.safe_load((recipe.FOLDER / "demo.yaml").read_text())
+    assert (
+        config.train.batch_size == written["train"]["batch_size"] != RunConfig.model_fields["train"].default.batch_size
+    )
+    assert (config.model["tcd"]["channels"], config.model["tcd"]["dropout"]) == ([8, 16], 0.5)
+    assert config.data.path == "data"
+
+
+@pytest.mark.parametrize("value", ["1e-3", "0.001", "'0.001'"])
+def test_numbers_as_people_write_them(value: str) -> None:
+    assert settings_of(f"train.learning_rate={value}").train.learning_rate == 0.001
+    assert settings_of(f"model.lambda_tcd={value}").model["lambda_tcd"] == 0.001
+
+
+def test_a_system_is_named_in_any_of_three_ways() -> None:
+    ways = [recipe.load("demo", "tedrec", [], "data"), settings_of("model.name=tedrec"), settings_of("model=tedrec")]
+    assert ways[0] == ways[1] == ways[2]
+    written = yaml.safe_load((recipe.FOLDER / "demo.yaml").read_text())["systems"]["tedrec"]
+    assert written.items() <= ways[0].model.items(), "the recipe's options of that system"
+
+
+def test_the_model_section_is_complete() -> None:
+    config = parse(BASE)
+    assert config.model_name == "sasrec"
+    assert config.model_options == {"hidden": 64, "inner": 256, "layers": 2, "heads": 2,
+                                    "attention_dropout": 0.5, "hidden_dropout": 0.5,
+                                    "ranking": asdict(RankingOptions())}  # fmt: skip
+    with pytest.raises(UserError, match="give a section with at least a name"):
+        parse({})
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_packaged_recipes_parse_for_every_system_they_list(name: str, tmp_path: Path) -> None:
+    listed = yaml.safe_load((recipe.FOLDER / f"{name}.yaml").read_text())["systems"]
+    assert set(listed) == set(SYSTEMS)
+    for system in (None, *listed):
+        config = recipe.load(name, system, [], "data")
+        assert system in (None, config.model_name)
+        _round_trip(config, tmp_path / f"{name}-{system}.yaml")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    epochs=st.integers(1, 1000), rate=st.floats(1e-6, 1), workers=st.integers(1, 9), path=st.text(max_size=20),
+    channels=st.lists(st.integers(1, 64), min_size=2, max_size=2), experiment=st.text(max_size=10),
+)  # fmt: skip
+def test_a_run_s_configuration_survives_its_file(
+    epochs: int, rate: float, workers: int, path: str, channels: list[int], experiment: str
+) -> None:
+    values = {
+        "model": {"name": "mealrec", "tcd": {"channels": channels}}, "data": {"path": path},
+        "train": {"epochs": epochs, "learning_rate": rate}, "cluster": {"workers": workers},
+        "tracking": {"experiment": experiment},
+    }  # fmt: skip
+    config = parse(values)
+    assert parse(yaml.safe_load(recipe.dump(config, "mealrec train --name x"))) == config
+
+
+def _round_trip(config: RunConfig, path: Path) -> None:
+    path.write_text(recipe.dump(config, "mealrec train --recipe demo --name 'two\nlines'"), encoding="utf-8")
+    again = recipe.load(str(path), None, [], None)
+    assert again == config
+    assert again.fingerprint() == config.fingerprint()
+    assert recipe.load(str(path), config.model_name, [], None) == config
+
+
+def test_another_system_does_not_take_over_options(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(recipe.dump(settings_of("model.name=sasrec", "model.hidden=8"), "x"))
+    assert recipe.load(str(path), "tedrec", [], None).model["hidden"] == 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- a\n", "model: [", "model: 5", "systems: 5", "systems: {sasrec: 5}\nmodel: sasrec", "model: {5: 6}",
+     "5: 6\nmodel: sasrec", "train: {5: 6}\nmodel: sasrec", "model: {name: sasrec, 5: 6}", "model: null",
+     "model: !!python/object/apply:os.getcwd []", "train: null\nmodel: sasrec", "data: {path: 5}\nmodel: sasrec"],
+)  # fmt: skip
+def test_a_bad_recipe_file_is_a_user_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError):
+        recipe.load(str(tmp_path / "mine.yaml"), None, [], None)
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown recipe 'demoo': did you mean 'demo'"):
+        recipe.load("demoo", None, [], None)
+    with pytest.raises(UserError, match="cannot read recipe"):
+        recipe.load(str(tmp_path / "absent.yaml"), None, [], None)
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xff\xfe")
+    with pytest.raises(UserError, match="cannot read recipe"):
+        recipe.load(str(tmp_path / "latin.yaml"), None, [], None)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["train.epochs=9", "train.checkpoint_every=5", "cluster.workers=2", "tracking.mlflow=false", "eval.index=flat",
+     "engine.name=torch", "engine.zero_stage=2", "engine.device=cpu", "data.path=elsewhere", "data.loader=mmap",
+     "data.stream_window=2"],
+)  # fmt: skip
+def test_what_may_change_between_save_and_resume(setting: str) -> None:
+    assert settings_of(setting).fingerprint() == settings_of().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["train.learning_rate=0.5", "train.batch_size=7", "train.accumulation=2", "train.clip_norm=1", "train.patience=4",
+     "train.weight_decay=0.1", "engine.precision=bf16", "seed=1", "model.mix=0.25", "model.name=sasrec",
+     "model.tcd.channels=[8, 16]", "data.loader=stream"],
+)  # fmt: skip
+def test_what_may_not_change(setting: str) -> None:
+    assert settings_of(setting).fingerprint() != settings_of().fingerprint()
+
+
+def test_the_window_of_a_stream_decides_the_order_of_rows() -> None:
+    prints = {settings_of("data.loader=stream", f"data.stream_window={n}").fingerprint() for n in (1, 2)}
+    assert len(prints) == 2

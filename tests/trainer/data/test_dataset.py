@@ -1,0 +1,374 @@
+"""A written dataset: its format, what is derived from it, its copies, and the refusal of damaged ones."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import itertools
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from models.errors import UserError
+from trainer.batches.item_table import load_table, table_bytes
+from trainer.data.format import splits
+from trainer.data.format.dataset import Dataset
+from trainer.data.format.manifest import Manifest, load_manifest, parse_manifest
+from trainer.data.format.node_copy import materialise
+from trainer.data.format.shards import read_shard, shard_list
+from trainer.data.format.writer import Content, write_dataset
+from trainer.data.storage import open_file, staging_folder
+
+U, N_ITEMS, L = 40, 1200, 5
+CPU = torch.device("cpu")
+RAW = np.random.default_rng(0).normal(7, 3, (N_ITEMS, 2, 4)).astype(np.float32)
+PRESENT = np.arange(N_ITEMS) % 7 != 0
+
+
+def interactions() -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    rng = np.random.default_rng(1)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(3, 40, U))]).astype(np.int64)
+    return offsets, rng.integers(1, N_ITEMS + 1, offsets[-1]).astype(np.int32)
+
+
+def write(out: Path, **changes: Any) -> Manifest:
+    offsets, items = interactions()
+
+    def sequence(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        return np.where(PRESENT[start:stop, None, None], RAW[start:stop], np.nan), PRESENT[start:stop]
+
+    def text(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        return np.full((stop - start, 3), 2.5), np.ones(stop - start, np.bool_)
+
+    given_: dict[str, Any] = {
+        "user_ids": [f"user {u}" for u in range(U)],
+        "item_ids": [f"item {i}" for i in range(N_ITEMS)],
+        "item_titles": [None if i % 2 else f"title {i}" for i in range(N_ITEMS)],
+        "offsets": offsets,
+        "items": items,
+        "content": {
+            "sequence": Content((2, 4), sequence, "frames", "test"),
+            "text": Content((3,), text, "title", "test"),
+        },
+        "max_length": L,
+        "dropped": {"duplicate rows": 2},
+    }
+    return write_dataset(out, **(given_ | changes))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dataset") / "data"
+    write(out)
+    return out
+
+
+@pytest.fixture
+def copy(root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(root, tmp_path / "copy"))
+
+
+@pytest.fixture
+def url(root: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_ids_and_titles(root: Path) -> None:
+    dataset = Dataset.open(root)
+    assert dataset.user_ids()[7] == "user 7"
+    assert dataset.item_ids()[:2] == ["item 0", "item 1"]
+    assert dataset.item_titles()[:3] == ["title 0", None, "title 2"]
+    frame = pl.read_parquet(root / "items.parquet")
+    assert frame["row"].to_list() == list(range(1, N_ITEMS + 1))
+    assert frame["train_count"].to_list() == dataset.train_counts()[1:].tolist()
+    dataset.verify()
+
+
+def test_content_is_standardised_over_training_items(root: Path) -> None:
+    dataset = Dataset.open(root)
+    counts = dataset.train_counts()[1:]
+    used = RAW[PRESENT & (counts > 0)].reshape(-1, 4).astype(np.float64)
+    info = dataset.manifest.content["sequence"]
+    np.testing.assert_allclose(info.mean, used.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(info.std, used.std(axis=0), rtol=1e-6)
+    assert info.missing == int((~PRESENT).sum())
+    table = load_table(dataset, CPU, resident=True)
+    rows = torch.arange(N_ITEMS + 1)
+    expected = np.where(PRESENT[:, None, None], (RAW - used.mean(axis=0)) / used.std(axis=0), 0)
+    np.testing.assert_allclose(table.gather("sequence", rows)[1:], expected, atol=3e-3)
+    assert table.present("sequence", rows)[1:].tolist() == PRESENT.tolist()
+    assert table.gather("text", rows).abs().max() == 0  # a constant is zero, not rounding error blown up
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
+def test_resident_and_memory_mapped_tables_agree(root: Path, shape: tuple[int, ...]) -> None:
+    dataset = Dataset.open(root)
+    resident, mapped = (load_table(dataset, CPU, resident=r) for r in (True, False))
+    rows = torch.randint(0, N_ITEMS + 1, shape, generator=torch.Generator().manual_seed(0))
+    for table in (resident, mapped):
+        assert (table.n_items, dict(table.widths), dict(table.kinds)) == (
+            N_ITEMS + 1,
+            {"sequence": (2, 4), "text": (3,)},
+            {"sequence": "frames", "text": "title"},
+        )
+        assert table.gather("sequence", rows).shape == (*shape, 2, 4)
+        assert table.gather("sequence", rows).dtype == torch.float32
+        assert not table.present("text", torch.zeros(shape, dtype=torch.int64)).any()  # padding
+    assert torch.equal(resident.gather("sequence", rows), mapped.gather("sequence", rows))
+    assert torch.equal(resident.present("sequence", rows), mapped.present("sequence", rows))
+    assert table_bytes(dataset.manifest) == (N_ITEMS + 1) * (2 * (8 + 3) + 2)
+
+
+def test_shards_hold_table_and_training_rows(root: Path) -> None:
+    dataset = Dataset.open(root)
+    table = load_table(dataset, CPU, resident=True)
+    seen = 0
+    for shard in shard_list(str(root), dataset.manifest, "items"):
+        for block in read_shard(shard):
+            rows = torch.from_numpy(block["rows"]).long()
+            seen += len(rows)
+            assert np.array_equal(block["sequence"].astype(np.float32), table.gather("sequence", rows).numpy())
+    assert seen == N_ITEMS
+    users = []
+    for shard in shard_list(str(root), dataset.manifest, "rows"):
+        for block in read_shard(shard):
+            users += block["user"].tolist()
+    assert len(users) == dataset.manifest.train_rows == dataset.row_offsets[-1]
+    assert np.array_equal(np.bincount(users, minlength=U), np.diff(dataset.row_offsets))
+
+
+lengths = st.lists(st.integers(3, 15), min_size=1, max_size=8)
+
+
+@given(lengths, st.integers(1, 6), st.integers(0, 99))
+def test_training_rows_are_prefixes(n: list[int], max_length: int, seed: int) -> None:
+    offsets = np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
+    items = np.random.default_rng(seed).integers(1, 9, offsets[-1]).astype(np.int32)
+    expected = []
+    for u in range(len(n)):
+        own = items[offsets[u] : offsets[u + 1] - 2].tolist()
+        for t in range(1, len(own)):
+            history = own[max(0, t - max_length) : t]
+            expected.append((u, history + [0] * (max_length - len(history)), len(history), own[t]))
+    starts = splits.row_offsets(offsets)
+    got = splits.training_rows(np.arange(starts[-1]), offsets, items, starts, max_length)
+    rows = zip(*(got[name].tolist() for name in ("user", "history", "length", "target")), strict=True)
+    assert list(rows) == expected
+
+
+@given(lengths, st.integers(0, 99))
+def test_counts_and_cold_targets(n: list[int], seed: int) -> None:
+    offsets = np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
+    items = np.random.default_rng(seed).integers(1, 30, offsets[-1]).astype(np.int32)
+    own = [items[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+    training = [item for some in own for item in some[:-2]]
+    counts = splits.train_counts(offsets, items, 30)
+    assert counts.tolist() == [training.count(i) for i in range(31)]
+    for split, back in (("validation", -2), ("test", -1)):
+        mask = splits.cold_mask(offsets, items, counts, split)  # type: ignore[arg-type]
+        assert mask.tolist() == [some[back] not in training for some in own]
+
+
+def test_derived_views(root: Path) -> None:
+    dataset = Dataset.open(root)
+    interactions_ = dataset.training_interactions()
+    assert interactions_.offsets.dtype == interactions_.items.dtype == torch.int64
+    for u in (0, U - 1):
+        own = interactions_.items[interactions_.offsets[u] : interactions_.offsets[u + 1]].tolist()
+        assert own == dataset.items[dataset.offsets[u] : dataset.offsets[u + 1] - 2].tolist()
+    users, positions = dataset.eval_rows("test")
+    assert users.tolist() == list(range(U))
+    assert positions.tolist() == (dataset.offsets[1:] - 1).tolist()
+    for split in splits.SPLITS:
+        cold = getattr(dataset.manifest.splits, split).cold_targets
+        assert cold == dataset.cold_mask(split).sum() > 0
+
+
+def test_equal_data_has_equal_fingerprint(root: Path, tmp_path: Path) -> None:
+    again = write(tmp_path / "again")
+    assert again.fingerprint == load_manifest(root).fingerprint
+    assert write(tmp_path / "other", max_length=L + 1).fingerprint != again.fingerprint
+
+
+def test_copy_from_url_is_the_same_dataset(root: Path, url: str, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        copies = set(pool.map(lambda _: materialise(url, tmp_path / "cache"), range(4)))
+    (copied,) = copies
+    assert not (copied / "shards").exists()
+    for path in [*copied.glob("table/*"), *copied.glob("*"), *copied.glob("sequences/*")]:
+        if path.is_file():
+            assert path.read_bytes() == (root / path.relative_to(copied)).read_bytes(), path
+    dataset = Dataset.open(url, tmp_path / "cache")
+    assert dataset.root == copied
+    dataset.verify()
+    rows = [b for s in shard_list(dataset.source, dataset.manifest, "rows") for b in read_shard(s)]
+    assert sum(len(b["row"]) for b in rows) == dataset.manifest.train_rows
+
+
+def test_half_made_copy_is_made_again(root: Path, tmp_path: Path) -> None:
+    stale = tmp_path / f".{load_manifest(root).fingerprint[:32]}.partial-1"
+    stale.mkdir()
+    assert Dataset.open(materialise(str(root), tmp_path)).manifest.users == U
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "sequences/items.npy", "shards/items-00000.tar"])
+def test_copy_of_a_damaged_dataset_is_refused(copy: Path, name: str, tmp_path: Path) -> None:
+    flip(copy / name)
+    with pytest.raises(UserError, match=Path(name).name.replace(".", r"\.")):
+        materialise(str(copy), tmp_path / "cache")
+    assert [p for p in (tmp_path / "cache").iterdir() if p.is_dir()] == []
+
+
+def test_shards_of_another_dataset_than_its_table(copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["table/text.npy"]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"text\.npy does not match its sha256"):
+        materialise(str(copy), tmp_path / "cache")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-600] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda p: p.write_bytes(p.read_bytes()[:-1]), Path.unlink])
+def test_verify_names_every_damaged_file(root: Path, copy: Path, damage: Any) -> None:
+    dataset = Dataset.open(copy)
+    for name in dataset.manifest.files:
+        if (copy / name).stat().st_size < 600:
+            continue
+        damage(copy / name)
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            dataset.verify()
+        shutil.copy(root / name, copy / name)
+    dataset.verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "schema version None"),
+        ('{"schema_version": 2}', "schema version 2, this program reads 1"),
+        ('{"schema_version": 1}', "key 'users': Field required"),
+        ({"users": -1}, "key 'users'"),
+        ({"surprise": 1}, "key 'surprise'"),
+        ({"content": {"smell": {}}}, "key 'content"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "0" * 64}}}, "lies outside the folder"),
+        ({"files": {"/x": {"bytes": 1, "sha256": "0" * 64}}}, "lies outside the folder"),
+        ({"files": {}}, "no checksum for shard"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_malformed_manifest(root: Path, change: str | dict[str, Any], message: str) -> None:
+    text = change
+    if isinstance(change, dict):
+        text = json.dumps(json.loads((root / "manifest.json").read_text()) | change)
+    with pytest.raises(UserError, match=f"^here.*{message}"):
+        parse_manifest(str(text), "here")
+
+
+def test_no_dataset_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is .* a dataset made by `mealrec prepare`"):
+        Dataset.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sequences/offsets.npy", "sequences/items.npy", "table/text.npy"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00v\x00{", "object", "short", "float"])
+def test_array_files_that_do_not_fit(copy: Path, name: str, content: bytes | str) -> None:
+    path = copy / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        array = np.load(path)
+        bad = {"object": array.astype(object), "short": array[1:], "float": array.astype(np.float64)}[content]
+        np.save(path, bad, allow_pickle=content == "object")
+    with pytest.raises(UserError, match=Path(name).name.replace(".", r"\.")):
+        load_table(Dataset.open(copy), CPU, resident=True)
+
+
+def test_offsets_that_do_not_fit_items(copy: Path) -> None:
+    offsets = np.load(copy / "sequences/offsets.npy")
+    offsets[3] = offsets[2] + 1
+    np.save(copy / "sequences/offsets.npy", offsets)
+    with pytest.raises(UserError, match="does not fit"):
+        Dataset.open(copy)
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"x"), Path.unlink])
+def test_damaged_ids(copy: Path, damage: Any) -> None:
+    damage(copy / "items.parquet")
+    with pytest.raises(UserError, match=r"cannot read .*items\.parquet"):
+        Dataset.open(copy).item_ids()
+
+
+def test_content_that_is_not_finite(tmp_path: Path) -> None:
+    def bad(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        values = np.zeros((stop - start, 3))
+        values[17] = np.inf
+        return values, np.ones(stop - start, np.bool_)
+
+    with pytest.raises(UserError, match="item number 17 is NaN or infinite"):
+        write(tmp_path / "out", content={"text": Content((3,), bad, "title", "test")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outliers_stay_finite_in_float16(tmp_path: Path) -> None:
+    offsets, items = interactions()
+    unused = int(np.flatnonzero(splits.train_counts(offsets, items, N_ITEMS)[1:] == 0)[0])
+
+    def wide(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        values = RAW[start:stop, 0].copy()
+        values[unused - start] = 1e30
+        return values, np.ones(stop - start, np.bool_)
+
+    write(tmp_path / "out", content={"visual": Content((4,), wide, "video", "test")})
+    assert np.isfinite(np.load(tmp_path / "out/table/visual.npy")).all()
+
+
+def test_folder_in_use_is_refused_and_kept(root: Path, tmp_path: Path) -> None:
+    before = (root / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="is not an empty folder"):
+        write(root)
+    assert (root / "manifest.json").read_bytes() == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is not an empty folder"), staging_folder(tmp_path / "file"):
+        pass
+    with pytest.raises(UserError, match="cannot make"), staging_folder(tmp_path / "file" / "below"):
+        pass
+
+
+@pytest.mark.parametrize("source", ["pipe://ls", "ftp://x/y", "simplecache::http://x", "file://x::pipe://ls"])
+def test_only_known_urls_are_opened(source: str) -> None:
+    with pytest.raises(UserError, match=r"URLs and local paths|cannot open"):
+        open_file(source)
+
+
+def test_pipe_is_a_path_and_never_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot open pipe:touch canary"):
+        open_file("pipe:touch canary")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,313 @@
+"""MLflow, whatever it does, hurts no run and gets every point once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.errors import UserError
+from tests.helpers.mlflow_server import Server
+from tests.helpers.paths import ROOT
+from trainer.commands import track
+from trainer.tracking import MetricsLog, start_mirror
+
+
+def write_run(runs_dir: Path, name: str = "demo") -> tuple[Path, MetricsLog]:
+    run_dir, data = runs_dir / name, runs_dir.parent / "beauty"
+    run_dir.mkdir(parents=True)
+    data.mkdir(exist_ok=True)
+    manifest = {"users": 5, "items": 7, "interactions": 30, "train_rows": 15}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    config = {
+        "data": {"path": str(data)},
+        "model": {"name": "sasrec", "widths": [1, 2], "note": "x" * 9000},
+        "many": {f"k{n}": n for n in range(150)},  # more than a request takes
+    }
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    log.append("start", 0, 0, {})
+    return run_dir, log
+
+
+def append_epochs(log: MetricsLog, *epochs: int) -> None:
+    for epoch in epochs:
+        log.append("epoch", epoch, 10 * epoch, {"loss": 1 / epoch, "valid": {"HR@10": epoch / 100}})
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def recorded(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "mlflow.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {"posted": {}, "run_id": None}
+
+
+def history(client: Any, run_id: str, name: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+
+
+def assert_epochs(client: Any, run_id: str, count: int) -> None:
+    epochs = range(1, count + 1)
+    assert history(client, run_id, "loss") == [(10 * epoch, 1 / epoch) for epoch in epochs]
+    assert history(client, run_id, "valid/HR_at_10") == [(10 * epoch, epoch / 100) for epoch in epochs]
+    assert history(client, run_id, "epoch") == [(10 * epoch, float(epoch)) for epoch in epochs]
+
+
+def outages(run_dir: Path) -> int:
+    return (run_dir / "mlflow.log").read_text().count("MLflow fails")
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty store that has its tables already: making them takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        from mlflow import MlflowClient
+
+        path = tmp_path_factory.mktemp("store") / "mlflow.db"
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+        yield path
+
+
+@pytest.fixture
+def store(migrated: Path, tmp_path: Path) -> str:
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def client_of(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+@pytest.mark.slow
+def test_everything_of_a_run_reaches_mlflow_and_a_resumed_run_goes_on(tmp_path: Path, store: str) -> None:
+    run_dir, log = write_run(tmp_path / "runs")
+    mirror = start_mirror(run_dir, store, "shelf")
+    append_epochs(log, 1, 2, 3)
+    until(lambda: recorded(run_dir)["posted"].get("epoch") == 30)  # while the run goes on, not only at its end
+    assert mirror.close(60, "FAILED")
+    assert mirror.close(1)  # a second call is harmless
+    client = client_of(store)
+    run_id = recorded(run_dir)["run_id"]
+    assert client.get_run(run_id).info.status == "FAILED"
+
+    # epochs 3 and later again, after a resume from the checkpoint of epoch 2
+    log.rewind(20)
+    mirror = start_mirror(run_dir, store, "shelf")
+    append_epochs(log, 3, 4)
+    log.append("test", 4, 40, {"HR@10": 0.25, "masked": {"HR@10": 0.5}, "cold": None})
+    log.append("end", 4, 40, {})
+    (run_dir / "test.json").write_text("{}")
+    assert mirror.close(60)
+    assert recorded(run_dir)["run_id"] == run_id
+    assert_epochs(client, run_id, 4)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "demo"
+    assert client.get_experiment(run.info.experiment_id).name == "shelf"
+    assert history(client, run_id, "test/HR_at_10") == [(40, 0.25)]
+    assert history(client, run_id, "test/masked/HR_at_10") == [(40, 0.5)]
+    parameters = run.data.params
+    assert parameters["model.name"] == "sasrec"
+    assert parameters["model.widths"] == "[1, 2]"
+    assert parameters["many.k149"] == "149"
+    assert len(parameters["model.note"]) == 500
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, json.loads(dataset.profile)["train_rows"]) == ("beauty", 15)
+    assert run.data.tags["mlflow.source.git.commit"][:40].isalnum()
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {"config.yaml", "test.json"}
+    assert (run_dir / "mlflow.log").read_text() == ""
+    assert not (ROOT / "mlruns").exists()
+
+
+#: a run that starts a mirror and then waits to be killed
+RUN = """
+import sys, time
+from pathlib import Path
+from tests.trainer.tracking.test_mirror import append_epochs
+from trainer.tracking import MetricsLog, start_mirror
+run_dir = Path(sys.argv[1])
+log = MetricsLog(run_dir / "metrics.jsonl")
+mirror = start_mirror(run_dir, sys.argv[2], "shelf")
+append_epochs(log, 1, 2)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_marked_killed_and_its_mirror_ends(
+    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, log = write_run(tmp_path / "runs")
+    with subprocess.Popen([sys.executable, "-c", RUN, str(run_dir), store], cwd=ROOT) as process:
+        until(lambda: recorded(run_dir)["run_id"])
+        process.send_signal(signal.SIGKILL)
+    client, run_id = client_of(store), recorded(run_dir)["run_id"]
+    until(lambda: client.get_run(run_id).info.status == "KILLED")
+    assert_epochs(client, run_id, 2)
+    until(lambda: client.list_artifacts(run_id))
+    # it went on elsewhere without MLflow, and is synced by hand
+    append_epochs(log, 3)
+    log.append("end", 3, 30, {})
+    assert tracked(run_dir) == 0
+    assert "all 5 lines" in capsys.readouterr().out
+    assert_epochs(client, run_id, 3)
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def tracked(run_dir: Path, *options: str) -> int:
+    parser = argparse.ArgumentParser()
+    track.add_arguments(parser)
+    return track.run(parser.parse_args(["--run", run_dir.name, "--runs-dir", str(run_dir.parent), *options]))
+
+
+@pytest.mark.slow
+def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
+    """MLflow itself never gets over a migration that was cut off ("table _alembic_tmp_jobs already exists")."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    make = [sys.executable, "-c", f"from trainer.tracking.mirror import make_store; make_store({uri!r})"]
+    maker, new = subprocess.Popen(make, cwd=ROOT), tmp_path / ".mlflow.db.new"
+    until(lambda: new.exists() and new.stat().st_size > 100_000)  # of some 600,000
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    run_dir, log = write_run(tmp_path / "runs")
+    append_epochs(log, 1)
+    assert start_mirror(run_dir, uri, "mealrec").close(120, "FINISHED")
+    assert recorded(run_dir)["posted"]["epoch"] == 10
+    assert not new.exists()
+
+
+def test_track_refuses_a_run_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run 'absent': .*metrics\.jsonl does not exist"):
+        tracked(tmp_path / "absent")
+
+
+def test_a_mirror_that_cannot_start_is_reported_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mirror = start_mirror(tmp_path / "absent", "sqlite://", "shelf")
+    with caplog.at_level(logging.WARNING):
+        assert not mirror.close(1)
+    assert "mealrec track --run absent" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def application(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from mlflow.server import constants
+
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(migrated, folder / "mlflow.db")
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
+        patch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(folder / "artifacts"))
+        patch.setenv(constants.SERVE_ARTIFACTS_ENV_VAR, "true")
+        from mlflow.server import app
+
+        yield app
+
+
+@pytest.fixture
+def server(application: Any) -> Iterator[Server]:
+    server = Server(application)
+    yield server
+    server.release()
+    server.down()
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_fails_hangs_and_loses_answers_gets_every_point_once(
+    tmp_path: Path, server: Server
+) -> None:
+    run_dir, log = write_run(tmp_path / "runs", "faulty")
+    mirror = start_mirror(run_dir, server.uri, "shelf")
+    append_epochs(log, 1)
+    until(lambda: outages(run_dir))  # refused: nobody listens
+    for mode in ("500", "hang"):
+        server.mode = mode
+        if mode == "500":
+            server.up()
+        append_epochs(log, {"500": 2, "hang": 3}[mode])
+        until(lambda mode=mode: server.seen[mode] >= 2)  # type: ignore[misc]
+    server.mode = "lose"
+    server.release()
+    append_epochs(log, 4)
+    log.append("end", 4, 40, {})
+    assert mirror.close(90)
+    lost = {path.rsplit("mlflow/", 1)[-1] for path in server.lost}
+    assert lost >= {"runs/create", "runs/log-batch", "runs/log-inputs", "runs/update"}
+    server.mode = "ok"
+    client, run_id = client_of(server.uri), recorded(run_dir)["run_id"]
+    assert_epochs(client, run_id, 4)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert len(run.inputs.dataset_inputs) == 1
+    runs = client.search_runs([run.info.experiment_id], "attributes.run_name = 'faulty'")
+    assert [run.info.run_id for run in runs] == [run_id]  # though the answer to its creation was lost
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {"config.yaml"}
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything(tmp_path: Path, server: Server) -> None:
+    run_dir, log = write_run(tmp_path / "runs", "restarted")
+    server.up()
+    mirror = start_mirror(run_dir, server.uri, "shelf")
+    append_epochs(log, 1)
+    until(lambda: recorded(run_dir)["posted"].get("epoch") == 10)
+    server.down()
+    append_epochs(log, 2)
+    until(lambda: outages(run_dir) == 1)
+    time.sleep(2)  # long enough for several tries
+    server.up()
+    append_epochs(log, 3)
+    assert mirror.close(60)
+    assert_epochs(client_of(server.uri), recorded(run_dir)["run_id"], 3)
+    words = (run_dir / "mlflow.log").read_text().splitlines()
+    assert len(words) == 2, words  # one line for the outage, one for its end
+    assert "MLflow answers again" in words[1]
+
+
+@pytest.mark.slow
+def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir, log = write_run(tmp_path / "runs", "hung")
+    server.mode = "hang"
+    server.up()
+    mirror = start_mirror(run_dir, server.uri, "shelf")
+    append_epochs(log, 1)
+    log.append("end", 1, 10, {})
+    until(lambda: server.seen["hang"])
+    started = time.monotonic()
+    assert not mirror.close(1.5)
+    assert time.monotonic() - started < 3.5
+    assert f"mealrec track --run hung --runs-dir {run_dir.parent}" in caplog.text
+    with pytest.raises(UserError, match=r"within 3 s; .*mlflow\.log"):
+        tracked(run_dir, "--timeout", "3")
+    server.mode = "ok"
+    server.release()
+    assert tracked(run_dir) == 0
+    client, run_id = client_of(server.uri), recorded(run_dir)["run_id"]
+    assert_epochs(client, run_id, 1)
+    assert client.get_run(run_id).info.status == "FINISHED"

@@ -1,0 +1,324 @@
+"""A checkpoint is whole or absent, whatever fails and whenever the writer is killed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.errors import UserError
+from tests.helpers.paths import ROOT
+from trainer.training.checkpoint import Checkpoint, CheckpointStore, FileSystem
+
+
+def content(step: int, seed: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    flat = torch.full((64,), float(step)) + seed
+    tensors = {
+        "model": {"weight": flat[:32].view(4, 8), "bias": flat[16:]},  # views that share storage
+        "optimizer": {"0.exp_avg": flat * 2, "0.step": torch.tensor(float(step))},
+    }
+    return tensors, {"step": step, "seed": seed, "rng": [2**100, 1.5, None], "best": float("-inf")}
+
+
+def assert_consistent(checkpoint: Checkpoint | None) -> tuple[int, int]:
+    """Tensors and state of one checkpoint belong together; returns (step, seed)."""
+    assert checkpoint is not None
+    tensors, state = content(checkpoint.step, checkpoint.state["seed"])
+    assert checkpoint.state == state
+    assert checkpoint.tensors.keys() == tensors.keys()
+    for group, named in tensors.items():
+        assert checkpoint.tensors[group].keys() == named.keys()
+        for name, value in named.items():
+            assert torch.equal(checkpoint.tensors[group][name], value)
+    return checkpoint.step, checkpoint.state["seed"]
+
+
+class Recorder(FileSystem):
+    """Passes every operation on, and may make the one of index `fail_at` fail."""
+
+    def __init__(self, fail_at: int = -1, code: int = errno.EIO) -> None:
+        self.operations: list[str] = []
+        self.fail_at, self.code = fail_at, code
+
+    def _step(self, name: str) -> bool:
+        self.operations.append(name)
+        return len(self.operations) - 1 == self.fail_at
+
+    def _run(self, name: str, operation: Callable[[], Any], partly: Callable[[], Any] = lambda: None) -> Any:
+        if self._step(name):
+            partly()
+            raise OSError(self.code, os.strerror(self.code), name)
+        return operation()
+
+    def mkdir(self, path: Path) -> None:
+        self._run(f"mkdir {path.name[:5]}", lambda: super(Recorder, self).mkdir(path))
+
+    def open(self, path: Path) -> int:
+        return int(self._run(f"open {path.name}", lambda: super(Recorder, self).open(path)))
+
+    def open_folder(self, path: Path) -> int:
+        return int(self._run(f"open_folder {path.name[:5]}", lambda: super(Recorder, self).open_folder(path)))
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        half = data[: len(data) // 2]  # a short write each time, and half a file where it fails
+        part = half if len(half) else data
+        write = super().write
+        return int(self._run("write", lambda: write(descriptor, part), lambda: write(descriptor, half)))
+
+    def fsync(self, descriptor: int) -> None:
+        self._run("fsync", lambda: super(Recorder, self).fsync(descriptor))
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._run(f"rename {old.name[:5]} {new.name[:5]}", lambda: super(Recorder, self).rename(old, new))
+
+    def remove_tree(self, path: Path) -> None:
+        def partly() -> None:
+            next(file for file in path.iterdir() if file.is_file()).unlink()
+
+        self._run(f"remove {path.name[:5]}", lambda: super(Recorder, self).remove_tree(path), partly)
+
+
+def commit_first(store: CheckpointStore) -> None:
+    store.commit(2, *content(2))
+
+
+def commit_next(store: CheckpointStore) -> None:
+    store.commit(2, *content(2), keep=())
+
+
+def commit_same(store: CheckpointStore) -> None:
+    store.commit(1, *content(1, seed=1), keep=())
+
+
+#: the commit under test, what is there before, and what may be the latest (step, seed) after a failure
+SCENARIOS = [
+    pytest.param(commit_first, False, {None, (2, 0)}, id="first"),
+    pytest.param(commit_next, True, {(1, 0), (2, 0)}, id="next"),
+    pytest.param(commit_same, True, {(1, 0), (1, 1)}, id="same step again"),
+]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize(("commit", "has_first", "allowed"), SCENARIOS)
+def test_any_failing_operation_leaves_a_whole_checkpoint(
+    tmp_path: Path,
+    code: int,
+    commit: Callable[[CheckpointStore], None],
+    has_first: bool,
+    allowed: set[tuple[int, int] | None],
+) -> None:
+    recorder = Recorder()
+
+    def store(name: str, files: FileSystem | None = None) -> CheckpointStore:
+        if has_first:
+            CheckpointStore(tmp_path / name).commit(1, *content(1))
+        return CheckpointStore(tmp_path / name, files)
+
+    commit(store("dry", recorder))
+    assert len(recorder.operations) > 30
+    outcomes = set()
+    for index, operation in enumerate(recorder.operations):
+        faulty = store(str(index), Recorder(index, code))
+        with pytest.raises(UserError if code == errno.ENOSPC else OSError) as caught:
+            commit(faulty)
+        if code == errno.ENOSPC:
+            assert str(faulty.root) in str(caught.value)
+            assert "it needs 0.0 MB" in str(caught.value)
+        after = CheckpointStore(faulty.root)
+        latest = after.latest()
+        outcomes.add(None if latest is None else assert_consistent(latest))
+        assert outcomes <= allowed, operation
+        commit(after)  # the same commit once the fault is gone
+        after.prune(after.steps()[-1:])
+        assert [path.name for path in after.root.iterdir()] == [f"step-{after.steps()[-1]:09d}"], operation
+        assert assert_consistent(after.latest()) == max(pair for pair in allowed if pair)
+    assert outcomes == allowed  # the faults did strike both before and after the switch
+
+
+def test_everything_is_synced_before_the_rename_and_the_parent_after(tmp_path: Path) -> None:
+    recorder = Recorder()
+    CheckpointStore(tmp_path, recorder).commit(1, *content(1))
+    operations = recorder.operations
+    rename = operations.index("rename .tmp- step-")
+    opened = [op for op in operations[:rename] if op.startswith("open")]
+    assert operations[:rename].count("fsync") == len(opened) == 5  # state, model, optimizer, manifest, folder
+    assert opened[-2:] == ["open manifest.json", "open_folder .tmp-"]
+    assert operations[rename + 1 :] == [f"open_folder {tmp_path.name[:5]}", "fsync"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damage_to_any_byte_is_seen_and_the_one_before_is_used(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = CheckpointStore(Path(folder))
+        store.commit(1, *content(1))
+        newest = store.commit(2, *content(2))
+        files = sorted(newest.iterdir())
+        victim = data.draw(st.sampled_from(files))
+        raw = bytearray(victim.read_bytes())
+        where = data.draw(st.integers(0, len(raw) - 1))
+        kind = data.draw(st.sampled_from(["flip", "cut", "grow", "remove"]))
+        if kind == "flip":
+            raw[where] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "cut":
+            del raw[where:]
+        elif kind == "grow":
+            raw += b"x"
+        victim.unlink() if kind == "remove" else victim.write_bytes(raw)
+        step, _ = assert_consistent(store.latest())
+        # a flipped bit in the manifest's white space changes nothing; everything else must be seen
+        assert step == 1 or victim.name == "manifest.json"
+
+
+def test_damage_is_reported_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path)
+    assert store.latest() is None
+    assert CheckpointStore(tmp_path / "absent").latest() is None
+    store.commit(1, *content(1))
+    weights = store.commit(2, *content(2)) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        assert assert_consistent(store.latest()) == (1, 0)
+    assert str(weights) in caplog.text
+    with pytest.raises(UserError, match=r"step 2: .*model.safetensors has .* bytes.* Steps in .*: 1, 2"):
+        store.load(2)
+    with pytest.raises(UserError, match=r"step 7: .*step-000000007 does not exist"):
+        store.load(7)
+    assert assert_consistent(store.load(1)) == (1, 0)
+    # training goes on from step 1 and commits step 2 again, over the damaged one
+    store.commit(2, *content(2))
+    assert assert_consistent(store.latest()) == (2, 0)
+
+
+MANIFESTS = {
+    "not JSON": b"\xff{",
+    "no object": b"[]",
+    "other schema": json.dumps({"schema_version": 99, "step": 1, "files": {}}).encode(),
+    "no files": json.dumps({"schema_version": 1, "step": 1}).encode(),
+    "outside": json.dumps(
+        {"schema_version": 1, "step": 1, "files": {"../../x.safetensors": {}, "state.json": {}}}
+    ).encode(),
+    "entry": json.dumps({"schema_version": 1, "step": 1, "files": {"state.json": 3}}).encode(),
+}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS.keys())
+def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path, manifest: bytes) -> None:
+    store = CheckpointStore(tmp_path)
+    (store.commit(1, *content(1)) / "manifest.json").write_bytes(manifest)
+    assert store.latest() is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_a_file_with_a_true_hash_but_other_content_is_refused(tmp_path: Path, name: str) -> None:
+    import hashlib
+
+    store = CheckpointStore(tmp_path)
+    folder = store.commit(1, *content(1))
+    (folder / name).write_bytes(b"rubbish")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 7, "sha256": hashlib.sha256(b"rubbish").hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=name):
+        store.load(1)
+
+
+def test_dtypes_scalars_and_empty_tensors_come_back(tmp_path: Path) -> None:
+    tensors = {
+        "bf16": torch.randn(3, 2).bfloat16().T,
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "flag": torch.tensor(True),
+        "none": torch.zeros(0, 4),
+    }
+    store = CheckpointStore(tmp_path)
+    store.commit(0, {"model": tensors, "empty-group": {}}, {})
+    loaded = store.load(0)
+    assert loaded.tensors["empty-group"] == {}
+    for name, value in tensors.items():
+        assert loaded.tensors["model"][name].dtype == value.dtype
+        assert torch.equal(loaded.tensors["model"][name], value)
+
+
+def test_prune_keeps_what_is_asked_and_removes_left_overs(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in range(5):
+        store.commit(step, *content(step))
+    (tmp_path / ".tmp-1").mkdir()
+    (tmp_path / ".trash-1").mkdir()
+    (tmp_path / "notes.txt").write_text("not ours")
+    store.prune([1, 4])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-000000001", "step-000000004"]
+    assert store.steps() == [1, 4]
+
+
+@pytest.mark.parametrize(("step", "group"), [(-1, "model"), (0, "../model"), (0, "")])
+def test_bad_names_are_refused_before_anything_is_written(tmp_path: Path, step: int, group: str) -> None:
+    with pytest.raises(ValueError, match="bad step"):
+        CheckpointStore(tmp_path).commit(step, {group: {}}, {})
+    with pytest.raises(TypeError):
+        CheckpointStore(tmp_path).commit(0, {}, {"x": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+#: forks a committing child per line of its input, so that torch is imported once for all kills
+COMMITTER = """
+import os, sys
+from pathlib import Path
+from tests.trainer.training.test_checkpoint import content
+from trainer.training.checkpoint import CheckpointStore
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        store, step = CheckpointStore(Path(line.strip())), 0
+        while True:
+            step += 1
+            store.commit(step // 2, *content(step // 2), keep=[step // 2 - 1])
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMITTER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as committer:
+        assert committer.stdin
+        assert committer.stdout
+        steps, left_overs = set(), 0
+        for kill in range(20):
+            store = CheckpointStore(tmp_path / str(kill))
+            print(store.root, file=committer.stdin, flush=True)
+            child = int(committer.stdout.readline())
+            at_least = rng.randint(0, 6)  # not a time: a busy machine takes any time for a step
+            while not store.steps() or max(store.steps()) < at_least:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.01))
+            os.kill(child, signal.SIGKILL)
+            assert committer.stdout.readline() == "ended\n"
+            step, _ = assert_consistent(store.latest())
+            steps.add(step)
+            left_overs += any(path.name.startswith(".") for path in store.root.iterdir())
+            store.prune([step])
+            assert len(list(store.root.iterdir())) == 1
+        committer.stdin.close()
+    assert len(steps) > 3  # the kills did fall at different times,
+    assert left_overs > 3  # and in the middle of commits

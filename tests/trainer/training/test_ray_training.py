@@ -1,0 +1,206 @@
+"""Training under a real Ray Train (two workers, DeepSpeed, ZeRO stage 1) ends the same, whichever process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster import head, preflight
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
+from tests.trainer.training.test_loop import assert_same_end, lines
+from trainer.cli import main
+from trainer.training.checkpoint import CheckpointStore
+
+EPOCHS, STEPS, EVERY = 3, 8, 3  # steps of an epoch: 234 rows by 30; steps between checkpoints
+SETTINGS = [
+    *MODELS["sasrec"], *RUN, f"train.epochs={EPOCHS}", "train.batch_size=30", f"train.checkpoint_every={EVERY}",
+    "cluster.launcher=ray", "cluster.workers=2", "engine.name=deepspeed", "engine.zero_stage=1",
+]  # fmt: skip
+GONE_S = 30.0
+#: of Ray itself; once its driver and raylet are killed, they sometimes wait for a minute before they end (Ray 2.60)
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def command(data: Path, run: Path, *settings: str) -> list[str]:
+    """Arguments of `mealrec` that train `run`, a folder in a folder of runs."""
+    places = ["--data", str(data), "--runs-dir", str(run.parent), "--name", run.name]
+    options = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
+    return ["train", "--recipe", "demo", "--model", "sasrec", *places, *options]
+
+
+def train(mark: str, arguments: Sequence[str], kill: tuple[str, int, int] | None = None) -> tuple[int, str]:
+    """Train in a process of its own: its exit status and its output.
+
+    mark: in the environment of its processes, see `head.processes_of`. kill: the victim, the rank of the worker that
+    kills it, and at which step; a file named by `mark` beside the folder of runs shows that it was done.
+    """
+    program = ["trainer.cli"]
+    if kill is not None:
+        runs = Path(arguments[arguments.index("--runs-dir") + 1])
+        program = ["tests.helpers.ray_training_worker", *map(str, kill), str(runs.parent / mark)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-m", *program, *arguments],
+        cwd=ROOT,
+        env={**environment, head._MARK: mark},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def left_of(mark: str, seconds: float) -> list[str]:
+    """Command lines of what is left after so many seconds of the processes with this mark; those are ended then.
+
+    Ray's agents are ended at once when nothing else is left, and not reported.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not all(name.startswith(AGENTS) for name in processes(mark).values()):
+        time.sleep(0.2)
+    left = processes(mark)
+    for pid in left:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    return [name for name in left.values() if not name.startswith(AGENTS)]
+
+
+def processes(mark: str) -> dict[int, str]:
+    """Command lines by pid of the processes with this mark; without those that are ending."""
+    found = {}
+    for pid in head.processes_of(mark):
+        with suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return {pid: name for pid, name in found.items() if name}
+
+
+def resumed_at(out: str) -> list[int]:
+    return [int(step) for step in re.findall(r"^going on from step (\d+) ", out, re.MULTILINE)]
+
+
+def committed(steps: int) -> int:
+    """The step of the last checkpoint when so many steps are done."""
+    return steps // STEPS * STEPS + steps % STEPS // EVERY * EVERY
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    """Of the best checkpoint, which is what was tested."""
+    best = []
+    for run in (a, b):
+        store = CheckpointStore(run / "checkpoints")
+        latest = store.latest()
+        assert latest is not None
+        best.append(store.load(latest.state["stopping"]["best_step"]))
+    assert best[0].step == best[1].step
+    one, two = best[0].tensors["model"], best[1].tensors["model"]
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("ray") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run."""
+    run = tmp_path_factory.mktemp("whole") / "runs" / "tiny"
+    mark = f"{os.getpid()}-whole"
+    status, out = train(mark, command(data, run))
+    assert status == 0, out
+    assert "2 worker(s), deepspeed engine" in out
+    assert resumed_at(out) == []
+    assert [line["step"] for line in lines(run) if line["event"] == "epoch"] == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert left_of(mark, GONE_S) == []
+    return run
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
+    rng = random.Random(11)
+    rank, step = rng.randrange(2), rng.randint(STEPS + 1, 2 * STEPS)
+    run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-worker"
+    status, out = train(mark, command(data, run), ("worker", rank, step))
+    assert status == 0, out
+    assert (tmp_path / mark).exists(), "nothing was killed"
+    assert resumed_at(out) == [committed(step - 1)], out
+    assert_same_end(whole, run)
+    assert_same_weights(whole, run)
+    assert left_of(mark, GONE_S) == []
+
+
+@pytest.mark.slow
+def test_a_killed_driver_changes_nothing_once_resumed(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Resumed at once, while workers of the killed one may still be there; and MLflow has every epoch once."""
+    rng = random.Random(14)
+    rank, step = rng.randrange(2), rng.randint(STEPS + 1, 2 * STEPS)
+    run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-driver"
+    arguments = command(data, run, "tracking.mlflow=true")
+    status, out = train(mark, arguments, ("driver", rank, step))
+    assert status == -signal.SIGKILL, out
+    again = f"{os.getpid()}-again"
+    status, out = train(again, [*arguments, "--resume"])
+    assert left_of(mark, GONE_S) == [], "processes of the killed driver"
+    assert status == 0, out
+    (first,) = resumed_at(out)
+    assert committed(step - 1) <= first < EPOCHS * STEPS, "the orphans may have gone on, but not to the end"
+    assert_same_end(whole, run)
+    assert_same_weights(whole, run)
+    assert left_of(again, GONE_S) == []
+    # on a busy machine the mirror may still be making the store's tables: `mealrec track` waits for it, as a user would
+    assert main(["track", "--run", str(run), "--timeout", "120"]) == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = client.get_run(json.loads((run / "mlflow.json").read_text())["run_id"])
+    assert found.info.status == "FINISHED"
+    points = client.get_metric_history(found.info.run_id, "epoch")
+    assert sorted((point.step, point.value) for point in points) == [(STEPS * n, n) for n in range(1, EPOCHS + 1)]
+
+
+def test_a_refused_start_leaves_the_name_free(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "tiny"
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "MIN_FREE_BYTES", 1 << 60)
+        assert main(command(data, run)) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "with a space" / "python"))
+        assert main(command(data, run)) == 2
+    refused = capsys.readouterr().err
+    assert "GB left" in refused
+    assert "path with spaces" in refused
+    inline = ["cluster.launcher=inline", "cluster.workers=1", "engine.name=torch", "engine.zero_stage=0"]
+    assert main(command(data, run, *inline, "train.epochs=1")) == 0
+    assert (run / "test.json").exists()
+    capsys.readouterr()
+    assert main(command(data, run, *inline)) == 2, "now there is something that must not be written over"
+    assert "run 'tiny' exists" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_kind_is_not_taken(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "runs" / "tiny" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    for more, said in (([], "run 'tiny' exists"), (["--resume"], "holds no run")):
+        assert main([*command(data, mine.parent), *more]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]

@@ -1,0 +1,98 @@
+"""Recipes: YAML files of settings for a dataset and the systems trained on it, and how options override them.
+
+A recipe has the sections of `trainer.config.schema.RunConfig`, except that `model` is the name of the system to train
+and `systems` holds the options of each, and under its key `train` what is different in the training of that system. A
+run's own `config.yaml`, whose `model` is a section, is a recipe too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.errors import UserError
+from models.registry import nearest
+from trainer.config.schema import RunConfig, parse
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+def names() -> list[str]:
+    """Names of the recipes that come with MealRec."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(recipe: str, model: str | None, settings: Iterable[str], data: str | None) -> RunConfig:
+    """The configuration of `recipe` (a name, or a path to YAML) for system `model`, with `section.key=value` settings.
+
+    Raises UserError for an unknown recipe, system, key or value, before anything starts.
+    """
+    values = _read(recipe)
+    overrides = nest(settings)
+    if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as recipes say it
+        overrides["model"] = {"name": overrides["model"]}
+    model = str(overrides.get("model", {}).pop("name", "")) or model
+    systems = values.pop("systems", None) or {}
+    if not isinstance(systems, Mapping) or not all(isinstance(options, Mapping | None) for options in systems.values()):
+        raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
+    if not isinstance(values.get("model"), Mapping):
+        chosen = model or str(values.get("model", ""))
+        options = dict(systems.get(chosen) or {})
+        if training := options.pop("train", None):
+            _merge(values, {"train": training})
+        values["model"] = {"name": chosen, **options}
+    elif model and model != values["model"].get("name"):
+        values["model"] = {"name": model}  # options of another system do not carry over
+    _merge(values, overrides)
+    if data:
+        _merge(values, {"data": {"path": data}})
+    return parse(values)
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{recipe}.yaml"
+        if not path.exists():
+            raise UserError(f"unknown recipe {recipe!r}: {nearest(recipe, names())} (or give a path to a .yaml file)")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read recipe {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {path} is not a mapping of sections")
+    return values
+
+
+def nest(settings: Iterable[str]) -> dict[str, Any]:
+    """["a.b=1"] -> {"a": {"b": 1}}; values are YAML."""
+    nested: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {setting}: write it as section.key=value, e.g. --set train.epochs=5")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {setting}: {text!r} is not a YAML value") from None
+        branch: dict[str, Any] = {key.rpartition(".")[2]: value}
+        for part in reversed(key.split(".")[:-1]):
+            branch = {part: branch}
+        _merge(nested, branch)
+    return nested
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value if not isinstance(value, Mapping) else dict(value)
+
+
+def dump(config: RunConfig, command: str) -> str:
+    """`config.yaml` of a run: complete, headed by the command that made it, and itself a recipe."""
+    return f"# {' '.join(command.split())}\n" + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,225 @@
+"""One extraction from start to end: what is left is streamed through the stages and kept; then it is finished."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import torch
+
+from cluster.ray_data import stream, usable_gpus
+from models.errors import UserError
+from trainer.data.features import FEATURES, FeatureManifest, open_features
+from trainer.data.format.shards import BLOCK_ROWS
+from trainer.extract.pipeline.finish import finish, reasons
+from trainer.extract.pipeline.units import Job, Unit
+from trainer.extract.pipeline.work import UNFINISHED, Work
+from trainer.files import sole_writer
+from trainer.progress import Progress
+
+_FAILURES_EVERY_S = 10.0
+#: items that are tried alone before those whose process died are counted
+_ALONE = 256
+DIED = "the process that worked on it died (a crash of the decoder, or out of memory)"
+
+
+@dataclass(frozen=True)
+class Where:
+    """What executes an extraction. loaders, encoders: None takes all CPUs and GPUs; inline: in this process, no Ray."""
+
+    launcher: Literal["ray", "inline"] = "ray"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    loaders: int | None = None
+    encoders: int | None = None
+    folders: tuple[Path, ...] = ()
+
+    @property
+    def use_gpus(self) -> bool | None:
+        """Whether GPUs encode; None: where there are any."""
+        return None if self.device == "auto" else self.device == "cuda"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """unit: items per unit. failures: more failed items than this (a number, or a share like "10%") end the run.
+    again: items that failed in an earlier start are tried again."""
+
+    unit: int = 16
+    failures: str = "50%"
+    again: bool = False
+
+    def most_failures(self, items: int) -> int:
+        """Raises UserError where `failures` is neither a number nor a share."""
+        text = self.failures.strip()
+        try:
+            value = float(text.removesuffix("%"))
+            if not 0 <= value < float("inf") or (not text.endswith("%") and value != int(value)):
+                raise ValueError
+        except ValueError:
+            raise UserError(f"--max-failures {self.failures}: give a number of items, or a share such as 10%") from None
+        return int(value * items / 100) if text.endswith("%") else int(value)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a start of an extraction did. items: encoded in it; seconds, shares of the work, peak MiB of each stage."""
+
+    manifest: FeatureManifest
+    items: int
+    seconds: float
+    load_seconds: float
+    encode_seconds: float
+    load_mib: float
+    encode_mib: float
+    reasons: str
+
+
+def extract(
+    job: Job,
+    items: Callable[[], pl.DataFrame],
+    out: Path,
+    *,
+    limits: Limits,
+    where: Where,
+    command: str,
+    sources: Mapping[str, str],
+    place: str = "",
+) -> Outcome:
+    """Encode items into `out`, or go on where an earlier start of the same was ended.
+
+    items: gives item, title and source of each; called when the extraction begins, and to try failed items again.
+    place: where the sources are; an extraction is not continued with another.
+    Raises UserError: `out` holds something else, too many failures (what is done stays), an encoder that cannot work.
+    """
+    encoder = job.encoder
+    settings = {**job.settings, "encoder_model": encoder, "batch_size": limits.unit, "place": place}
+    settings["sources"] = dict(sources)
+    limits.most_failures(1)  # a mistake there is told before anything starts
+    _refuse_other(out)
+    with sole_writer(out):
+        _refuse_other(out)  # another start may have ended while this one waited
+        started = time.monotonic()
+        try:
+            work = Work.resume(out, settings) or Work.begin(out, items(), settings)
+        except BaseException:
+            _leave_nothing(out)
+            raise
+        before = work.n_done
+        if before or work.failed:
+            print(
+                f"going on: {before:,} of {len(work.items):,} items are done, {len(work.failed):,} failed", flush=True
+            )
+        if limits.again:
+            work.try_again(items())
+        try:
+            _work_off(work, job, limits, where)
+        except BaseException:
+            work.write_failures()
+            raise
+        costs = work.costs()
+        manifest = finish(work, job, encoder, command, sources, held=2 + BLOCK_ROWS // limits.unit)
+        seconds = time.monotonic() - started
+        return Outcome(manifest, manifest.items - before, seconds, *_totals(costs), reasons=reasons(work))
+
+
+def _leave_nothing(out: Path) -> None:
+    """Remove the folder of an extraction that did not begin."""
+    if [path.name for path in out.iterdir()] == [".lock"]:
+        (out / ".lock").unlink()
+        out.rmdir()
+
+
+def _refuse_other(out: Path) -> None:
+    if (out / FEATURES).exists():
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # its removal may have been cut off
+        done = open_features(str(out)).manifest
+        raise UserError(f"{out} holds a finished extraction ({done.items:,} items); choose another --out or remove it")
+    if not out.exists():
+        return
+    known = {UNFINISHED, "shards", "failed.csv", "items.parquet"}
+    # hidden files are ours: the lock, and what a kill leaves of a file that was being written
+    if not out.is_dir() or {path.name for path in out.iterdir() if not path.name.startswith(".")} - known:
+        raise UserError(f"{out} exists and is neither empty nor an unfinished extraction; choose another --out")
+
+
+def _work_off(work: Work, job: Job, limits: Limits, where: Where) -> None:
+    most = limits.most_failures(len(work.items))
+    before = work.n_done + len(work.failed)
+    if units := work.units(limits.unit):
+        _pass(work, job, units, where, most)
+    lost = work.units(1)
+    if len(lost) > 2 * limits.unit and work.n_done + len(work.failed) == before:
+        raise UserError(
+            "every process that worked on these items died: too little memory (fewer --loaders, a smaller "
+            "--batch-size), or a decoder or driver that crashes; Ray's logs are in /tmp/ray/session_latest/logs"
+        )
+    # Now each item is alone: one whose process dies every time takes nobody along.
+    for start in range(0, len(lost), _ALONE):
+        _pass(work, job, lost[start : start + _ALONE], where, most)
+        tried = {position for unit in lost[start : start + _ALONE] for position in unit.positions}
+        died = [position for unit in work.units(1) for position in unit.positions if position in tried]
+        if died:
+            work.give_up_on(died, DIED)
+        _check_failures(work, most)
+    _check_failures(work, most)  # also where an earlier start had left nothing to do
+
+
+def _check_failures(work: Work, most: int) -> None:
+    if len(work.failed) > most:
+        raise UserError(
+            f"{len(work.failed):,} of {len(work.items):,} items have failed, more than --max-failures allows: "
+            f"{reasons(work)}; see {work.out}/failed.csv. Mend what is wrong and give the same command with "
+            "--retry-failed, or with a larger --max-failures: it goes on where it was"
+        )
+
+
+def _pass(work: Work, job: Job, units: Sequence[Unit], where: Where, most: int) -> None:
+    progress = Progress("extracting", len(work.items), work.n_done + len(work.failed))
+    written = time.monotonic()
+    for data in _results(job, units, where, work.out):
+        work.keep(data)
+        progress.update(work.n_done + len(work.failed))
+        _check_failures(work, most)
+        if time.monotonic() - written > _FAILURES_EVERY_S:
+            work.write_failures()
+            written = time.monotonic()
+    progress.close()
+
+
+def _results(job: Job, units: Sequence[Unit], where: Where, out: Path) -> Iterator[bytes]:
+    if where.launcher == "inline":
+        gpus = usable_gpus(torch.cuda.device_count(), where.use_gpus)
+        encode = job.make_encoder("cuda" if gpus else "cpu", None)
+        return (encode(job.load(unit)) for unit in units)
+    return stream(
+        units,
+        job.load,
+        job.make_encoder,
+        cpus=_cpus(),
+        gpus=torch.cuda.device_count(),
+        use_gpus=where.use_gpus,
+        loaders=where.loaders,
+        encoders=where.encoders,
+        unit_bytes=job.item_bytes() * max(len(unit.positions) for unit in units),
+        out=out,
+        folders=where.folders,
+    )
+
+
+def _cpus() -> int:
+    if sys.platform.startswith("linux"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _totals(costs: Any) -> tuple[float, float, float, float]:
+    if not len(costs):
+        return 0.0, 0.0, 0.0, 0.0
+    return tuple(float(x) for x in (*costs[:, :2].sum(axis=0), *costs[:, 2:].max(axis=0)))  # type: ignore[return-value]

@@ -1,0 +1,168 @@
+"""The end of an extraction: parts become item shards in the order of the list, with a manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from models.contract import ContentField
+from models.errors import UserError
+from trainer.data.features import FEATURES, FEATURES_VERSION, ITEMS, FeatureInfo, FeatureManifest
+from trainer.data.format.manifest import file_info
+from trainer.data.format.shards import ShardWriter, block_rows, item_spec
+from trainer.data.format.writer import provenance
+from trainer.extract.pipeline.protocols import Arrays
+from trainer.extract.pipeline.units import TIMES, Job
+from trainer.extract.pipeline.work import UNFINISHED, Work
+from trainer.files import write_text
+from trainer.progress import Progress
+
+Fields = dict[ContentField, NDArray[np.float16]]
+
+
+def finish(
+    work: Work, job: Job, encoder: str, command: str, sources: Mapping[str, str], held: int = 64
+) -> FeatureManifest:
+    """Write shards, items.parquet, failed.csv and, last, features.json to `work.out`; then remove its parts.
+
+    held: how many parts are held while a block is put together. Raises UserError where no item is done, or where no
+    vector is anything but zero.
+    """
+    out = work.out
+    work.write_failures()
+    positions = np.flatnonzero(work.done)
+    if not len(positions):
+        raise UserError(
+            f"none of the {len(work.items):,} items could be encoded: {reasons(work)}; see {out}/failed.csv"
+        )
+    reader = _Reader(work, job, held)
+    shapes = reader.shapes(positions[:1])
+    step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
+    means = _means(reader, positions, step, shapes) if job.zero_rows_are_mean else {}
+    shutil.rmtree(out / "shards", ignore_errors=True)  # of an end that was cut off
+    times: list[list[float] | None] = []
+    unknown = 0
+    progress = Progress("writing shards", len(positions))
+    with ShardWriter(out, "items") as shards:
+        for start, block, shown in reader.blocks(positions, step):
+            fields = _filled(block, means)
+            count = len(next(iter(fields.values())))
+            unknown += int((~block["text"].any(axis=-1)).sum()) if means else 0
+            present = {f"{field}_present": np.ones(count, np.bool_) for field in fields}
+            rows = np.arange(start + 1, start + 1 + count, dtype=np.int32)
+            arrays: dict[str, NDArray[Any]] = {"rows": rows, **{str(f): a for f, a in fields.items()}, **present}
+            shards.write(arrays)
+            times += shown.tolist() if shown is not None else [None] * count
+            progress.update(start + count)
+    progress.close()
+    _write_items(work, positions, times)
+    manifest = FeatureManifest(
+        schema_version=FEATURES_VERSION,
+        items=len(positions),
+        failed=len(work.failed),
+        encoder=encoder,
+        unknown=unknown,
+        content={field: FeatureInfo(shape=shape, kind=job.kinds[field]) for field, shape in shapes.items()},
+        settings=job.settings,
+        shards=shards.shards,
+        files={name: file_info(out / name) for name in (ITEMS, *shards.shards)},
+        provenance=provenance(command, sources),
+    )
+    for name in manifest.files:  # on the disk before the parts are gone
+        with (out / name).open("rb") as file:
+            os.fsync(file.fileno())
+    write_text(out / FEATURES, manifest.dumps())
+    for left in out.glob(".*.*"):  # what a kill left of a file that was being written
+        left.unlink()
+    shutil.rmtree(out / UNFINISHED)
+    return manifest
+
+
+def reasons(work: Work) -> str:
+    """How many items have failed for which reason, most frequent first; of a reason with details, its first words."""
+    counts = Counter(reason.partition(":")[0] for reason in work.failed.values())
+    shown = [f"{count:,} {reason}" for reason, count in counts.most_common(5)]
+    return "; ".join([*shown, *(["..."] if len(counts) > 5 else [])])
+
+
+def _write_items(work: Work, positions: NDArray[np.int64], times: list[list[float] | None]) -> None:
+    frame = work.items[positions.tolist()].select("item", "title", "source")
+    frame = frame.with_columns(
+        pl.int_range(1, pl.len() + 1).alias("row"), pl.Series("times", times, dtype=pl.List(pl.Float32))
+    )
+    frame.select("row", "item", "title", "source", "times").write_parquet(work.out / ITEMS)
+
+
+class _Reader:
+    """Vectors of items in the order asked for, from the parts that hold them."""
+
+    def __init__(self, work: Work, job: Job, held: int) -> None:
+        self._work, self._fields, self._most = work, list(job.kinds), held
+        self._held: OrderedDict[int, Arrays] = OrderedDict()
+
+    def shapes(self, positions: NDArray[np.int64]) -> dict[ContentField, tuple[int, ...]]:
+        """Shape of one item's entry, by field."""
+        return {field: array.shape[1:] for field, array in self._fields_of(positions).items()}
+
+    def blocks(
+        self, positions: NDArray[np.int64], step: int
+    ) -> Iterator[tuple[int, Fields, NDArray[np.float32] | None]]:
+        """Start, vectors, and times (n, K) of the frames where there are any, of every `step` items."""
+        for start in range(0, len(positions), step):
+            chosen = positions[start : start + step]
+            yield start, self._fields_of(chosen), self._gather(TIMES, chosen)
+
+    def _fields_of(self, positions: NDArray[np.int64]) -> Fields:
+        found = {field: self._gather(field, positions) for field in self._fields}
+        return {field: array for field, array in found.items() if array is not None}
+
+    def _gather(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any] | None:
+        places = self._work.place[positions].tolist()
+        if name not in self._part(places[0][0]):
+            return None
+        return np.stack([self._part(part)[name][row] for part, row in places])
+
+    def _part(self, number: int) -> Arrays:
+        if number not in self._held:
+            self._held[number] = self._work.part(number)
+            if len(self._held) > self._most:
+                self._held.popitem(last=False)
+        return self._held[number]
+
+
+def _means(
+    reader: _Reader, positions: NDArray[np.int64], step: int, shapes: Mapping[ContentField, tuple[int, ...]]
+) -> dict[ContentField, NDArray[np.float64]]:
+    """The mean over vectors that are not all zero, of the fields that are not themselves means of another."""
+    own: tuple[ContentField, ...] = ("text", "sequence")
+    sums = {field: np.zeros(shapes[field][-1]) for field in own if field in shapes}
+    counts = dict.fromkeys(sums, 0)
+    for _, fields, _ in reader.blocks(positions, step):
+        for field in sums:
+            vectors = fields[field].reshape(-1, fields[field].shape[-1]).astype(np.float64)
+            known = vectors.any(axis=1)
+            sums[field] += vectors[known].sum(axis=0)
+            counts[field] += int(known.sum())
+    if not all(counts.values()):
+        raise UserError("no title has a word that the encoder knows: is it an encoder for this language?")
+    return {field: total / counts[field] for field, total in sums.items()}
+
+
+def _filled(fields: Fields, means: Mapping[ContentField, NDArray[np.float64]]) -> Fields:
+    """The same with the mean for vectors of zeros; `visual` is again the mean of the sequence."""
+    if not means:
+        return fields
+    filled = dict(fields)
+    for field, mean in means.items():
+        known = fields[field].any(axis=-1, keepdims=True)
+        filled[field] = np.where(known, fields[field], mean.astype(np.float16))
+    if "sequence" in means:
+        filled["visual"] = filled["sequence"].astype(np.float32).mean(axis=1).astype(np.float16)
+    return filled

@@ -1,0 +1,95 @@
+"""Where the video of each item is: a folder or a bucket that is listed once, or a column of the items' table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote
+
+import fsspec
+import polars as pl
+
+from models.errors import UserError
+from trainer.data.storage import SCHEMES, is_url, join
+
+#: endings of video files, the preferred first where an item has several
+SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
+)  # fmt: skip
+
+
+def locate(items: pl.DataFrame, root: str) -> list[str]:
+    """The path or URL of each item's video, "" where there is none.
+
+    items: as `trainer.data.sources.base.read_items`. A `video` there is relative to `root`; other items have the file
+    `root`/**/ITEM.mp4 (or another of SUFFIXES). A web server that gives no listing is asked for ITEM.mp4.
+    Raises UserError: `root` cannot be listed, a scheme that is not read, no item has a video.
+    """
+    check_scheme(root)
+    named = [_absolute(video, root) if video else "" for video in items["video"].to_list()]
+    if all(named):
+        return named
+    files = _listing(root)
+    if files is None:
+        return [
+            one or join(root, f"{quote(item, safe='')}.mp4") for one, item in zip(named, items["item"], strict=True)
+        ]
+    by_item = _by_item(files)
+    found = [one or by_item.get(item, "") for one, item in zip(named, items["item"], strict=True)]
+    if not any(found):
+        example = f"; a file there is {files[0]}" if files else "; there are no files"
+        raise UserError(
+            f"none of the {len(found):,} items (such as {items['item'][0]!r}) has a video in {root}: expected "
+            f"{items['item'][0]}.mp4 or another of {', '.join(SUFFIXES[1:4])} ...{example}"
+        )
+    return found
+
+
+def check_scheme(source: str) -> None:
+    """Raises UserError for a URL that is not file, http(s), s3 or gs."""
+    if is_url(source) and (source.split("://")[0].lower() not in SCHEMES or "::" in source):
+        raise UserError(f"{source}: only {', '.join(SCHEMES)} URLs and local paths are read")
+
+
+def _absolute(video: str, root: str) -> str:
+    if is_url(video):
+        check_scheme(video)
+        return video
+    return join(root, video) if is_url(root) else str((Path(root) / video).absolute())
+
+
+def _by_item(files: Iterable[str]) -> dict[str, str]:
+    """The best file of each stem: the earliest ending of SUFFIXES, then the shortest path."""
+    rank = {suffix: number for number, suffix in enumerate(SUFFIXES)}
+    best: dict[str, tuple[int, int, str]] = {}
+    for file in files:
+        name = PurePosixPath(unquote(file) if file.lower().startswith("http") else file).name
+        stem, dot, ending = name.rpartition(".")
+        order = rank.get(f"{dot}{ending.lower()}")
+        if order is not None:
+            key = (order, len(file), file)
+            best[stem] = min(best.get(stem, key), key)
+    return {stem: file for stem, (_, _, file) in best.items()}
+
+
+def _listing(root: str) -> Sequence[str] | None:
+    """All files under `root`, sorted; None for a web server without a listing."""
+    if not is_url(root):
+        folder = Path(root).absolute()
+        if not folder.is_dir():
+            raise UserError(f"{root} is not a folder; --videos is the folder (or URL) that holds the videos")
+        return sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)  # noqa: PTH118
+    web = root.lower().startswith("http")
+    try:
+        system, path = fsspec.core.url_to_fs(root)
+        # a web server's links may lead anywhere: only its own listing of this folder is read
+        names = system.ls(path, detail=False) if web else system.find(path)
+    except ImportError as error:
+        raise UserError(f"{root}: {error}") from None
+    except Exception as error:  # each protocol's client has errors of its own
+        if web:
+            return None
+        raise UserError(f"cannot list {root} ({type(error).__name__}: {error}); is it there and readable?") from None
+    files = sorted(str(system.unstrip_protocol(name)) for name in names)
+    return None if web and not _by_item(files) else files

@@ -1,0 +1,160 @@
+"""The DeepSpeed engine: ZeRO stages 0-3 over Ray Train's process group. The only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0") else "cpu")  # noqa: PTH110
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor
+
+from models.contract import Batch, SequenceModel
+from trainer.config.schema import EngineConfig, TrainConfig
+from trainer.training.engine import (
+    MOMENTS,
+    Engine,
+    FiniteGuard,
+    Groups,
+    NonFiniteError,
+    add_terms,
+    load_moments,
+    make_optimizer,
+    moments_of,
+    weights_of,
+    world,
+)
+
+
+class DeepSpeedEngine(Engine):
+    """Gradients, optimizer states and weights partitioned over workers by the configured ZeRO stage."""
+
+    name = "deepspeed"
+
+    def __init__(self, model: SequenceModel, train: TrainConfig, engine: EngineConfig, device: torch.device) -> None:
+        super().__init__(model, train, engine, device)
+        _join_process_group(device)
+        self._stage = engine.zero_stage
+        optimizer = make_optimizer(model, train)
+        self._guard = FiniteGuard(optimizer, device)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=self.training_pass, optimizer=optimizer, config=self._settings(train), dist_init_required=False
+        )
+
+    def _settings(self, train: TrainConfig) -> dict[str, Any]:
+        return {
+            # DeepSpeed only checks these against each other; the plan decides the real sizes
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": train.accumulation,
+            "gradient_clipping": train.clip_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": self._stage},
+            "steps_per_print": 2**31,
+        }
+
+    def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
+        self._engine.train()
+        sums: dict[str, Tensor] = {}
+        # DeepSpeed divides by micro-batches and by workers; the weights already are shares of the global mean
+        scale = len(batches) * world()[1]
+        for batch, weight in batches:
+            total, terms = self._engine(batch)
+            self._guard.note(total)
+            self._engine.backward(total * (weight * scale))
+            self._engine.step()
+            add_terms(sums, terms, weight)
+        if getattr(self._optimizer, "overflow", False):  # ZeRO saw it before the guard, and skipped the update
+            raise NonFiniteError("a gradient is not finite")
+        return sums
+
+    def check(self) -> None:
+        self._guard.check()
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[SequenceModel]:
+        parameters = list(self.model.parameters()) if self._stage == 3 else []
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3), super().whole() as model:
+            yield model
+
+    def state(self) -> Groups:
+        if self._stage == 0:
+            return {"model": weights_of(self.model), "optimizer": moments_of(self.model, self._optimizer)}
+        self._link_states()
+        steps = {float(state["step"]) for state in self._flat_states()}
+        assert len(steps) <= 1, "all partitions take every step"
+        groups: Groups = {"model": {}, "optimizer": {}}
+        for name, parameter in self.model.named_parameters():
+            groups["model"][name] = _whole(safe_get_full_fp32_param(parameter), parameter)
+            for key in MOMENTS if steps else ():
+                groups["optimizer"][f"{name}/{key}"] = _whole(safe_get_full_optimizer_state(parameter, key), parameter)
+            for step in steps:
+                groups["optimizer"][f"{name}/step"] = torch.tensor(step)
+        return groups
+
+    def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
+        if self._stage == 0:
+            return load_moments(self.model, self._optimizer, moments)
+        done = next(moment for name, moment in moments.items() if name.endswith("/step"))
+        for flat in self._flat_parameters():  # the states that ZeRO makes at its first step, empty
+            state = {key: torch.zeros_like(flat.data) for key in MOMENTS}
+            state["step"] = done.to(flat.device, copy=True)
+            self._optimizer.optimizer.state[flat] = state
+        self._link_states()
+        for name, parameter in self.model.named_parameters():
+            for key in MOMENTS:
+                # plain torch keeps no moments of a parameter that never had a gradient
+                moment = moments.get(f"{name}/{key}", torch.zeros(_shape(parameter)))
+                safe_set_full_optimizer_state(parameter, moment.to(self.device), key)
+        return None
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """ZeRO's flat float32 partitions on this rank."""
+        if self._stage == 3:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return list(self._optimizer.single_partition_of_fp32_groups)
+
+    def _flat_states(self) -> list[dict[str, Tensor]]:
+        states = (self._optimizer.optimizer.state.get(flat) for flat in self._flat_parameters())
+        return [state for state in states if state]
+
+    def _link_states(self) -> None:
+        """Stages 1 and 2 map parameters to optimizer states only once those exist."""
+        if self._stage < 3 and self._flat_states():
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _whole(value: Tensor, parameter: Tensor) -> Tensor:
+    return value.detach().float().cpu().reshape(_shape(parameter)).contiguous().clone()
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    """Of the whole parameter, whatever part of it lies here."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _join_process_group(device: torch.device) -> None:
+    """Use the process group that Ray Train made, or make one of a single worker."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # a shared-memory operation that would be compiled at first use (half a minute) and changes no result
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed's own use of collectives that torch renamed
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor. is deprecated", category=FutureWarning)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

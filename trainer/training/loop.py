@@ -1,0 +1,208 @@
+"""The training loop: epochs over the plan, validation, early stopping, checkpoints, and going on after a crash.
+
+What it promises is in docs/reliability.md. The random state of a step is a function of (seed, step, rank), so that a
+checkpoint needs no generator state and a resumed run draws what the undisturbed one would have drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor
+
+from models.contract import Clock
+from models.errors import UserError
+from trainer.batches.loader import Loaded
+from trainer.batches.plan import Plan
+from trainer.config.schema import RunConfig
+from trainer.evaluation.evaluate import evaluate
+from trainer.files import write_json
+from trainer.tracking import MetricsLog
+from trainer.training.checkpoint import Checkpoint, CheckpointStore
+from trainer.training.engine import Engine, NonFiniteError, world
+from trainer.training.reporting import Progress
+from trainer.training.stopping import EarlyStopping
+
+
+@dataclass
+class Position:
+    """Where a run is: everything besides tensors that a checkpoint holds.
+
+    epoch: the one in progress, from 1. step: steps of it that are done. sums: loss terms of this epoch so far, as
+    this rank's share, so that the epoch's mean is the same after a resume. rows: how many rows they come from.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    total_steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class Loop:
+    """One run on one worker. Rank 0 writes; every rank computes."""
+
+    def __init__(self, config: RunConfig, loaded: Loaded, engine: Engine, run_dir: Path, progress: Progress) -> None:
+        self.config, self.loaded, self.engine, self.run_dir = config, loaded, engine, run_dir
+        self.rank, self.size = world()
+        self.plan = Plan(loaded.source.rows, config.train.batch_size)
+        self.store = CheckpointStore(run_dir / "checkpoints")
+        self.stopping = EarlyStopping(config.train.patience)
+        self.progress = progress
+        self.position = Position()
+        self.log: MetricsLog | None = None
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`; its weights are in the model already. Collective."""
+        self.engine.load_optimizer(checkpoint.tensors["optimizer"])
+        state = checkpoint.state
+        self.stopping.restore(state["stopping"])
+        position = dict(state["position"])
+        sums = position.pop("sums")
+        self.position = Position(**position, sums=sums if self.rank == 0 else dict.fromkeys(sums, 0.0))
+
+    def run(self) -> None:
+        """Train until the last epoch or the early stop. Raises NonFiniteError before a step that is not finite."""
+        if self.rank == 0:
+            self.log = MetricsLog(self.run_dir / "metrics.jsonl")
+        while self.position.epoch <= self.config.train.epochs and not self.stopping.stop:
+            self._epoch()
+
+    def _epoch(self) -> None:
+        position, train = self.position, self.config.train
+        self.progress.start_epoch()
+        # float64 adds float32 losses without rounding, so that a resume may add them in another order
+        start = torch.tensor(list(position.sums.values()), dtype=torch.float64, device=self.engine.device)
+        sums = dict(zip(position.sums, start, strict=True))
+        first, started = position.step, time.perf_counter()
+        for step in range(first, self.plan.steps):
+            self._step(step, sums)
+            position.step, position.total_steps = step + 1, position.total_steps + 1
+            if self.progress.due():
+                self._show(first, sums)
+            if train.checkpoint_every and position.step % train.checkpoint_every == 0 and step + 1 < self.plan.steps:
+                self._commit(sums)
+        self._check(self.plan.steps - 1)
+        losses = {name: value / self.plan.steps for name, value in self._totals(sums).items()}
+        seconds = time.perf_counter() - started
+        self._validate(losses, self.plan.rows - first * train.batch_size, seconds)
+
+    def _step(self, step: int, sums: dict[str, Tensor]) -> None:
+        torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
+        self.engine.model.clock = Clock(self.position.epoch, self.position.total_steps)
+        shares = self.plan.share(step, self.rank, self.size, self.config.train.accumulation)
+        try:
+            terms = self.engine.step(
+                [(self.loaded.source.batch(self.position.epoch, rows), weight) for rows, weight in shares]
+            )
+        except NonFiniteError:
+            self._report_non_finite(step)
+            raise
+        for name, value in terms.items():
+            sums[name] = sums[name] + value if name in sums else value.to(torch.float64, copy=True)
+
+    def _show(self, first: int, sums: dict[str, Tensor]) -> None:
+        done = self.position.step
+        self._check(done - 1)
+        mean = {name: self.size * float(value) / done for name, value in sums.items()}
+        rows = (done - first) * self.config.train.batch_size
+        self.progress.step(self.position.epoch, done, self.plan.steps, rows, mean)
+
+    def _check(self, step: int) -> None:
+        """On a GPU a bad step is only noticed where the host waits anyway; its update was skipped on the device."""
+        try:
+            self.engine.check()
+        except NonFiniteError:
+            self._report_non_finite(step)
+            raise
+
+    def _report_non_finite(self, step: int) -> None:
+        if self.rank == 0:
+            epoch, position = self.position.epoch, self.plan.positions(step)
+            rows = self.loaded.source.row_ids(epoch, position)
+            write_json(self.run_dir / "nonfinite.json", {"epoch": epoch, "step": step, "training_rows": rows.tolist()})
+
+    def _totals(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Loss terms summed over ranks: means over global batches, summed over steps."""
+        values = torch.stack([sums[name] for name in sorted(sums)])
+        if self.size > 1:
+            dist.all_reduce(values)
+        return dict(zip(sorted(sums), values.tolist(), strict=True))
+
+    def _validate(self, losses: dict[str, float], rows: int, seconds: float) -> None:
+        position = self.position
+        with self.engine.whole() as model:
+            evaluation = evaluate(model, self.loaded, "validation", self.config.eval)
+        metrics = evaluation.metrics()
+        best = self.stopping.update(metrics["NDCG@10"], position.epoch, position.total_steps)
+        rate = rows / max(seconds, 1e-9)
+        record = {
+            "loss": losses, "valid": metrics, "rows_per_second": rate,
+            "train_seconds": seconds, "valid_seconds": evaluation.seconds,
+        }  # fmt: skip
+        if self.log is not None:
+            self.log.append("epoch", position.epoch, position.total_steps, record)
+        shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items()) + (" (best)" if best else "")
+        eta = (seconds + evaluation.seconds) * (self.config.train.epochs - position.epoch)
+        self.progress.epoch(position.epoch, losses, rate, shown, eta)
+        self.position = Position(epoch=position.epoch + 1, total_steps=position.total_steps)
+        self._commit({})
+
+    def _commit(self, sums: dict[str, Tensor]) -> None:
+        """One checkpoint: every rank gives its part, rank 0 writes, all go on when it is on the disk."""
+        self._check(self.position.step - 1)  # a step that a GPU skipped must not become part of a checkpoint
+        tensors = self.engine.state()
+        totals = self._totals(sums) if sums else {}
+        failed: list[str | None] = [None]
+        if self.rank == 0:
+            position = {**vars(self.position), "sums": totals}
+            state = {
+                "position": position, "stopping": self.stopping.state(),
+                "config": self.config.fingerprint(), "data": self.loaded.dataset.manifest.fingerprint,
+            }  # fmt: skip
+            try:
+                self.store.commit(self.position.total_steps, tensors, state, keep=[self.stopping.best_step])
+            except UserError as error:  # a full disk: every rank must hear of it
+                failed[0] = str(error)
+        if self.size > 1:
+            dist.broadcast_object_list(failed)
+        if failed[0] is not None:
+            raise UserError(failed[0])
+
+    def best(self) -> Checkpoint:
+        """The checkpoint with the best validation NDCG@10."""
+        return self.store.load(self.stopping.best_step)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def check_resumable(checkpoint: Checkpoint, config: RunConfig, data: str, run_dir: Path) -> None:
+    """Raise UserError unless `checkpoint` was made under an equal configuration and equal data."""
+    if checkpoint.state["config"] != config.fingerprint():
+        raise UserError(
+            f"{run_dir} was trained under another configuration: {_difference(run_dir, config)}. "
+            "Use another --name, or the settings of its config.yaml"
+        )
+    if checkpoint.state["data"] != data:
+        raise UserError(f"{run_dir} was trained on other data than {config.data.path} holds now; use another --name")
+
+
+def _difference(run_dir: Path, config: RunConfig) -> str:
+    saved = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    now = config.model_dump(mode="json")
+    changes = [f"{key} was {old!r}, is {new!r}" for key, old, new in _leaves(saved, now, "")]
+    return "; ".join(changes[:5]) or "see config.yaml"
+
+
+def _leaves(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [x for key in {**old, **new} for x in _leaves(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [] if old == new else [(prefix.rstrip("."), old, new)]

@@ -1,0 +1,71 @@
+"""A run folder, read back: its configuration, its best checkpoint, the model on its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.contract import ContentField, Floor, SequenceModel
+from models.errors import UserError
+from models.registry import needs
+from trainer.batches.loader import Loaded, load
+from trainer.config import recipe
+from trainer.config.schema import RunConfig
+from trainer.data.format.dataset import Dataset
+from trainer.training.checkpoint import CheckpointStore
+from trainer.training.worker import build_model, choose_device, load_weights
+
+ContentTensors = dict[ContentField, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The best checkpoint of a run, in its model, on the data that it was trained on."""
+
+    folder: Path
+    config: RunConfig
+    loaded: Loaded
+    model: SequenceModel | Floor
+    epoch: int
+
+
+def open_run(folder: Path, data: str | None = None) -> Run:
+    """Open `folder`; `data` replaces the dataset's recorded path (it may have moved, its content may not differ).
+
+    Raises UserError: no run there, no checkpoint yet, other data.
+    """
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} holds no run (no config.yaml); give the name or folder of a run that was trained")
+    config = recipe.load(str(folder / "config.yaml"), None, [], data)
+    store = CheckpointStore(folder / "checkpoints")
+    latest = store.latest()
+    if latest is None or latest.state["stopping"]["best_step"] < 0:
+        raise UserError(f"{folder} has no checkpoint of a validated epoch yet; train it first")
+    dataset = Dataset.open(config.data.path)
+    if latest.state["data"] != dataset.manifest.fingerprint:
+        raise UserError(
+            f"{folder} was trained on other data than {config.data.path} holds now; give its data by --data"
+        )
+    loaded = load(dataset, config.data, choose_device(config), config.seed)
+    stopping = latest.state["stopping"]
+    model = build_model(config, loaded)
+    if isinstance(model, SequenceModel):
+        load_weights(model, store.load(int(stopping["best_step"])).tensors["model"])
+        model.eval()
+    return Run(folder, config, loaded, model, int(stopping["best_epoch"]))
+
+
+def run_folder(name: str, runs_dir: Path) -> Path:
+    """The folder of run `name`, which may be a path itself."""
+    return Path(name) if Path(name).is_dir() else runs_dir / name
+
+
+def whole_table(run: Run) -> tuple[ContentTensors, ContentTensors, dict[ContentField, str]]:
+    """(values, present, kinds) of the content fields that the run's model needs, for every item, in float16."""
+    table, rows = run.loaded.table, torch.arange(run.loaded.table.n_items, device=run.loaded.device)
+    fields = needs(run.config.model_name, run.config.model_options)
+    values: ContentTensors = {field: table.gather(field, rows).half().cpu() for field in fields}
+    present: ContentTensors = {field: table.present(field, rows).cpu() for field in fields}
+    return values, present, {field: table.kinds[field] for field in fields}

@@ -1,0 +1,261 @@
+"""What runs on every worker: open the data, build the model and the engine, train, evaluate the best checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from models.contract import Floor, ModelContext, SequenceModel, System
+from models.errors import UserError
+from models.registry import build, system_class
+from trainer.batches.loader import Loaded, load
+from trainer.config.schema import RunConfig, parse
+from trainer.data.format.dataset import Dataset
+from trainer.data.format.splits import SPLITS, Split
+from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
+from trainer.files import sole_writer, write_json
+from trainer.process import keep_freed_memory, peak_memory_mib
+from trainer.tracking import MetricsLog, Mirror, start_mirror
+from trainer.training.checkpoint import Checkpoint, CheckpointStore
+from trainer.training.engine import Engine, NonFiniteError, TorchEngine, world
+from trainer.training.loop import Loop, check_resumable
+from trainer.training.reporting import Progress
+
+_MIRROR_SECONDS = 60.0
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """The device of this worker. Raises UserError where a GPU is asked for and none is there."""
+    wanted = config.engine.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu or auto")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Floor:
+    """The configured system over this data, on its device, initialised from the seed alone: the same on every rank."""
+    torch.manual_seed(config.seed)
+    dataset = loaded.dataset
+    titles = dataset.item_titles() if system_class(config.model_name).needs_titles else ()
+    context = ModelContext(
+        loaded.table, dataset.training_interactions(), dataset.manifest.max_length, config.seed,
+        dataset.manifest.behaviours, titles,
+    )  # fmt: skip
+    model = build(config.model_name, config.model_options, context)
+    return model if isinstance(model, Floor) else model.to(loaded.device)
+
+
+def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:
+    """Copy checkpointed weights into `model`, by name; every parameter must be there, with its shape."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def build_engine(model: SequenceModel, config: RunConfig, device: torch.device) -> Engine:
+    """The configured engine; auto is DeepSpeed where it can be imported, else plain torch."""
+    name = config.engine.name
+    if name == "auto":
+        name = "deepspeed" if deepspeed_installed() else "torch"
+    if name == "torch":
+        if config.engine.zero_stage:
+            raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
+        return TorchEngine(model, config.train, config.engine, device)
+    from trainer.training.engine_deepspeed import DeepSpeedEngine  # imported here: it may be absent, and takes seconds
+
+    return DeepSpeedEngine(model, config.train, config.engine, device)
+
+
+def deepspeed_installed() -> bool:
+    """Whether DeepSpeed can be used here."""
+    import importlib.util
+
+    return importlib.util.find_spec("deepspeed") is not None
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train one run on this worker. settings: `config` (plain values of a RunConfig) and `run_dir`.
+
+    Goes on from the last checkpoint of the run folder if there is one: this is what Ray Train calls again after a
+    worker died, and what `--resume` calls.
+    """
+    config, run_dir = parse(settings["config"]), Path(settings["run_dir"])
+    rank, size = world()
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // neighbours))
+    with sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
+        _train_run(config, run_dir, rank)
+
+
+def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
+    device = choose_device(config)
+    if device.type == "cpu":
+        keep_freed_memory()
+    dataset = Dataset.open(config.data.path)
+    if rank == 0:
+        dataset.verify()
+    loaded = load(dataset, config.data, device, config.seed)
+    model = build_model(config, loaded)
+    checkpoint = _agree_on_checkpoint(run_dir)
+    if checkpoint is not None:
+        check_resumable(checkpoint, config, dataset.manifest.fingerprint, run_dir)
+    progress = Progress(rank == 0, config.train.epochs)
+    if isinstance(model, Floor):
+        _announce(progress, config, loaded, model, "fitted, nothing is trained")
+        with _tracked(config, run_dir, checkpoint, rank) as log:
+            _fit(config, loaded, run_dir)
+            _finish(Trained(model, 0, 0, "none"), config, loaded, run_dir, log, progress)
+        return
+    if checkpoint is not None:
+        load_weights(model, checkpoint.tensors["model"])
+    engine = build_engine(model, config, device)
+    loop = Loop(config, loaded, engine, run_dir, progress)
+    if checkpoint is not None:
+        loop.restore(checkpoint)
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    how = f"{parameters:,} parameters; {loop.size} worker(s), {engine.name} engine, {config.engine.precision}"
+    _announce(progress, config, loaded, model, how)
+    if checkpoint is not None:
+        progress.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
+    with _tracked(config, run_dir, checkpoint, rank) as log:
+        _train(loop)
+        best = build_model(config, loaded)
+        assert isinstance(best, SequenceModel)
+        load_weights(best, loop.best().tensors["model"])
+        trained = Trained(best, loop.stopping.best_epoch, loop.position.total_steps, engine.name)
+        _finish(trained, config, loaded, run_dir, log, progress)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is evaluated at the end: the best model, its epoch, all steps that were taken, and what took them."""
+
+    model: SequenceModel | Floor
+    epoch: int
+    steps: int
+    engine: str
+
+
+def _fit(config: RunConfig, loaded: Loaded, run_dir: Path) -> None:
+    """A floor is fitted when it is built; its checkpoint only says from what, so that it is opened like any run."""
+    if world()[0] != 0:
+        return
+    state = {
+        "position": {}, "stopping": {"best_step": 0, "best_epoch": 0},
+        "config": config.fingerprint(), "data": loaded.dataset.manifest.fingerprint,
+    }  # fmt: skip
+    CheckpointStore(run_dir / "checkpoints").commit(0, {"model": {}, "optimizer": {}}, state, keep=[0])
+
+
+def _train(loop: Loop) -> None:
+    try:
+        loop.run()
+    except NonFiniteError:
+        raise UserError(
+            f"a loss or gradient is not finite in epoch {loop.position.epoch}; the step was not taken. "
+            f"Its training rows are in {loop.run_dir / 'nonfinite.json'}; "
+            "try a lower train.learning_rate, or train.clip_norm=1"
+        ) from None
+
+
+def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, the same one on every rank."""
+    store = CheckpointStore(run_dir / "checkpoints")
+    rank, size = world()
+    if size == 1:
+        return store.latest()
+    chosen: list[Any] = [None]
+    latest = store.latest() if rank == 0 else None
+    if latest is not None:
+        chosen = [latest.step]
+    dist.broadcast_object_list(chosen)
+    if chosen[0] is None:
+        return None
+    return latest if latest is not None else store.load(chosen[0])
+
+
+def _announce(progress: Progress, config: RunConfig, loaded: Loaded, model: System, how: str) -> None:
+    manifest = loaded.dataset.manifest
+    progress.say(
+        f"{config.model_name} on {manifest.users:,} users, {manifest.items:,} items, {manifest.train_rows:,} training "
+        f"rows ({loaded.device.type}, data {loaded.placement}): {how}"
+    )
+    for note in model.notes:
+        progress.say(f"note: {note}")
+
+
+@contextlib.contextmanager
+def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, rank: int) -> Iterator[MetricsLog | None]:
+    """The metrics file and its MLflow mirror, on rank 0, for the time of the run."""
+    if rank != 0:
+        yield None
+        return
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    log.rewind(checkpoint.step if checkpoint is not None else -1)
+    mirror: Mirror | None = None
+    if config.tracking.mlflow:
+        mirror = start_mirror(run_dir, config.tracking.uri or default_uri(run_dir), config.tracking.experiment)
+    status = "FAILED"
+    try:
+        yield log
+        status = "FINISHED"
+    finally:
+        if mirror is not None:
+            mirror.close(_MIRROR_SECONDS, "FINISHED" if status == "FINISHED" else "FAILED")
+
+
+def default_uri(run_dir: Path) -> str:
+    """The MLflow store of runs that name none: mlflow.db beside the folder of runs."""
+    return f"sqlite:///{run_dir.absolute().parent.parent / 'mlflow.db'}"
+
+
+def _finish(
+    trained: Trained, config: RunConfig, loaded: Loaded, run_dir: Path, log: MetricsLog | None, progress: Progress
+) -> None:
+    """Evaluate the best model: every way of encoding users on validation, the best of them on the test split."""
+    evaluations, chosen = evaluate_choices(trained.model, loaded, config)
+    if log is None:
+        return
+    common = {
+        "inference": chosen, "epoch": trained.epoch, "seed": config.seed, "engine": trained.engine,
+    }  # fmt: skip
+    if loaded.dataset.manifest.truth:
+        common["truth"] = loaded.dataset.manifest.truth
+    for split, name in zip(SPLITS, ("valid", "test"), strict=True):
+        choices = evaluations[split]
+        report = choices[chosen].report()
+        every = {way: evaluation.metrics() for way, evaluation in choices.items()}
+        choices[chosen].save(run_dir / f"ranks-{name}.npz")
+        write_json(run_dir / f"{name}.json", {**report, **common, "choices": every})
+    test = evaluations["test"][chosen]
+    log.append("test", trained.epoch, trained.steps, test.metrics())
+    log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
+    shown = " ".join(f"{name} {value:.4f}" for name, value in test.metrics().items())
+    progress.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
+
+
+def evaluate_choices(
+    model: SequenceModel | Floor, loaded: Loaded, config: RunConfig
+) -> tuple[dict[Split, dict[str, Evaluation]], str]:
+    """Evaluations by split and way of encoding users, and the way that is best on validation. Collective."""
+    if isinstance(model, SequenceModel):
+        model.eval()
+    results: dict[Split, dict[str, Evaluation]] = {"validation": {}, "test": {}}
+    with torch.no_grad():
+        for split in SPLITS:
+            for way in model.inference_choices:
+                model.inference = way
+                results[split][way] = evaluate(model, loaded, split, config.eval)
+    chosen = choose_inference({way: result.metrics() for way, result in results["validation"].items()})
+    model.inference = chosen
+    return results, chosen

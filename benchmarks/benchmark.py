@@ -107,7 +107,7 @@ def recipe(args: argparse.Namespace) -> str:
     """The recipe asked for; else microlens, else the models' defaults."""
     if args.recipe:
         return str(args.recipe)
-    return "microlens" if (ROOT / "trainer/recipes/microlens.yaml").exists() else str(HERE / "defaults.yaml")
+    return "microlens" if (ROOT / "trainer/config/recipes/microlens.yaml").exists() else str(HERE / "defaults.yaml")
 
 
 def measure(args: argparse.Namespace) -> Result:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from models.contract import Batch, ModelContext, SequenceModel
 from models.losses.contrastive import uniformity
 from models.losses.softmax import full_softmax_cross_entropy
-from models.mealrec.tcd import timestep_embedding
-from models.nn.diffusion import Diffusion
+from models.nn.diffusion import Diffusion, timestep_embedding
 from models.nn.dropout import Dropout
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream

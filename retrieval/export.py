@@ -114,7 +114,7 @@ def write_export(
 ) -> ModelCard:
     """Write the model folder `out`, whole or not at all.
 
-    options: plain JSON values, as `models.registry.build` takes them. seed: of the ModelContext (it keys the noise).
+    options: plain JSON values, as `models.systems.build` takes them. seed: of the ModelContext (it keys the noise).
     item_vectors: (I, D); item_ids, titles: I - 1 entries, from row 1. content: (I, ...) per field, stored as float16;
     present: (I,) bool per field; content_kinds: words per field. interactions: where the system needs them later.
     Raises UserError when `out` exists and is not an empty folder.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import registry
+from models import systems
 from models.contract import Batch, Floor, ModelContext, SequenceModel
 from models.errors import UserError
 from models.tensor_table import TensorTable
@@ -178,7 +178,7 @@ def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceM
     context = ModelContext(
         table, export.interactions, card.max_length, card.seed, tuple(card.behaviours), export.items.titles
     )
-    model = registry.build(card.system, card.options, context)
+    model = systems.build(card.system, card.options, context)
     if isinstance(model, Floor):
         return model
     try:

@@ -1,4 +1,4 @@
-"""Memory of this process: keeping what is freed for the next tensor of the same size, and how much there was."""
+"""This process: its rank among the workers, and its memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import resource
 import sys
 
 import torch
+import torch.distributed as dist
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _LARGE = 2**31 - 1
 _PAD = 64 << 20
+
+
+def world() -> tuple[int, int]:
+    """(rank, world size) of this process; (0, 1) outside of any process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def keep_freed_memory() -> None:

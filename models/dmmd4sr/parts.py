@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.mealrec.tcd import timestep_embedding
+from models.nn.diffusion import timestep_embedding
 from models.nn.dropout import Dropout
 
 

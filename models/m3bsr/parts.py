@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.contract import Batch
-from models.mealrec.tcd import timestep_embedding
-from models.nn.diffusion import Diffusion
+from models.nn.diffusion import Diffusion, timestep_embedding
 from models.nn.dropout import Dropout, attention
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.nn.diffusion import timestep_embedding
 from models.nn.dropout import Dropout
 from models.nn.layout import Layout
 from models.options import at_least_one, probabilities, require
@@ -146,14 +147,6 @@ class CrossAttention(nn.Module):
         key, value = token.chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(self.query(self.norm(x_BKC)), key, value)
         return x_BKC + self.out(attended)  # type: ignore[no-any-return]
-
-
-def timestep_embedding(t_B: Tensor, width: int) -> Tensor:
-    """(B,) steps -> (B, width) sinusoids with wavelengths from 2 pi to 20,000 pi."""
-    half = (width + 1) // 2
-    frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t_B.device))
-    angle = t_B.float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=1)[:, :width]
 
 
 class ContentUNet(nn.Module):

@@ -75,3 +75,11 @@ class Diffusion:
         for t in range(start, 0, -1):
             x_t = self.posterior_mean(predict(x_t, t), x_t, t, t - 1)
         return x_t
+
+
+def timestep_embedding(t_B: Tensor, width: int) -> Tensor:
+    """(B,) steps -> (B, width) sinusoids with wavelengths from 2 pi to 20,000 pi."""
+    half = (width + 1) // 2
+    frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t_B.device))
+    angle = t_B.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)[:, :width]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
-from models.registry import build, options_class
+from models.systems import build, options_class
 from models.tensor_table import TensorTable
 from tests.helpers.tiny_runs import MODELS, run_ranks
 from trainer.batches.plan import Plan, Rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from models.errors import UserError
-from models.registry import SYSTEMS, build
+from models.systems import SYSTEMS, build
 from tests.helpers.learning import make_world, train
 from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context, randomise
 from tests.helpers.paths import ROOT
@@ -22,7 +23,7 @@ PAGE = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module of the page's one Python block, registered by the page's one line."""
     (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     path = tmp_path / "recent.py"
@@ -34,8 +35,9 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "recent", module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     ((name, options, system),) = re.findall(r'^    "(\w+)": \((\w+), (\w+)\),$', PAGE, flags=re.MULTILINE)
-    monkeypatch.setitem(SYSTEMS, name, (getattr(module, options), getattr(module, system)))
-    return module
+    SYSTEMS.register(name, (getattr(module, options), getattr(module, system)))
+    yield module
+    SYSTEMS.unregister(name)
 
 
 def test_the_example_is_short() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.baselines import transitions, words_of
 from models.contract import Batch, ContentField, Floor, ModelContext, TrainingInteractions
 from models.errors import UserError
-from models.registry import build, needs
+from models.systems import build, needs
 from tests.helpers.model_fixtures import HISTORIES, ITEMS, MISSING, item_table, make_batch, model_context
 
 FLOORS = ["popularity", "transition-knn", "tfidf-knn", "content-knn"]

@@ -11,7 +11,7 @@ import torch
 
 import models.nn.layout
 from models.contract import Batch, Floor, SequenceModel
-from models.registry import SYSTEMS, build, system_class
+from models.systems import SYSTEMS, build, system_class
 from tests.helpers.model_fixtures import HISTORIES, context_for, make_batch
 from tests.helpers.tiny_runs import MODELS, OPTIONS, RUN
 from trainer.cli import main

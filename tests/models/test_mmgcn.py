@@ -14,7 +14,7 @@ from torch import Tensor
 from models.contract import TrainingInteractions
 from models.errors import UserError
 from models.mmgcn import MMGCN, MMGCNOptions, ModalityGraph, Unseen
-from models.registry import build, needs
+from models.systems import build, needs
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,

@@ -13,7 +13,7 @@ from models.contract import ContentField
 from models.errors import UserError
 from models.morec import FeatureEncoder, MoRec, MoRecOptions
 from models.nn.layout import Layout
-from models.registry import needs
+from models.systems import needs
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import registry
+from models import systems
 from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
 from models.errors import UserError
 from models.tensor_table import TensorTable
@@ -39,7 +39,7 @@ def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
     content = {field: every[field] for field in NEEDS[system]}
     table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), dict.fromkeys(content, "segments"))
     interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
-    model = registry.build(system, {}, ModelContext(table, interactions, MAX_LENGTH, seed=3)).eval()
+    model = systems.build(system, {}, ModelContext(table, interactions, MAX_LENGTH, seed=3)).eval()
     return model, content, dict.fromkeys(content, present)
 
 

@@ -20,7 +20,7 @@ from cluster.ray_train import fit
 from models.contract import Floor
 from models.errors import UserError
 from models.nn.content import require_content
-from models.registry import needs, system_class
+from models.systems import needs, system_class
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest

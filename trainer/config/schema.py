@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import UserError
-from models.registry import nearest, options_class, parse_options
+from models.registry import nearest
+from models.systems import options_class, parse_options
 
 
 class _Section(BaseModel):

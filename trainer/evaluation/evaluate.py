@@ -21,7 +21,7 @@ from retrieval.metrics import mean_metrics, warm_cold
 from trainer.batches.loader import Loaded
 from trainer.config.schema import EvalConfig
 from trainer.data.format.splits import Split, target_positions
-from trainer.training.engine import world
+from trainer.process import world
 
 Ints = NDArray[np.int64]
 

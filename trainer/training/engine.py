@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.contract import Batch, SequenceModel
 from trainer.config.schema import EngineConfig, TrainConfig
+from trainer.process import world
 
 Groups = dict[str, dict[str, Tensor]]
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -25,11 +26,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient was not finite: raised on every rank, before the update of that step."""
-
-
-def world() -> tuple[int, int]:
-    """(rank, world size) of this process; (0, 1) outside of any process group."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class TrainingPass(nn.Module):

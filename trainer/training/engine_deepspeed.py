@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models.contract import Batch, SequenceModel
 from trainer.config.schema import EngineConfig, TrainConfig
+from trainer.process import world
 from trainer.training.engine import (
     MOMENTS,
     Engine,
@@ -34,7 +35,6 @@ from trainer.training.engine import (
     make_optimizer,
     moments_of,
     weights_of,
-    world,
 )
 
 

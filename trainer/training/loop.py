@@ -24,9 +24,10 @@ from trainer.batches.plan import Plan
 from trainer.config.schema import RunConfig
 from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
+from trainer.process import world
 from trainer.tracking import MetricsLog
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
-from trainer.training.engine import Engine, NonFiniteError, world
+from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import Progress
 from trainer.training.stopping import EarlyStopping
 

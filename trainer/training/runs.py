@@ -9,7 +9,7 @@ import torch
 
 from models.contract import ContentField, Floor, SequenceModel
 from models.errors import UserError
-from models.registry import needs
+from models.systems import needs
 from trainer.batches.loader import Loaded, load
 from trainer.config import recipe
 from trainer.config.schema import RunConfig

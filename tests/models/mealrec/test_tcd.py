@@ -18,8 +18,8 @@ from models.mealrec.tcd import (
     TCDOptions,
     TemporalAttention,
     recency_context,
-    timestep_embedding,
 )
+from models.nn.diffusion import timestep_embedding
 from models.nn.layout import Layout
 from tests.helpers.model_fixtures import HISTORIES, VISUAL, assert_same, attend, layer_norm, make_batch, randomise
 

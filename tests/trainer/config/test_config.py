@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.errors import UserError
 from models.ranking import RankingOptions
-from models.registry import SYSTEMS
+from models.systems import SYSTEMS
 from trainer.config import recipe
 from trainer.config.schema import RunConfig, parse
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.contract import Floor
-from models.registry import SYSTEMS, system_class
+from models.systems import SYSTEMS, system_class
 from tests.helpers.engine_worker import STEPS, Job, losses_of, run_jobs
 from tests.trainer.training.test_engines import relative
 

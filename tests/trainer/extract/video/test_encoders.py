@@ -229,12 +229,12 @@ def test_threads_are_set(saved: Any) -> None:
 def test_nothing_is_said_when_all_is_well(saved: Any) -> None:
     code = """
 import sys, numpy as np
-from trainer.extract import vision
+from trainer.extract.video import encoders
 for name in sys.argv[1:]:
-    vision.describe(name, False)
-    frames = vision.preparation(name)([np.zeros((40, 50, 3), np.uint8)])
+    encoders.describe(name, False)
+    frames = encoders.preparation(name)([np.zeros((40, 50, 3), np.uint8)])
     frames.flags.writeable = False
-    vision.load(name, False, "cpu", None)(frames[None])
+    encoders.load(name, False, "cpu", None)(frames[None])
 """
     folders = [str(saved(kind)[0]) for kind in ("videomae", "clip", "dinov3_vit")]
     done = subprocess.run(

@@ -12,7 +12,6 @@ index/KIND/               FAISS indices (`mealrec index`)
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from torch import Tensor
 
 from models.contract import ContentField, Similarity, TrainingInteractions
 from models.errors import UserError
-from retrieval.files import Record, check_file, read_record, sha256, whole_folder
+from retrieval.files import digest, digest_file, whole_folder
+from retrieval.records import Record, check_file, read_record
 
 _WEIGHTS, _VECTORS, _ITEMS, _CONTENT, _INTERACTIONS = (
     "weights.safetensors",
@@ -65,7 +65,7 @@ class ModelCard(Record):
     def checksum(self) -> str:
         """Identifies what an index depends on: the vectors of items and users, and how they are compared."""
         parts = [self.similarity, self.inference, self.files[_WEIGHTS], self.files[_VECTORS]]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return digest("\n".join(parts))
 
 
 class ItemNames(Record):
@@ -119,8 +119,6 @@ def write_export(
     present: (I,) bool per field; content_kinds: words per field. interactions: where the system needs them later.
     Raises UserError when `out` exists and is not an empty folder.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} already exists; choose another --out, or remove it first")
     content, present, kinds = content or {}, present or {}, content_kinds or {}
     n_items = len(item_vectors)
     if len(item_ids) != n_items - 1 or len(titles) != n_items - 1:
@@ -150,7 +148,7 @@ def write_export(
             metrics=dict(metrics or {}),
             provenance=dict(provenance or {}),
             behaviours=list(behaviours),
-            files={path.name: sha256(path) for path in sorted(new.iterdir())},
+            files={path.name: digest_file(path).sha256 for path in sorted(new.iterdir())},
         )
         (new / "model.json").write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
@@ -167,8 +165,8 @@ def load_export(path: Path) -> Export:
         card.files.keys() - {_INTERACTIONS} != expected
     ):  # names are never taken from the file: they could lead out of the folder
         raise UserError(f"{path}/model.json lists the files {sorted(card.files)}, not {sorted(expected)}; {_REMEDY}")
-    for name, digest in card.files.items():
-        check_file(path / name, digest, _REMEDY)
+    for name, recorded in card.files.items():
+        check_file(path / name, recorded, _REMEDY)
     items = cast(ItemNames, read_record(path / _ITEMS, ItemNames, _REMEDY))
     try:
         weights = load_file(path / _WEIGHTS)

@@ -1,86 +1,203 @@
-"""Folders that are whole or absent, and checksums of what is in them."""
+"""Files and folders that appear whole or not at all, their checksums, and locks between processes.
+
+What is written is written aside, flushed to the disk, and renamed into place: a reader sees the old state or the new
+one, never a part of it, and a crash leaves the old one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from filelock import FileLock, Timeout
 
 from models.errors import UserError
 
-
-class Record(BaseModel):
-    """What a JSON file of ours holds: unknown or missing keys and wrong types are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_PIECE = 1 << 20
+_POLL_S = 0.2
 
 
-def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
-    """The record in `path`; UserError with `remedy` (what to do) when it is absent or is not a `kind`."""
+class FileSystem:
+    """The operations that writing consists of, in one place so that tests can make each of them fail."""
+
+    def mkdir(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def open(self, path: Path) -> int:
+        """A descriptor of a new file, for writing; an existing one, or a link, is never written through."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def open_folder(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        old.rename(new)
+
+    def remove_tree(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+
+DISK = FileSystem()
+
+
+def write_new(path: Path, data: bytes, system: FileSystem = DISK) -> None:
+    """Write a file that does not exist yet; it is on the disk when this returns. Raises OSError, also if it exists."""
+    descriptor = system.open(path)
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {remedy}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path} cannot be read: {where}: {first['msg']}; {remedy}") from None
+        rest = memoryview(data)
+        while rest:
+            rest = rest[system.write(descriptor, rest) :]
+        system.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def sync_folder(folder: Path, system: FileSystem = DISK) -> None:
+    """Put the names in `folder` on the disk: a file that was renamed into it is there after a crash."""
+    descriptor = system.open_folder(folder)
+    try:
+        system.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def check_file(path: Path, expected: str, remedy: str) -> None:
-    """Raise UserError with `remedy` unless `path` exists and its sha256 is `expected`."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; {remedy}")
-    if sha256(path) != expected:
-        raise UserError(f"{path} is damaged: its sha256 is not the one recorded when it was written; {remedy}")
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file `path` by `data`, whole; `path` is as before where this fails. Raises OSError."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write_new(aside, data)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder to write flat files into; it becomes `out`, in place of an older one, when all went well.
+def write_text(path: Path, text: str) -> None:
+    """Replace the file `path` by `text` in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
-    It lies beside `out`. Files are fsynced, then it is renamed: at no time does `out` hold a part of what was written.
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the file `path` by `content` as indented JSON, as `write_bytes` does."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder to write into, which becomes `out` when all went well, and is removed on any error.
+
+    It lies beside `out`, as `.OUT.partial-*`. replace: an older `out` with content gives way to the new one.
+    Raises UserError where `out` has content and `replace` is not set, or cannot be made.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    if not replace and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"cannot make a folder beside {out} ({error.strerror}); choose another place") from None
     try:
         new = scratch / "new"
         new.mkdir()
         yield new
-        for path in (*new.iterdir(), new):
-            _fsync(path)
-        replaced = out.exists()
-        if replaced:
-            out.rename(scratch / "old")
-        try:
-            new.rename(out)
-        except OSError:
-            if replaced:
-                (scratch / "old").rename(out)
-            raise
-        _fsync(out.parent)
+        _sync_tree(new)
+        _exchange(new, out, scratch / "old")
+        sync_folder(out.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sync_tree(folder: Path) -> None:
+    for path in (*sorted(folder.rglob("*")), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _exchange(new: Path, out: Path, old: Path) -> None:
+    """`new` becomes `out`; what was there becomes `old`, and comes back if that fails."""
+    replaced = out.exists() and any(out.iterdir())
+    if replaced:
+        out.rename(old)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        new.rename(out)
+    except OSError:
+        if replaced:
+            old.rename(out)
+        raise
+
+
+class Digest:
+    """Size and SHA-256 of bytes that pass by."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+
+    def update(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._sha256.update(piece)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of all pieces so far."""
+        return self._sha256.hexdigest()
+
+
+def digest(data: bytes | str) -> str:
+    """SHA-256 of `data` (text: in UTF-8), as a hex digest."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def digest_file(path: Path) -> Digest:
+    """Size and SHA-256 of a file, read in pieces."""
+    found = Digest()
+    with path.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            found.update(piece)
+    return found
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, among the processes of all nodes that see it; freed when its holder ends or is killed.
+
+    patience: seconds to wait for the holder (None: as long as it takes). Raises filelock.Timeout after them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, timeout=-1 if patience is None else patience, poll_interval=_POLL_S):
+        yield
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, patience: float = 60.0) -> Iterator[None]:
+    """Be the only process that writes in `folder`.
+
+    Waits `patience` seconds for the holder: workers whose driver was killed live on for some seconds.
+    Raises UserError when another process still writes there.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / ".lock", patience))
+        except Timeout:
+            raise UserError(
+                f"another process is writing in {folder}: wait until it has ended, or use another name"
+            ) from None
+        yield

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from retrieval.exact import check_finite, exact_topk
-from retrieval.files import Record, check_file, read_record, sha256, whole_folder
+from retrieval.files import digest_file, whole_folder
+from retrieval.records import Record, check_file, read_record
 
 Kind = Literal["flat", "ivf", "hnsw"]
 Device = Literal["auto", "cpu", "gpu"]
@@ -93,9 +94,9 @@ class FaissIndex:
 
     def save(self, folder: Path) -> None:
         """See `Index.save`: `index.faiss` and `index.json`, whole or absent."""
-        with whole_folder(folder) as new:
+        with whole_folder(folder, replace=True) as new:
             _faiss().write_index(self._cpu_index, str(new / "index.faiss"))
-            record = self.record.model_copy(update={"file_sha256": sha256(new / "index.faiss")})
+            record = self.record.model_copy(update={"file_sha256": digest_file(new / "index.faiss").sha256})
             (new / "index.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

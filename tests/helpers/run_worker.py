@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from retrieval.files import FileSystem
 from tests.helpers.tiny_runs import fork_server
 from trainer.config.schema import RunConfig
 from trainer.evaluation import evaluate as evaluation
 from trainer.tracking import MetricsLog
 from trainer.training import worker as session
-from trainer.training.checkpoint import FileSystem
 from trainer.training.engine import TorchEngine
 
 #: where a kill can hit: (class, method) by kind; the process dies before the call

@@ -65,7 +65,7 @@ def test_the_checksum_depends_on_what_an_index_depends_on(tmp_path: Path) -> Non
 def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="already exists"):
+    with pytest.raises(UserError, match="is not an empty folder"):
         export(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     (tmp_path / "empty").mkdir()

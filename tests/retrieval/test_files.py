@@ -1,16 +1,34 @@
-"""A folder is whole or absent, whichever system call fails."""
+"""Files and folders are whole or as before, whichever system call fails; one writer of a folder; checksums."""
 
+from __future__ import annotations
+
+import hashlib
+import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retrieval.files import whole_folder
+from models.errors import UserError
+from retrieval.files import Digest, digest, digest_file, sole_writer, whole_folder, write_bytes, write_json
+from tests.helpers.paths import ROOT
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from retrieval.files import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def write(out: Path, text: str) -> None:
-    with whole_folder(out) as new:
+    with whole_folder(out, replace=True) as new:
         (new / "a").write_text(text)
         (new / "b").write_text(text)
 
@@ -57,8 +75,79 @@ def test_any_failing_call_leaves_the_old_or_the_new_folder(
 
 def test_an_error_of_the_writer_leaves_the_older_folder(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as new:  # noqa: PT012
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out", replace=True) as new:  # noqa: PT012
         (new / "a").write_text("half")
         raise RuntimeError
     assert (tmp_path / "out" / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_with_content_and_places_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "out", "old")
+    with pytest.raises(UserError, match="is not an empty folder"), whole_folder(tmp_path / "out"):
+        pass
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is not an empty folder"), whole_folder(tmp_path / "file"):
+        pass
+    with pytest.raises(UserError, match="cannot make"), whole_folder(tmp_path / "file" / "below"):
+        pass
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled_and_files_below_folders_are_synced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with whole_folder(tmp_path / "out") as new:
+        (new / "below").mkdir()
+        (new / "below" / "a").write_text("deep")
+    assert (tmp_path / "out" / "below" / "a").read_text() == "deep"
+    assert (tmp_path / "out").stat().st_mode & 0o055 == 0o055 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize(("call", "n"), [("fsync", 1), ("fsync", 2), ("write", 1), ("replace", 1)])
+def test_a_file_is_as_before_or_as_wanted_whichever_call_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, n: int
+) -> None:
+    path = tmp_path / "a.json"
+    write_bytes(path, b"old")
+    owner: Any = Path if call == "replace" else os
+    failing = FailAt(getattr(owner, call), n)
+    monkeypatch.setattr(owner, call, lambda *arguments: failing(*arguments))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_bytes(path, b"new")
+    # the second fsync is that of the folder, after the rename
+    assert path.read_bytes() == (b"new" if (call, n) == ("fsync", 2) else b"old")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is writing"), sole_writer(tmp_path, patience=0.3):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with sole_writer(tmp_path, patience=5):
+        write_json(tmp_path / "a.json", {"b": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
+    assert not list(tmp_path.glob(".a.json*"))
+
+
+def test_checksums_are_those_of_sha256(tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    (tmp_path / "a").write_bytes(data)
+    passing = Digest()
+    for start in range(0, len(data), 70_001):
+        passing.update(data[start : start + 70_001])
+    found = digest_file(tmp_path / "a")
+    assert found.sha256 == passing.sha256 == digest(data) == hashlib.sha256(data).hexdigest()
+    assert found.size == passing.size == len(data)
+    assert digest("\u00e9") == hashlib.sha256("\u00e9".encode()).hexdigest()

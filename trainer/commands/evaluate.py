@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 from models.errors import UserError
+from retrieval.files import write_json
 from trainer.config import recipe
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import metric_table
-from trainer.files import write_json
 from trainer.training.runs import open_run, run_folder
 from trainer.training.worker import evaluate_choices
 

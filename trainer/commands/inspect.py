@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from models.errors import UserError
+from retrieval.files import write_text
 from trainer.data.features import FEATURES, Features, is_extracted, open_features
 from trainer.data.storage import join, open_file
 from trainer.extract.inspect import pictures
@@ -23,7 +24,6 @@ from trainer.extract.inspect.neighbours import Neighbour, nearest
 from trainer.extract.inspect.page import Frames, Near, Neighbours, Part, render
 from trainer.extract.pipeline.protocols import Unusable
 from trainer.extract.pipeline.work import FAILED_CSV
-from trainer.files import write_text
 from trainer.progress import Progress
 
 _NEIGHBOURS = 8

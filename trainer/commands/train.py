@@ -21,12 +21,12 @@ from models.contract import Floor
 from models.errors import UserError
 from models.nn.content import require_content
 from models.systems import needs, system_class
+from retrieval.files import write_text
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
 from trainer.evaluation.report import metric_table
-from trainer.files import write_text
 from trainer.training.worker import deepspeed_installed, train_worker
 
 

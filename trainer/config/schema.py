@@ -5,7 +5,6 @@ Each part of the program has its own section; the model's section is the options
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from models.errors import UserError
 from models.registry import nearest
 from models.systems import options_class, parse_options
+from retrieval.files import digest
 
 
 class _Section(BaseModel):
@@ -137,7 +137,7 @@ class RunConfig(_Section):
         content["engine"] = {"precision": self.engine.precision}
         for free in ("epochs", "checkpoint_every"):
             del content["train"][free]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return digest(json.dumps(content, sort_keys=True))
 
 
 def complete_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:

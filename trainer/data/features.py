@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pydantic import Field
 
 from models.contract import ContentField
 from models.errors import UserError
+from retrieval.files import digest
 from trainer.data.format.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
 from trainer.data.format.shards import Block, item_shards, read_shard
 from trainer.data.storage import is_url, join, open_file
@@ -81,7 +81,7 @@ def open_features(root: str) -> Features:
         text = stream.read(_MAX_MANIFEST_BYTES)
     manifest = parse_as(FeatureManifest, FEATURES_VERSION, text, where, _AGAIN)
     items = _items(join(root, ITEMS), manifest)
-    return Features(root, manifest, items, _sha256(text))
+    return Features(root, manifest, items, digest(text))
 
 
 def blocks(features: Features) -> Iterator[Block]:
@@ -121,7 +121,7 @@ def _items(where: str, manifest: FeatureManifest) -> pl.DataFrame:
     expected = manifest.files.get(ITEMS)
     with open_file(where) as stream:
         data = stream.read(expected.bytes + 1 if expected else 0)
-    if expected is None or len(data) != expected.bytes or _sha256(data) != expected.sha256:
+    if expected is None or len(data) != expected.bytes or digest(data) != expected.sha256:
         raise UserError(f"{where} does not match its size and sha256 in the manifest; {_AGAIN}")
     try:
         frame = pl.read_parquet(io.BytesIO(data)).select("row", "item", "title", "source", "times")
@@ -130,7 +130,3 @@ def _items(where: str, manifest: FeatureManifest) -> pl.DataFrame:
     if len(frame) != manifest.items or frame["item"].n_unique() != manifest.items:
         raise UserError(f"{where} has {len(frame)} rows, the manifest says {manifest.items} items; {_AGAIN}")
     return frame.sort("row")
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

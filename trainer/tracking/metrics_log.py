@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from models.errors import UserError
+from retrieval.files import write_bytes
 
 Event = Literal["start", "epoch", "test", "end"]
 _FINAL = ("test", "end")
@@ -26,7 +27,7 @@ class MetricsLog:
         self.path = path
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, b"")
+            write_bytes(path, b"")
         data = path.read_bytes()
         whole = _whole(data)
         if len(whole) < len(data):
@@ -58,7 +59,7 @@ class MetricsLog:
         lines = self.lines()
         kept = [line for line in lines if line["step"] <= step and line["event"] not in _FINAL]
         if len(kept) < len(lines):
-            _replace(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+            write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines, oldest first. Raises UserError, naming the line, if the file was damaged."""
@@ -111,17 +112,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _json(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

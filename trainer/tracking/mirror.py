@@ -8,8 +8,6 @@ line, the status that the run ended with; end of file without it means that the 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -29,6 +27,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus
 
+from retrieval.files import digest, locked, write_json
 from trainer.tracking.metrics_log import read_lines
 
 POLL_S = 0.5
@@ -53,8 +52,7 @@ def make_store(uri: str) -> None:
     path = Path(name.partition("?")[0])
     if scheme != "sqlite" or path.exists():
         return
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.parent / f".{path.name}.lock"):
         if path.exists():  # by who held the lock before
             return
         new = path.with_name(f".{path.name}.new")
@@ -163,9 +161,7 @@ class Publisher:
         return {**state, "run_id": None, "described": False, "posted": {}}
 
     def _save_state(self) -> None:
-        aside = self._state_path.with_name("mlflow.json.tmp")
-        aside.write_text(json.dumps(self._state, indent=1) + "\n")
-        aside.replace(self._state_path)
+        write_json(self._state_path, self._state)
 
 
 class Parent:
@@ -265,9 +261,9 @@ def _dataset(config: Mapping[str, Any]) -> DatasetInput | None:
     data = path.read_bytes()
     manifest = json.loads(data)
     counts = {key: manifest.get(key) for key in ("users", "items", "interactions", "train_rows")}
-    digest = hashlib.sha256(data).hexdigest()[:DIGEST_LENGTH]
+    short = digest(data)[:DIGEST_LENGTH]
     source = json.dumps({"uri": str(path.absolute())})
-    dataset = Dataset(path.parent.name, digest, "local", source, profile=json.dumps(counts))
+    dataset = Dataset(path.parent.name, short, "local", source, profile=json.dumps(counts))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
@@ -303,10 +299,7 @@ def main() -> int:
     with suppress(OSError):
         os.nice(10)
     run_dir = Path(args.run_dir)
-    with (run_dir / "mlflow.log").open("ab") as lock:
-        # the mirror of a killed run may still be busy; where the file system has no locks, go without
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(run_dir / ".mlflow.lock"):  # the mirror of a killed run may still be busy
         return 0 if follow(Publisher(run_dir, args.uri, args.experiment), parent) else 1
 
 

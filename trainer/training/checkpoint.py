@@ -12,10 +12,8 @@ Nothing here is unpickled: tensors are safetensors, everything else is JSON.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import uuid
@@ -31,6 +29,7 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from models.errors import UserError
+from retrieval.files import DISK, FileSystem, digest, sync_folder, write_new
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -52,32 +51,6 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-class FileSystem:
-    """The operations that a commit consists of, in one place so that tests can make each of them fail."""
-
-    def mkdir(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-
-    def open(self, path: Path) -> int:
-        """A descriptor of a new file, for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-
-    def open_folder(self, path: Path) -> int:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        return os.write(descriptor, data)
-
-    def fsync(self, descriptor: int) -> None:
-        os.fsync(descriptor)
-
-    def rename(self, old: Path, new: Path) -> None:
-        old.rename(new)
-
-    def remove_tree(self, path: Path) -> None:
-        shutil.rmtree(path)
-
-
 class _DamagedError(Exception):
     """A checkpoint folder that must not be loaded; the message names the file and what is wrong with it."""
 
@@ -85,9 +58,9 @@ class _DamagedError(Exception):
 class CheckpointStore:
     """The checkpoints of one run, below the folder `root` (made at the first commit)."""
 
-    def __init__(self, root: Path, files: FileSystem | None = None) -> None:
+    def __init__(self, root: Path, files: FileSystem = DISK) -> None:
         self.root = root
-        self._files = files or FileSystem()
+        self._files = files
 
     def commit(
         self,
@@ -163,7 +136,7 @@ class CheckpointStore:
     ) -> None:
         if not self.root.exists():
             self._files.mkdir(self.root)
-            self._sync_folder(self.root.parent)
+            sync_folder(self.root.parent, self._files)
         self._files.mkdir(folder)
         entries = {STATE: self._write(folder / STATE, encoded_state)}
         for group, named in tensors.items():
@@ -172,18 +145,11 @@ class CheckpointStore:
             entries[group + TENSORS] = self._write(folder / (group + TENSORS), encode_tensors(own))
         manifest = {"schema_version": SCHEMA_VERSION, "step": step, "files": entries}
         self._write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-        self._sync_folder(folder)
+        sync_folder(folder, self._files)
 
     def _write(self, path: Path, data: bytes) -> dict[str, Any]:
-        descriptor = self._files.open(path)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._files.write(descriptor, rest) :]
-            self._files.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        write_new(path, data, self._files)
+        return {"bytes": len(data), "sha256": digest(data)}
 
     def _put_in_place(self, aside: Path, step: int) -> None:
         final, former = self._folder(step), self.root / f".replaced-{step:09d}"
@@ -192,16 +158,9 @@ class CheckpointStore:
                 self._trash(former)
             self._files.rename(final, former)
         self._files.rename(aside, final)
-        self._sync_folder(self.root)
+        sync_folder(self.root, self._files)
         if former.exists():
             self._trash(former)
-
-    def _sync_folder(self, folder: Path) -> None:
-        descriptor = self._files.open_folder(folder)
-        try:
-            self._files.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _trash(self, folder: Path) -> None:
         # renamed first: a kill during the removal must not leave half a checkpoint under a name that is read
@@ -258,7 +217,7 @@ def _read_verified(folder: Path, name: str, entry: object) -> bytes:
     data = _read_bytes(path)
     if not isinstance(entry, dict) or len(data) != entry.get("bytes"):
         raise _DamagedError(f"{path} has {len(data)} bytes, not what the manifest says")
-    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+    if digest(data) != entry.get("sha256"):
         raise _DamagedError(f"{path} does not have the SHA-256 of the manifest")
     return data
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from models.contract import Clock
 from models.errors import UserError
+from retrieval.files import write_json
 from trainer.batches.loader import Loaded
 from trainer.batches.plan import Plan
 from trainer.config.schema import RunConfig
 from trainer.evaluation.evaluate import evaluate
-from trainer.files import write_json
 from trainer.process import world
 from trainer.tracking import MetricsLog
 from trainer.training.checkpoint import Checkpoint, CheckpointStore

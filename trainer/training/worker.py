@@ -16,12 +16,12 @@ from torch import Tensor
 from models.contract import Floor, ModelContext, SequenceModel, System
 from models.errors import UserError
 from models.systems import build, system_class
+from retrieval.files import sole_writer, write_json
 from trainer.batches.loader import Loaded, load
 from trainer.config.schema import RunConfig, parse
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
-from trainer.files import sole_writer, write_json
 from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.tracking import MetricsLog, Mirror, start_mirror
 from trainer.training.checkpoint import Checkpoint, CheckpointStore

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.errors import UserError
+from retrieval.files import DISK, FileSystem
 from tests.helpers.paths import ROOT
-from trainer.training.checkpoint import Checkpoint, CheckpointStore, FileSystem
+from trainer.training.checkpoint import Checkpoint, CheckpointStore
 
 
 def content(step: int, seed: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -125,7 +126,7 @@ def test_any_failing_operation_leaves_a_whole_checkpoint(
 ) -> None:
     recorder = Recorder()
 
-    def store(name: str, files: FileSystem | None = None) -> CheckpointStore:
+    def store(name: str, files: FileSystem = DISK) -> CheckpointStore:
         if has_first:
             CheckpointStore(tmp_path / name).commit(1, *content(1))
         return CheckpointStore(tmp_path / name, files)

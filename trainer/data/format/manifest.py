@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.contract import ContentField
 from models.errors import UserError
+from retrieval.files import digest, digest_file
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -131,7 +131,7 @@ class Manifest(Listed):
     def fingerprint(self) -> str:
         """sha256 over the checksums of every file: equal for equal data, whenever and wherever it was prepared."""
         lines = sorted(f"{name} {info.sha256}" for name, info in self.files.items())
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return digest("\n".join(lines))
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
@@ -179,12 +179,8 @@ def load_manifest(folder: Path) -> Manifest:
 
 def file_info(path: Path) -> FileInfo:
     """Size and sha256 of a file, read in pieces."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-            size += len(piece)
-    return FileInfo(bytes=size, sha256=digest.hexdigest())
+    found = digest_file(path)
+    return FileInfo(bytes=found.size, sha256=found.sha256)
 
 
 def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from models.errors import UserError
+from retrieval.files import Digest, locked, whole_folder
 from trainer.data.format.manifest import MANIFEST, FileInfo, Manifest, parse_manifest, verify_files
 from trainer.data.format.shards import read_shard, shard_list
 from trainer.data.format.table_file import TableWriter
-from trainer.data.storage import join, node_lock, open_file, staging_folder
+from trainer.data.storage import join, open_file
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _STREAMED = ("shards/", "table/")
@@ -33,11 +33,11 @@ def materialise(source: str, cache_dir: Path) -> Path:
         text = stream.read(_MAX_MANIFEST_BYTES)
     manifest = parse_manifest(text, where)
     target = cache_dir / manifest.fingerprint[:32]
-    with node_lock(cache_dir / f"{target.name}.lock"):
+    with locked(cache_dir / f"{target.name}.lock"):
         if not target.exists():
             for stale in cache_dir.glob(f".{target.name}.partial-*"):  # of a killed process: the lock is ours
                 shutil.rmtree(stale)
-            with staging_folder(target) as work:
+            with whole_folder(target) as work:
                 _copy(source, manifest, work)
                 (work / MANIFEST).write_bytes(text)
     return target
@@ -56,11 +56,10 @@ def _copy(source: str, manifest: Manifest, work: Path) -> None:
 
 
 def _fetch(source: str, target: Path, expected: FileInfo) -> None:
-    digest, size = hashlib.sha256(), 0
+    copied = Digest()
     with open_file(source) as stream, target.open("wb") as out:
-        while size <= expected.bytes and (piece := stream.read(1 << 20)):
-            digest.update(piece)
-            size += len(piece)
+        while copied.size <= expected.bytes and (piece := stream.read(1 << 20)):
+            copied.update(piece)
             out.write(piece)
-    if size != expected.bytes or digest.hexdigest() != expected.sha256:
+    if (copied.size, copied.sha256) != (expected.bytes, expected.sha256):
         raise UserError(f"{source} does not match its size and sha256 in the manifest; copy the dataset again")

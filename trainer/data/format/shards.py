@@ -6,7 +6,6 @@ webdataset sees it, so links, devices, sparse or extended headers, paths, other 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import tarfile
@@ -23,6 +22,7 @@ from webdataset.writer import TarWriter
 
 from models.contract import ContentField
 from models.errors import UserError
+from retrieval.files import Digest
 from trainer.data.format.manifest import FileInfo, Listed, Manifest, ShardInfo
 from trainer.data.storage import join, open_file
 
@@ -176,7 +176,7 @@ class _GuardedTar:
     def __init__(self, stream: IO[bytes], source: str) -> None:
         self.problem: str | None = None
         self._stream, self._source = stream, source
-        self._digest, self._size = hashlib.sha256(), 0
+        self._digest = Digest()
         self._ready = b""
         self._ended = False
 
@@ -191,9 +191,9 @@ class _GuardedTar:
         while piece := self._pull(1 << 20):
             if piece.strip(b"\0"):
                 raise self._fail("has data after the end of its archive")
-        if self._size != expected.bytes:
-            raise self._fail(f"has {self._size} bytes, the manifest says {expected.bytes}")
-        if self._digest.hexdigest() != expected.sha256:
+        if self._digest.size != expected.bytes:
+            raise self._fail(f"has {self._digest.size} bytes, the manifest says {expected.bytes}")
+        if self._digest.sha256 != expected.sha256:
             raise self._fail("does not match its sha256 in the manifest")
 
     def _next_member(self) -> bytes:
@@ -219,7 +219,7 @@ class _GuardedTar:
             pieces.append(piece)
             left -= len(piece)
         if left:
-            raise self._fail(f"is truncated after {self._size} bytes")
+            raise self._fail(f"is truncated after {self._digest.size} bytes")
         return b"".join(pieces)
 
     def _pull(self, size: int) -> bytes:
@@ -228,7 +228,6 @@ class _GuardedTar:
         except Exception as error:  # each protocol's client has errors of its own; all mean that reading failed
             raise self._fail(f"cannot be read ({type(error).__name__}: {error})") from None
         self._digest.update(piece)
-        self._size += len(piece)
         return piece
 
     def _fail(self, what: str) -> UserError:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.contract import ContentField
 from models.errors import UserError
+from retrieval.files import whole_folder
 from trainer.data.format import splits
 from trainer.data.format.manifest import (
     MANIFEST,
@@ -32,7 +33,6 @@ from trainer.data.format.manifest import (
 )
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec, row_spec
 from trainer.data.format.table_file import TableWriter, standardise
-from trainer.data.storage import staging_folder
 from trainer.progress import Progress
 
 _CHUNK_BYTES = 32 << 20
@@ -85,7 +85,7 @@ def write_dataset(
     assert len(offsets) == len(user_ids) + 1
     assert np.diff(offsets).min() >= 3, "users need at least 3 items"
     counts = splits.train_counts(offsets, items, len(item_ids))
-    with staging_folder(out) as work:
+    with whole_folder(out) as work:
         _write_sequences(work, {"offsets": offsets, "items": items, "times": times, "behaviours": behaviours})
         _write_ids(work / "users.parquet", {"user": user_ids}, 0)
         titles = item_titles if item_titles is not None else _Nothing(len(item_ids))

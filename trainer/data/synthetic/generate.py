@@ -15,10 +15,10 @@ from typing import Any, overload
 import numpy as np
 
 from models.contract import ContentField
+from retrieval.files import whole_folder
 from trainer.data.format.manifest import MANIFEST, Manifest, file_info
 from trainer.data.format.table_file import NpyWriter
 from trainer.data.format.writer import Content, write_dataset
-from trainer.data.storage import staging_folder
 from trainer.data.synthetic.users import BEHAVIOUR_NAMES, best_ranking, expected_metrics, histories
 from trainer.data.synthetic.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue
 
@@ -35,7 +35,7 @@ def generate(out: Path, options: SyntheticOptions) -> None:
     with the user's own history left out), the realised shares of accidents and of cold test targets, and the options.
     Raises UserError: `out` exists and is not empty; a world too small for its histories.
     """
-    with staging_folder(out) as work:  # the dataset and its truth appear together
+    with whole_folder(out) as work:  # the dataset and its truth appear together
         places = catalogue(options)
         content = ItemContent(options, places)
         interactions, truth = _interactions(options, places)

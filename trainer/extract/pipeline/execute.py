@@ -16,12 +16,12 @@ import torch
 
 from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
+from retrieval.files import sole_writer
 from trainer.data.features import FEATURES, FeatureManifest, open_features
 from trainer.data.format.shards import BLOCK_ROWS
 from trainer.extract.pipeline.finish import finish, reasons
 from trainer.extract.pipeline.units import Job, Unit
 from trainer.extract.pipeline.work import UNFINISHED, Work
-from trainer.files import sole_writer
 from trainer.progress import Progress
 
 _FAILURES_EVERY_S = 10.0

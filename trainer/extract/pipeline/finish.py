@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.contract import ContentField
 from models.errors import UserError
+from retrieval.files import write_text
 from trainer.data.features import FEATURES, FEATURES_VERSION, ITEMS, FeatureInfo, FeatureManifest
 from trainer.data.format.manifest import file_info
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec
@@ -21,7 +22,6 @@ from trainer.data.format.writer import provenance
 from trainer.extract.pipeline.protocols import Arrays
 from trainer.extract.pipeline.units import TIMES, Job
 from trainer.extract.pipeline.work import UNFINISHED, Work
-from trainer.files import write_text
 from trainer.progress import Progress
 
 Fields = dict[ContentField, NDArray[np.float16]]

@@ -16,9 +16,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from models.errors import UserError
+from retrieval.files import write_bytes, write_json, write_text
 from trainer.extract.pipeline.protocols import Arrays
 from trainer.extract.pipeline.units import COST, FAILED, POSITIONS, REASONS, Unit, pack, unpack
-from trainer.files import write_bytes, write_json, write_text
 
 UNFINISHED = "unfinished"
 FAILED_CSV = "failed.csv"

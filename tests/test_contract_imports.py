@@ -51,24 +51,43 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield str(first.value)
 
 
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+UNSAFE_BUILTINS = {"eval", "exec", "compile", "__import__"}
+UNSAFE_FUNCTIONS = {
+    "builtins.eval", "builtins.exec", "os.system", "os.popen", "torch.load", "pandas.read_pickle",
+    "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.full_load_all", "yaml.unsafe_load", "yaml.unsafe_load_all",
+}  # fmt: skip
+
+
 def unsafe(tree: ast.AST) -> Iterator[str]:
-    """Calls and imports that can execute what is read, with their line."""
+    """What can execute what is read, with its line, under whatever name it was imported, called or not."""
     for name in imported(tree):
-        if name.partition(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"):
+        if name.partition(".")[0] in UNSAFE_MODULES or name in UNSAFE_FUNCTIONS:
             yield f"import of {name}"
+    local = dict(_local_names(tree))
     for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, dot, rest = _name(node).partition(".")
+            name = local.get(first, first) + dot + rest
+            if name in UNSAFE_FUNCTIONS:
+                yield f"line {node.lineno}: {name}"
         if not isinstance(node, ast.Call):
             continue
-        name = _name(node.func)
-        where = f"line {node.lineno}: {name}"
-        if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "yaml.unsafe_load"):
-            yield where
-        if name in ("yaml.load", "yaml.full_load", "yaml.load_all", "pd.read_pickle", "pandas.read_pickle"):
-            yield where
+        if isinstance(node.func, ast.Name) and node.func.id in UNSAFE_BUILTINS:
+            yield f"line {node.lineno}: {node.func.id}"
         for keyword in node.keywords:
             truthy = not (isinstance(keyword.value, ast.Constant) and not keyword.value.value)
             if keyword.arg in ("allow_pickle", "shell", "trust_remote_code") and truthy:
-                yield f"{where}({keyword.arg}=...)"
+                yield f"line {node.lineno}: {_name(node.func)}({keyword.arg}=...)"
+
+
+def _local_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(name in this file, full name) of whatever is imported under a name of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.asname, alias.name) for alias in node.names if alias.asname)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def _name(node: ast.expr) -> str:
@@ -135,6 +154,12 @@ def test_nothing_executes_what_it_reads(path: Path) -> None:
         "np.load(p, allow_pickle=True)",
         "np.load(p, allow_pickle=flag)",
         "yaml.load(f, Loader=yaml.SafeLoader)",
+        "from yaml import load",
+        "from yaml import unsafe_load as safe_load",
+        "import yaml as y\ny.load(f)",
+        "import torch as t\nread = t.load",
+        "from torch import load as read",
+        "from os import system",
         "eval('1')",
         "subprocess.run('ls', shell=True)",
     ],

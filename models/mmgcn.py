@@ -17,6 +17,7 @@ from models.contract import Batch, ContentField, ModelContext, SequenceModel, Tr
 from models.nn.cache import Remembering
 from models.nn.content import ContentInput, require_content
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.sparse import SparseMap, interaction_users, row_normalised, user_item_counts
 from models.options import at_least_one, require
 
@@ -92,7 +93,7 @@ class ModalityGraph(nn.Module):
         self, content_IW: Tensor, ids: tuple[Tensor, Tensor], neighbours: Neighbours | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Final states of users (U, D), and states of items before the first layer and after each."""
-        user, item = F.normalize(self.preference, dim=1), F.normalize(_full(content_IW), dim=1)
+        user, item = F.normalize(self.preference, dim=1), F.normalize(at_least_float32(content_IW), dim=1)
         states = [item]
         for layer in self.layers:
             of_user, of_item = neighbours(user, item) if neighbours is not None else (user, item)
@@ -194,9 +195,9 @@ class MMGCN(Remembering, SequenceModel):
         users, states = [], []
         for content, graph in zip(self.content, self.graphs, strict=True):
             user, state = graph(content(rows_I), ids, self.neighbours)
-            users.append(_full(user))
+            users.append(at_least_float32(user))
             states.append(state)
-        item_ID = torch.stack([_full(state.pop()) for state in states]).mean(dim=0)
+        item_ID = torch.stack([at_least_float32(state.pop()) for state in states]).mean(dim=0)
         return Propagated(torch.stack(users).mean(dim=0), item_ID, states)
 
     def _modalities(self) -> list[ModalityGraph]:
@@ -205,7 +206,7 @@ class MMGCN(Remembering, SequenceModel):
     def _newcomers(self, batch: Batch, states: list[list[Tensor]]) -> Tensor:
         id_D, graph = self.user_embedding.weight.mean(dim=0), self.neighbours is not None
         vectors = [
-            _full(modality.newcomers(batch, state, id_D, graph))
+            at_least_float32(modality.newcomers(batch, state, id_D, graph))
             for modality, state in zip(self._modalities(), states, strict=True)
         ]
         return torch.stack(vectors).mean(dim=0)
@@ -224,13 +225,8 @@ def _item_input(field: ContentField, options: MMGCNOptions, context: ModelContex
 
 def _history_mean(batch: Batch, state_IW: Tensor) -> Tensor:
     """(B, W) mean state of the items of each history."""
-    total_BW = F.embedding_bag(batch.history, _full(state_IW), mode="sum", padding_idx=0)
+    total_BW = F.embedding_bag(batch.history, at_least_float32(state_IW), mode="sum", padding_idx=0)
     return total_BW / batch.length[:, None]
-
-
-def _full(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _init_weights(module: nn.Module) -> None:

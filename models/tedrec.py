@@ -20,6 +20,7 @@ from models.nn.content import ContentInput, require_content
 from models.nn.dropout import dropout
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.transformer import CausalEncoder, init_weights
 from models.options import at_least_one, probabilities, require, whole_heads
 from models.ranking import RankingOptions
@@ -117,15 +118,19 @@ class FrequencyFusion(nn.Module):
     def forward(self, item_BLD: Tensor, text_BLD: Tensor) -> Tensor:
         with torch.autocast(item_BLD.device.type, enabled=False):
             item, text = self._spectrum(item_BLD), self._spectrum(text_BLD)
-            filtered = self._product(item, _full(self.filter).unbind(-1))
+            filtered = self._product(item, at_least_float32(self.filter).unbind(-1))
             fused = self._product(item, text)
-            gate_item = torch.sigmoid(F.linear(filtered, _full(self.item_gate.weight), _full(self.item_gate.bias)))
-            gate_fuse = torch.sigmoid(F.linear(fused, _full(self.fuse_gate.weight), _full(self.fuse_gate.bias)))
+            gate_item = torch.sigmoid(
+                F.linear(filtered, at_least_float32(self.item_gate.weight), at_least_float32(self.item_gate.bias))
+            )
+            gate_fuse = torch.sigmoid(
+                F.linear(fused, at_least_float32(self.fuse_gate.weight), at_least_float32(self.fuse_gate.bias))
+            )
             return 2 * (filtered * gate_item + fused * gate_fuse)
 
     def _spectrum(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
         """Real and imaginary part, (B, L // 2 + 1, D) each."""
-        x_BLD = _full(x_BLD)
+        x_BLD = at_least_float32(x_BLD)
         return (self.transform.to(x_BLD.dtype) @ x_BLD).chunk(2, dim=1)
 
     def _product(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
@@ -146,11 +151,6 @@ def real_dft(length: int) -> tuple[Tensor, Tensor]:
         twice[-1] = 1.0
     back = torch.cat([twice[:, None] * angle.cos(), -twice[:, None] * angle.sin()]).T / math.sqrt(length)
     return forward.float(), back.float().contiguous()
-
-
-def _full(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class TedRec(Backbone):

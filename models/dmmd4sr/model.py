@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.contract import Batch, ModelContext
-from models.dmmd4sr.parts import ExpertFusion, InterestGate, TokenDenoiser, Uncertain, full
+from models.dmmd4sr.parts import ExpertFusion, InterestGate, TokenDenoiser, Uncertain
 from models.nn.content import ContentInput, require_content
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.quantise import SequenceQuantiser, codebook_loss
 from models.nn.transformer import CausalEncoder, init_weights
 from models.options import at_least_one, probabilities, require, whole_heads
@@ -191,13 +192,15 @@ class DMMD4SR(Backbone):
             drawn = [self._draw(name, content[name], state) for name in _MODALITIES]
             token_ND = token_ND + self.fusion(*drawn)
             if self.options.use_denoising:
-                token_ND = torch.lerp(full(token_ND), self._chain("final", token_ND, state), self.options.final_mix)
+                token_ND = torch.lerp(
+                    at_least_float32(token_ND), self._chain("final", token_ND, state), self.options.final_mix
+                )
         return self.encoder.contextualise(token_ND, layout)
 
     def _project(self, name: str, state: _Pass) -> Tensor:
         """(N, D) unit vectors: the content of each token's item, projected."""
         content = self.content[name](state.layout.flatten(state.batch.history))
-        return F.normalize(full(self.project[name](content)), dim=1)
+        return F.normalize(at_least_float32(self.project[name](content)), dim=1)
 
     def _condition(self, item_ND: Tensor, state: _Pass) -> Tensor:
         """(N, D) what level 2 is told of the interest: the item's ID vector and the centre of the history's cluster."""
@@ -218,7 +221,7 @@ class DMMD4SR(Backbone):
 
     def _chain(self, name: str, x_ND: Tensor, state: _Pass) -> Tensor:
         """`x_ND` noised to step `start`, then the reverse chain of denoiser `name`, without noise."""
-        x_ND = full(x_ND)
+        x_ND = at_least_float32(x_ND)
         state.seen[name] = x_ND
         start = self.options.start
         t_N = torch.full((1,), start, device=x_ND.device).expand(len(x_ND))
@@ -242,6 +245,6 @@ class DMMD4SR(Backbone):
             part, _, level = name.rpartition("_")
             t_N = step_N[part or level]
             noised_ND = self.diffusion.corrupt(x_ND, t_N, state.noise[name])
-            error_N = (full(self.denoisers[name](noised_ND, t_N)) - x_ND).square().mean(dim=1)
+            error_N = (at_least_float32(self.denoisers[name](noised_ND, t_N)) - x_ND).square().mean(dim=1)
             losses[level] = losses.get(level, 0.0) + state.row_mean(error_N)
         return losses

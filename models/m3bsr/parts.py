@@ -15,6 +15,7 @@ from models.nn.diffusion import Diffusion, timestep_embedding
 from models.nn.dropout import Dropout, attention
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.transformer import LAYER_NORM_EPS, CausalEncoder
 
 
@@ -212,6 +213,6 @@ def mean_cosine(x_BED: Tensor) -> Tensor:
     The sum over all pairs is the squared norm of the sum of the unit vectors.
     """
     with torch.autocast(x_BED.device.type, enabled=False):
-        x_BED = F.normalize(x_BED if x_BED.dtype == torch.float64 else x_BED.float(), dim=2)
+        x_BED = F.normalize(at_least_float32(x_BED), dim=2)
         experts = x_BED.shape[1]
         return (x_BED.sum(dim=1).square().sum(dim=1).mean() - experts) / (experts * (experts - 1))

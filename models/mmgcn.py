@@ -6,49 +6,23 @@ N = U + I nodes are kept as users and items apart; row 0 of the items is padding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
 from models.nn.cache import Remembering
-from models.nn.content import ContentInput, require_content
+from models.nn.content import ContentInput
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.precision import at_least_float32
 from models.nn.sparse import SparseMap, interaction_users, row_normalised, user_item_counts
-from models.options import at_least_one, require
+from models.options.base import ContentField
+from models.options.mmgcn import MODALITIES, MMGCNOptions
 
-MODALITIES: tuple[ContentField, ...] = ("visual", "text")
 #: draws of a negative item; the first that the user has not seen is taken
 _DRAWS = 16
-
-
-@dataclass(frozen=True)
-class MMGCNOptions:
-    """hidden: width of id embeddings and states; visual_width: to which visual content is projected; reg: weight.
-
-    graph: whether nodes read their neighbours (else themselves); content: whether items have content (else free
-    vectors, as users have): ablations.
-    """
-
-    hidden: int = 64
-    visual_width: int = 256
-    layers: int = 3
-    reg: float = 0.1
-    graph: bool = True
-    content: bool = True
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "visual_width", "layers")
-        require(self.reg >= 0, "reg", self.reg, "it is 0 or more")
-
-    @property
-    def needs(self) -> tuple[ContentField, ...]:
-        """Content that these options need."""
-        return MODALITIES if self.content else ()
 
 
 class GraphLayer(nn.Module):
@@ -148,12 +122,8 @@ class MMGCN(Remembering, SequenceModel):
     The graph, not the order of a history, says who a user is: only somebody unknown is encoded from the history.
     """
 
-    needs = MODALITIES
-    needs_interactions = True
-
     def __init__(self, options: MMGCNOptions, context: ModelContext) -> None:
         super().__init__()
-        require_content("MMGCN", context.table.widths, options.needs)
         self.loss_weights = {"ranking": 1.0, "regularisation": options.reg}
         users, items = len(context.interactions.offsets) - 1, context.table.n_items
         self.user_embedding = nn.Embedding(users, options.hidden)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.contract import Similarity
 from models.nn.gather import Gather, repeated
 from models.nn.precision import at_least_float32
+from models.options.base import Similarity
 
 # logits of one slice of rows: they stay in a CPU's cache, or fill a GPU
 _SLICE_BYTES_CPU = 1 << 20

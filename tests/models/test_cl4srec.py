@@ -15,15 +15,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.augment import MASK, Augment, cropped, masked, reordered
-from models.cl4srec import CL4SRec, CL4SRecOptions
-from models.contract import Batch, Similarity
+from models.cl4srec import CL4SRec
+from models.contract import Batch
 from models.errors import UserError
 from models.losses import contrastive
 from models.losses.contrastive import info_nce
-from models.mealrec.model import MealRec, MealRecOptions
+from models.mealrec.model import MealRec
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
-from models.sasrec import SASRec, SASRecOptions
+from models.options.base import Similarity
+from models.options.cl4srec import CL4SRecOptions
+from models.options.mealrec import MealRecOptions
+from models.options.sasrec import SASRecOptions
+from models.sasrec import SASRec
 from tests.helpers.model_fixtures import HISTORIES, ITEMS, assert_same, make_batch, model_context, randomise
 
 HIDDEN, LONG = 6, 10

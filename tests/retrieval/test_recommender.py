@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models import systems
-from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
 from models.errors import UserError
+from models.options.base import ContentField
 from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity
 from retrieval.export import write_export
@@ -39,7 +40,9 @@ def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
     content = {field: every[field] for field in NEEDS[system]}
     table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), dict.fromkeys(content, "segments"))
     interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
-    model = systems.build(system, {}, ModelContext(table, interactions, MAX_LENGTH, seed=3)).eval()
+    model = systems.build(
+        system, systems.options_of(system, {}), ModelContext(table, interactions, MAX_LENGTH, seed=3)
+    ).eval()
     return model, content, dict.fromkeys(content, present)
 
 

@@ -31,6 +31,8 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     Raises UserError for an unknown recipe, system, key or value, before anything starts.
     """
     values = _read(recipe)
+    if isinstance(values.get("model"), Mapping):
+        _check_written_by_a_run(recipe, values)
     overrides = nest(settings)
     if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as recipes say it
         overrides["model"] = {"name": overrides["model"]}
@@ -50,6 +52,16 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     if data:
         _merge(values, {"data": {"path": data}})
     return parse(values)
+
+
+def _check_written_by_a_run(path: str, values: Mapping[str, Any]) -> None:
+    try:
+        parse(values)
+    except UserError as error:
+        raise UserError(
+            f"{path} does not fit this version of MealRec:\n{error}\n"
+            "If an earlier version wrote it, use the run with that version, or train it again from a recipe"
+        ) from None
 
 
 def _read(recipe: str) -> dict[str, Any]:

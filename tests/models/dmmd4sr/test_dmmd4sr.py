@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import Batch
-from models.dmmd4sr.model import DMMD4SR, DMMD4SROptions
+from models.dmmd4sr.model import DMMD4SR
 from models.dmmd4sr.parts import ExpertFusion, InterestGate, TokenDenoiser, Uncertain
 from models.errors import UserError
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.transformer import LAYER_NORM_EPS
+from models.options.dmmd4sr import DMMD4SROptions
 from models.tensor_table import TensorTable
 from tests.helpers.model_fixtures import (
     HISTORIES,

@@ -17,7 +17,8 @@ from torch import Tensor
 from models.contract import Batch
 from models.losses import softmax as loss_module
 from models.losses.in_batch import Candidates, InBatchSoftmax
-from models.morec import MoRec, MoRecOptions
+from models.morec import MoRec
+from models.options.morec import MoRecOptions
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

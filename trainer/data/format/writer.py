@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.data.format import splits
 from trainer.data.format.manifest import (
     MANIFEST,

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.data.features import FEATURES, FEATURES_VERSION, ITEMS, FeatureInfo, FeatureManifest
 from trainer.data.format.manifest import file_info
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec

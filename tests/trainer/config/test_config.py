@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 from models.errors import UserError
 from models.options.plain import to_plain
 from models.options.ranking import RankingOptions
-from models.systems import SYSTEMS
+from models.systems import SYSTEMS, options_class
 from trainer.config import recipe
-from trainer.config.schema import RunConfig, parse
+from trainer.config.schema import RunConfig, TrainConfig, parse
 
 BASE: dict[str, Any] = {"model": {"name": "sasrec"}}
 
@@ -108,13 +109,32 @@ def test_the_model_section_is_complete() -> None:
 
 
 @pytest.mark.parametrize("name", recipe.names())
-def test_packaged_recipes_parse_for_every_system_they_list(name: str, tmp_path: Path) -> None:
-    listed = yaml.safe_load((recipe.FOLDER / f"{name}.yaml").read_text())["systems"]
-    assert set(listed) == set(SYSTEMS)
-    for system in (None, *listed):
+def test_packaged_recipes_parse_for_every_system(name: str, tmp_path: Path) -> None:
+    for system in (None, *SYSTEMS):
         config = recipe.load(name, system, [], "data")
         assert system in (None, config.model.name)
         _round_trip(config, tmp_path / f"{name}-{system}.yaml")
+
+
+def _same(given: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
+    """Keys of `given` whose value is that of `default`, sections by their keys."""
+    return [
+        f"{key}.{inner}" if inner else key
+        for key, value in given.items()
+        for inner in (_same(value, default[key]) if isinstance(value, dict) else [""] * (value == default[key]))
+    ]
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_recipes_say_only_what_differs_from_the_defaults(name: str) -> None:
+    written = yaml.safe_load((recipe.FOLDER / f"{name}.yaml").read_text())
+    common = {**TrainConfig().model_dump(), **written.get("train", {})}
+    for system, section in written["systems"].items():
+        default = {**to_plain(options_class(system)()), "train": common}
+        assert section, f"{system} has nothing of its own"
+        assert _same(section, default) == [], system
+    rest = {key: value for key, value in written.items() if key not in ("model", "systems")}
+    assert _same(rest, RunConfig.model_validate({"model": BASE["model"]}).model_dump(mode="json")) == []
 
 
 @settings(max_examples=50, deadline=None)
@@ -150,8 +170,9 @@ def test_another_system_does_not_take_over_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "- a\n", "model: [", "model: 5", "systems: 5", "systems: {sasrec: 5}\nmodel: sasrec", "model: {5: 6}",
-     "5: 6\nmodel: sasrec", "train: {5: 6}\nmodel: sasrec", "model: {name: sasrec, 5: 6}", "model: null",
+    ["", "- a\n", "model: [", "model: 5", "systems: 5", "systems: {sasrec: 5}\nmodel: sasrec",
+     "systems: {sasrek: {}}\nmodel: sasrec", "model: {5: 6}", "5: 6\nmodel: sasrec",
+     "train: {5: 6}\nmodel: sasrec", "model: {name: sasrec, 5: 6}", "model: null",
      "model: !!python/object/apply:os.getcwd []", "train: null\nmodel: sasrec", "data: {path: 5}\nmodel: sasrec"],
 )  # fmt: skip
 def test_a_bad_recipe_file_is_a_user_error(text: str, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Training:
         self.config = config
         self.loaded = replace(loaded, table=WatchedTable(loaded.table, self.content))
         model = build_model(config, self.loaded)
-        assert isinstance(model, SequenceModel), "a floor is not trained"
+        assert isinstance(model, SequenceModel), "a baseline is not trained"
         self.model = model
         self.engine = build_engine(self.model, config, loaded.device)
         self.plan = Plan(loaded.source.rows, config.train.batch_size)

@@ -1,4 +1,4 @@
-"""Floors: recommenders that are counted, not trained. A trained system that does not beat them is not worth its GPU.
+"""Baselines: recommenders that are counted, not trained. A trained system that does not beat them is not worth its GPU.
 
 All but popularity score an item by its relation to each item of the history, summed with weights that fall with age.
 Fitting takes seconds; nothing of size (I, I) is dense, and one batch takes a (B, I) matrix of scores.
@@ -26,7 +26,7 @@ _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
 class _Baseline(Baseline):
-    """Tensors of a floor follow the batches to their device; the padding column is minus infinity."""
+    """Tensors of a baseline follow the batches to their device; the padding column is minus infinity."""
 
     def scores(self, batch: Batch) -> Tensor:
         self._follow(batch.history.device)

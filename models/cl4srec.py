@@ -21,7 +21,7 @@ from models.sasrec import SASRec
 
 
 class CL4SRec(SASRec):
-    """SASRec, and InfoNCE between two augmented views of each history; with `contrast` 0 it is SASRec."""
+    """SASRec, and InfoNCE between two augmented views of each history; with `lambda_contrast` 0 it is SASRec."""
 
     def __init__(self, options: CL4SRecOptions, context: ModelContext) -> None:
         super().__init__(options, context)
@@ -29,11 +29,11 @@ class CL4SRec(SASRec):
         self.augment = Augment(options.crop, options.mask, options.reorder, KeyedNoise(context.seed))
         # outside of the item table: it must not be ranked
         self.mask_token = nn.Parameter(0.02 * torch.randn(options.hidden))
-        if options.contrast:
-            self.loss_weights = {**self.loss_weights, "contrast": options.contrast}
+        if options.lambda_contrast:
+            self.loss_weights = {**self.loss_weights, "contrast": options.lambda_contrast}
 
     def auxiliary_losses(self, batch: Batch) -> dict[str, Tensor]:
-        if not self.options.contrast:
+        if not self.options.lambda_contrast:
             return {}
         one, two = self.augment(batch)
         both = batch[torch.arange(len(batch), device=batch.length.device).repeat(2)]

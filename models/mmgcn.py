@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
-from models.nn.cache import Remembering
+from models.nn.cache import Caching
 from models.nn.content import ContentInput
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.precision import at_least_float32
@@ -116,7 +116,7 @@ class Unseen(nn.Module):
         return item_BR.gather(1, first_B1).squeeze(1)
 
 
-class MMGCN(Remembering, SequenceModel):
+class MMGCN(Caching, SequenceModel):
     """Users and items of the training graph by the mean of their states over modalities; dot product; BPR.
 
     The graph, not the order of a history, says who a user is: only somebody unknown is encoded from the history.
@@ -124,7 +124,7 @@ class MMGCN(Remembering, SequenceModel):
 
     def __init__(self, options: MMGCNOptions, context: ModelContext) -> None:
         super().__init__()
-        self.loss_weights = {"ranking": 1.0, "regularisation": options.reg}
+        self.loss_weights = {"ranking": 1.0, "regularisation": options.lambda_regularisation}
         users, items = len(context.interactions.offsets) - 1, context.table.n_items
         self.user_embedding = nn.Embedding(users, options.hidden)
         self.item_embedding = nn.Embedding(items, options.hidden)
@@ -148,7 +148,7 @@ class MMGCN(Remembering, SequenceModel):
         return {"ranking": -F.logsigmoid(margin_B).mean(), "regularisation": regularisation}
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        propagated = self.remember(self._propagate)
+        propagated = self.cached(self._propagate)
         known_B = batch.user >= 0
         user_BD = propagated.user[batch.user.clamp(min=0)]
         if bool(known_B.all()):
@@ -157,7 +157,7 @@ class MMGCN(Remembering, SequenceModel):
         return torch.where(known_B[:, None], user_BD, newcomer_BD)
 
     def item_vectors(self) -> Tensor:
-        return self.remember(self._propagate).item
+        return self.cached(self._propagate).item
 
     def _propagate(self) -> Propagated:
         rows_I = torch.arange(self.item_embedding.num_embeddings, device=self.item_embedding.weight.device)

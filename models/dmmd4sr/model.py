@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.contract import Batch, ModelContext
-from models.dmmd4sr.parts import ExpertFusion, InterestGate, TokenDenoiser, Uncertain
+from models.dmmd4sr.layers import ExpertFusion, InterestGate, TokenDenoiser, Uncertain
 from models.nn.content import ContentInput
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
@@ -91,10 +91,10 @@ class DMMD4SR(Backbone):
         o = self.options
         weights = {"ranking": 1.0}
         if o.use_content:
-            weights["uncertainty"] = o.uncertainty_loss_weight
+            weights["uncertainty"] = o.lambda_uncertainty
         if o.use_content and o.use_denoising:
-            weights |= {"domain": o.domain_loss_weight, "interest": o.interest_loss_weight,
-                        "final": o.final_loss_weight, "codebook": o.codebook_loss_weight}  # fmt: skip
+            weights |= {"domain": o.lambda_domain, "interest": o.lambda_interest,
+                        "final": o.lambda_final, "codebook": o.lambda_codebook}  # fmt: skip
         return weights
 
     def encode(self, batch: Batch) -> Tensor:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from models.contract import Batch, ModelContext, SequenceModel
 from models.errors import UserError
 from models.losses.softmax import full_softmax_cross_entropy
-from models.m3bsr.parts import Denoiser, InterestExperts, NoisePredictor, Part, compact, mean_cosine, unit
+from models.m3bsr.layers import Denoiser, InterestExperts, NoisePredictor, mean_cosine, unit
+from models.m3bsr.parts import Part, compact
 from models.nn.content import ContentInput
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout

@@ -12,7 +12,7 @@ class DMMD4SROptions(SystemOptions):
     """steps, beta_*: of every diffusion; start: the step from which the reverse chains run.
 
     clusters: centres of histories; id_weight, cluster_weight: of level 2's condition. experts, top_experts: of level 3.
-    final_mix: share of level 4's output in what the encoder reads. *_weight of a loss: domain (level 1), interest
+    final_mix: share of level 4's output in what the encoder reads. lambda_*, of a loss: domain (level 1), interest
     (level 2), uncertainty (KL, level 3), final (level 4), codebook (centres near their members).
     use_content: without, IDs alone; use_denoising: without, level 3 alone (both for ablations).
     """
@@ -35,11 +35,11 @@ class DMMD4SROptions(SystemOptions):
     experts: int = 4
     top_experts: int = 2
     final_mix: float = 0.08
-    domain_loss_weight: float = 0.001
-    interest_loss_weight: float = 0.005
-    uncertainty_loss_weight: float = 0.02
-    final_loss_weight: float = 0.005
-    codebook_loss_weight: float = 1.0
+    lambda_domain: float = 0.001
+    lambda_interest: float = 0.005
+    lambda_uncertainty: float = 0.02
+    lambda_final: float = 0.005
+    lambda_codebook: float = 1.0
     use_content: bool = True
     use_denoising: bool = True
 
@@ -54,8 +54,8 @@ class DMMD4SROptions(SystemOptions):
         require(picked, "top_experts", self.top_experts, f"it lies in 1..experts ({self.experts})")
         require(0 <= self.final_mix <= 1, "final_mix", self.final_mix, "it lies in 0..1")
         for name in ("domain", "interest", "uncertainty", "final", "codebook"):
-            value = getattr(self, f"{name}_loss_weight")
-            require(value >= 0, f"{name}_loss_weight", value, "it is 0 or more")
+            value = getattr(self, f"lambda_{name}")
+            require(value >= 0, f"lambda_{name}", value, "it is 0 or more")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

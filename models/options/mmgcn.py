@@ -11,10 +11,10 @@ MODALITIES: tuple[ContentField, ...] = ("visual", "text")
 
 @dataclass(frozen=True)
 class MMGCNOptions(SystemOptions):
-    """hidden: width of id embeddings and states; visual_width: to which visual content is projected; reg: weight.
+    """hidden: width of id embeddings and states; visual_width: to which visual content is projected.
 
-    graph: whether nodes read their neighbours (else themselves); content: whether items have content (else free
-    vectors, as users have): ablations.
+    lambda_regularisation: loss weight. graph: whether nodes read their neighbours (else themselves); content: whether
+    items have content (else free vectors, as users have): ablations.
     """
 
     needs_interactions = True
@@ -22,13 +22,13 @@ class MMGCNOptions(SystemOptions):
     hidden: int = 64
     visual_width: int = 256
     layers: int = 3
-    reg: float = 0.1
+    lambda_regularisation: float = 0.1
     graph: bool = True
     content: bool = True
 
     def __post_init__(self) -> None:
         at_least_one(self, "hidden", "visual_width", "layers")
-        require(self.reg >= 0, "reg", self.reg, "it is 0 or more")
+        require(self.lambda_regularisation >= 0, "lambda_regularisation", self.lambda_regularisation, "it is 0 or more")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.contract import Batch, Clock, ModelContext
-from models.nn.cache import Remembering
+from models.nn.cache import Caching
 from models.nn.gather import Gather, repeated
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
@@ -32,7 +32,7 @@ from models.ssdrec.relations import ItemRelations, UserRelations
 _LEFT_OUT, _CURRICULUM_EPOCHS = 0.2, 10
 
 
-class SSDRec(Remembering, Backbone):
+class SSDRec(Caching, Backbone):
     """Dot product of what is left of a history, encoded, with the ID table."""
 
     def __init__(self, options: SSDRecOptions, context: ModelContext) -> None:
@@ -78,7 +78,7 @@ class SSDRec(Remembering, Backbone):
         if self.augmentation is None and self.denoising is None:
             nothing = self.item_embedding.weight.new_zeros(*batch.history.shape, 0)
             return Augmented(batch.history, nothing, real_BL.to(nothing.dtype), batch.length)
-        item_ID = self.remember(lambda: self.item_relations(self.item_embedding.weight, self.user_embedding.weight))
+        item_ID = self.cached(lambda: self.item_relations(self.item_embedding.weight, self.user_embedding.weight))
         related_BD = self.user_relations(
             batch.user.clamp(min=0), self.user_embedding.weight, self.item_embedding.weight
         )

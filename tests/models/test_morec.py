@@ -115,7 +115,7 @@ def test_items_are_known_by_title_video_or_both(used: tuple[ContentField, ...]) 
             build("morec", options, model_context(table=item_table(fields=rest)))
 
 
-def test_user_vectors_depend_on_neither_batch_nor_target_nor_what_is_remembered() -> None:
+def test_user_vectors_depend_on_neither_batch_nor_target_nor_what_is_cached() -> None:
     model, batch = _morec(), make_batch(HISTORIES)
     with torch.no_grad():
         vectors = model.user_vectors(batch)
@@ -123,9 +123,9 @@ def test_user_vectors_depend_on_neither_batch_nor_target_nor_what_is_remembered(
             torch.testing.assert_close(model.user_vectors(batch[row : row + 1])[0], vectors[row])
         unknown = replace(batch, target=batch.target * 0, user=batch.user * 0 - 1)
         assert torch.equal(model.user_vectors(unknown), vectors)
-        assert model.remembered() is None, "one request does not encode the whole catalogue"
+        assert model.cached_value() is None, "one request does not encode the whole catalogue"
         model.item_vectors()
-        assert model.remembered() is not None
+        assert model.cached_value() is not None
         torch.testing.assert_close(model.user_vectors(batch), vectors)
 
 

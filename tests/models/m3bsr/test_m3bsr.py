@@ -11,12 +11,8 @@ from torch import Tensor
 
 from models.contract import Batch
 from models.errors import UserError
+from models.m3bsr.layers import Denoiser, mean_cosine, unit
 from models.m3bsr.model import M3BSR
-from models.m3bsr.parts import (
-    Denoiser,
-    mean_cosine,
-    unit,
-)
 from models.nn.layout import Layout
 from models.options.m3bsr import M3BSROptions
 from models.systems import build

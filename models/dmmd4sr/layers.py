@@ -1,4 +1,4 @@
-"""The parts of DMMD4SR: its denoiser, the gate on what a user's interest does not explain, and its fusion."""
+"""The layers of DMMD4SR: its denoiser, the gate on what a user's interest does not explain, and its fusion."""
 
 from __future__ import annotations
 

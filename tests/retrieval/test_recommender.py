@@ -204,3 +204,10 @@ def test_weights_that_do_not_fit_this_version_are_refused(tmp_path: Path) -> Non
     )  # fmt: skip
     with pytest.raises(UserError, match="inference 'magic'"):
         Recommender.load(tmp_path / "b")
+
+
+def test_options_of_an_earlier_version_are_refused_with_what_to_do(model_dir: Path) -> None:
+    card = model_dir / "model.json"
+    card.write_text(card.read_text().replace('"options": {}', '"options": {"width": 8}'))
+    with pytest.raises(UserError, match=r"do not fit this version.*\n.*model\.width.*\n.*train and export again"):
+        Recommender.load(model_dir)

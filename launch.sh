@@ -122,7 +122,7 @@ import polars
 print(" ".join(polars.read_parquet("data/demo/items.parquet").sort("train_count", descending=True)["item"][:3]))')
     cat <<TEXT
 
-All are in runs/$1-*: three floors, which nothing is trained for, and three systems. What next, from $root:
+All are in runs/$1-*: three baselines, which nothing is trained for, and three systems. What next, from $root:
 
   . .venv/bin/activate
   mealrec compare $1-mealrec $1-tedrec $1-sasrec

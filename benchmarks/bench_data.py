@@ -12,7 +12,8 @@ import torch
 from bench_common import Result, Settings, choose_device, installed, need, rate, repeated
 from numpy.typing import NDArray
 
-from models.contract import Batch, ContentField, ItemTable
+from models.contract import Batch, ItemTable
+from models.options.base import ContentField
 from trainer.batches.loader import Placement, load
 from trainer.batches.plan import Plan
 from trainer.config.schema import DataConfig

@@ -22,15 +22,16 @@ from bench_common import (
 )
 from torch import Tensor
 
-from models.contract import Clock, ContentField, ItemTable, SequenceModel
+from models.contract import Clock, ItemTable, SequenceModel
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.batches.loader import Loaded, load
 from trainer.batches.plan import Plan
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.evaluation.evaluate import evaluate
-from trainer.training.worker import build_engine, build_model
+from trainer.training.build import build_engine, build_model
 
 _WARM_UP_STEPS = 3
 _PROBED_STEPS = 3
@@ -94,7 +95,7 @@ class Training:
         self.config = config
         self.loaded = replace(loaded, table=WatchedTable(loaded.table, self.content))
         model = build_model(config, self.loaded)
-        assert isinstance(model, SequenceModel), "a floor is not trained"
+        assert isinstance(model, SequenceModel), "a baseline is not trained"
         self.model = model
         self.engine = build_engine(self.model, config, loaded.device)
         self.plan = Plan(loaded.source.rows, config.train.batch_size)
@@ -146,7 +147,7 @@ def model(settings: Settings, name: str) -> Result:
         "system": name, "device": device.type, "placement": training.loaded.placement,
         "parameters": sum(p.numel() for p in training.model.parameters()),
         "batch_size": training.config.train.batch_size, "precision": training.config.engine.precision,
-        "options": training.config.model,
+        "options": training.config.model.model_dump(),
     }  # fmt: skip
     result["training"] = _train(training, settings, device)
     result["memory"] = {"before": empty, "training": memory_mb(device)}

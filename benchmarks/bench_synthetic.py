@@ -14,7 +14,7 @@ from bench_common import installed
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from models.contract import ContentField
+from models.options.base import ContentField
 from trainer.data.format import splits
 from trainer.data.format.manifest import (
     MANIFEST,

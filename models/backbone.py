@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from models.contract import Batch, ModelContext, SequenceModel
 from models.losses.softmax import cosine_full_softmax_cross_entropy, full_softmax_cross_entropy
 from models.nn.noise import KeyedNoise
-from models.ranking import Candidates, RankingOptions, shortened
+from models.options.ranking import RankingOptions
+from models.ranking import Candidates, shortened
 
 
 class Backbone(SequenceModel):

@@ -1,4 +1,4 @@
-"""Floors: recommenders that are counted, not trained. A trained system that does not beat them is not worth its GPU.
+"""Baselines: recommenders that are counted, not trained. A trained system that does not beat them is not worth its GPU.
 
 All but popularity score an item by its relation to each item of the history, summed with weights that fall with age.
 Fitting takes seconds; nothing of size (I, I) is dense, and one batch takes a (B, I) matrix of scores.
@@ -10,71 +10,23 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.contract import Batch, ContentField, Floor, ModelContext, TrainingInteractions
+from models.contract import Baseline, Batch, ModelContext, TrainingInteractions
 from models.errors import UserError
-from models.nn.content import require_content
 from models.nn.sparse import SparseMap, interaction_users, sparse_matrix
-from models.options import at_least_one, require
+from models.options.baselines import ContentOptions, PopularityOptions, TitleOptions, TransitionOptions
 
 # runs of word characters; scripts written without spaces (ideographs, kana) count each character as a word
 _UNSPACED = "぀-ヿ㐀-䶿一-鿿豈-﫿"
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
-@dataclass(frozen=True)
-class PopularityOptions:
-    """There is nothing to choose."""
-
-
-@dataclass(frozen=True)
-class RecencyOptions:
-    """recency: the k-th newest item of a history weighs k ** -recency."""
-
-    # chosen, as the defaults below, on validation NDCG@10 of two synthetic worlds and of the MicroLens sample
-    recency: float = 1.5
-
-    def __post_init__(self) -> None:
-        require(self.recency >= 0, "recency", self.recency, "it is 0 or more")
-
-
-@dataclass(frozen=True)
-class TransitionOptions(RecencyOptions):
-    """window: how many later items an item is followed by, the n-th later one counting n ** -distance."""
-
-    window: int = 10
-    distance: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self, "window")
-        require(self.distance >= 0, "distance", self.distance, "it is 0 or more")
-
-
-@dataclass(frozen=True)
-class ContentOptions(RecencyOptions):
-    """field: what items are compared by."""
-
-    field: Literal["text", "visual"] = "text"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.field in ("text", "visual"), "field", self.field, "it is text or visual")
-
-    @property
-    def needs(self) -> tuple[ContentField, ...]:
-        """Content that these options need."""
-        return (self.field,)
-
-
-class _Floor(Floor):
-    """Tensors of a floor follow the batches to their device; the padding column is minus infinity."""
+class _Baseline(Baseline):
+    """Tensors of a baseline follow the batches to their device; the padding column is minus infinity."""
 
     def scores(self, batch: Batch) -> Tensor:
         self._follow(batch.history.device)
@@ -92,10 +44,8 @@ class _Floor(Floor):
                 setattr(self, name, value.to(device))
 
 
-class Popularity(_Floor):
+class Popularity(_Baseline):
     """Items by how often they occur in the training interactions, for everybody the same."""
-
-    needs_interactions = True
 
     def __init__(self, options: PopularityOptions, context: ModelContext) -> None:
         del options
@@ -105,13 +55,11 @@ class Popularity(_Floor):
         return self._counts_I.repeat(len(batch), 1)
 
 
-class TransitionKNN(_Floor):
+class TransitionKNN(_Baseline):
     """What followed the items of the history in training sequences; popularity orders what followed none of them.
 
     Transition counts are divided by the square root of the source's total times that of the destination.
     """
-
-    needs_interactions = True
 
     def __init__(self, options: TransitionOptions, context: ModelContext) -> None:
         self._recency = options.recency
@@ -140,12 +88,10 @@ class TransitionKNN(_Floor):
         return torch.where(scores_BI > 0, scores_BI, self._rest_I)
 
 
-class TitleKNN(_Floor):
+class TitleKNN(_Baseline):
     """Cosine of the TF-IDF vectors of titles, with the weighted mean over the history."""
 
-    needs_titles = True
-
-    def __init__(self, options: RecencyOptions, context: ModelContext) -> None:
+    def __init__(self, options: TitleOptions, context: ModelContext) -> None:
         self._recency = options.recency
         self._vectors = SparseMap(title_vectors(context.titles, context.table.n_items))
 
@@ -156,11 +102,10 @@ class TitleKNN(_Floor):
         return scores_IB.T.contiguous()
 
 
-class ContentKNN(_Floor):
+class ContentKNN(_Baseline):
     """Cosine of standardised content vectors, with the weighted mean over the history; missing content is zeros."""
 
     def __init__(self, options: ContentOptions, context: ModelContext) -> None:
-        require_content(f"content-knn over {options.field}", context.table.widths, options.needs)
         self._recency = options.recency
         self._content_IV = F.normalize(context.table.gather(options.field, torch.arange(context.table.n_items)), dim=1)
 

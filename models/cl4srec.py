@@ -6,46 +6,22 @@ are in docs/fidelity.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from models.augment import Augment
-from models.contract import Batch, ModelContext, Similarity
+from models.contract import Batch, ModelContext
 from models.losses.contrastive import info_nce
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise
-from models.options import require
-from models.sasrec import SASRec, SASRecOptions
-
-
-@dataclass(frozen=True)
-class CL4SRecOptions(SASRecOptions):
-    """crop: share of the history that a crop keeps; mask, reorder: share that is masked, or shuffled in one block.
-
-    contrast: weight of InfoNCE; contrast_temperature and contrast_similarity are its own, not those of the ranking.
-    """
-
-    crop: float = 0.6
-    mask: float = 0.3
-    reorder: float = 0.6
-    contrast: float = 0.1
-    contrast_temperature: float = 1.0
-    contrast_similarity: Similarity = "dot"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("crop", "mask", "reorder"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "it lies in 0..1")
-        require(self.contrast >= 0, "contrast", self.contrast, "it is 0 or more")
-        require(self.contrast_temperature > 0, "contrast_temperature", self.contrast_temperature, "it is above 0")
-        known = ("dot", "cosine")
-        require(self.contrast_similarity in known, "contrast_similarity", self.contrast_similarity, "dot or cosine")
+from models.options.cl4srec import CL4SRecOptions
+from models.sasrec import SASRec
 
 
 class CL4SRec(SASRec):
-    """SASRec, and InfoNCE between two augmented views of each history; with `contrast` 0 it is SASRec."""
+    """SASRec, and InfoNCE between two augmented views of each history; with `lambda_contrast` 0 it is SASRec."""
 
     def __init__(self, options: CL4SRecOptions, context: ModelContext) -> None:
         super().__init__(options, context)
@@ -53,11 +29,11 @@ class CL4SRec(SASRec):
         self.augment = Augment(options.crop, options.mask, options.reorder, KeyedNoise(context.seed))
         # outside of the item table: it must not be ranked
         self.mask_token = nn.Parameter(0.02 * torch.randn(options.hidden))
-        if options.contrast:
-            self.loss_weights = {**self.loss_weights, "contrast": options.contrast}
+        if options.lambda_contrast:
+            self.loss_weights = {**self.loss_weights, "contrast": options.lambda_contrast}
 
     def auxiliary_losses(self, batch: Batch) -> dict[str, Tensor]:
-        if not self.options.contrast:
+        if not self.options.lambda_contrast:
             return {}
         one, two = self.augment(batch)
         both = batch[torch.arange(len(batch), device=batch.length.device).repeat(2)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.contract import Batch, ModelContext, SequenceModel
 from models.losses.in_batch import InBatchSoftmax
-from models.nn.cache import Remembering
+from models.nn.cache import Caching
 from models.nn.layout import Layout
 from models.nn.transformer import CausalEncoder, init_weights
 
@@ -20,7 +20,7 @@ from models.nn.transformer import CausalEncoder, init_weights
 _BLOCK = 2048
 
 
-class ContentModel(Remembering, SequenceModel):
+class ContentModel(Caching, SequenceModel):
     """A recommender whose item vectors are made from content alone, on both sides of the dot product."""
 
     loss_weights = {"ranking": 1.0}  # noqa: RUF012 - read-only by contract
@@ -43,14 +43,14 @@ class ContentModel(Remembering, SequenceModel):
         return {"ranking": self.in_batch(user_BD, item_CD, candidates, batch)}
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        items = self.remembered()  # an evaluation asks for the item vectors first; one request need not make them all
+        items = self.cached_value()  # an evaluation asks for the item vectors first; one request need not make them all
         if items is not None:
             return self._encode(batch, items, batch.history).float()
         row, place = torch.unique(batch.history, return_inverse=True)
         return self._encode(batch, self.encode_items(row), place).float()
 
     def item_vectors(self) -> Tensor:
-        return self.remember(self._all_items)
+        return self.cached(self._all_items)
 
     def _encode(self, batch: Batch, item_nD: Tensor, place_BL: Tensor) -> Tensor:
         """(B, D) from item vectors and where in them each item of the history is; padding may be anywhere."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-ContentField = Literal["sequence", "visual", "text", "visual_layers", "text_layers"]
-Similarity = Literal["dot", "cosine"]
+from models.options.base import ContentField, Similarity
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class ModelContext:
     seed: int
     #: names of the bits of `Batch.behaviours`; none where the dataset has one behaviour only
     behaviours: tuple[str, ...] = ()
-    #: titles of item rows 1..I-1 (None: unknown); given only to systems with `needs_titles`
+    #: titles of item rows 1..I-1 (None: unknown); given only to systems whose options say `needs_titles`
     titles: Sequence[str | None] = ()
 
 
@@ -111,25 +110,16 @@ class Clock:
 
 
 class System:
-    """What every system says of itself, so that it can be refused, exported and explained before it runs."""
+    """What a built system says of itself; what is known before it is built, its options say (models/options)."""
 
-    #: content that the system cannot do without, at training and when it encodes a history
-    needs: ClassVar[tuple[ContentField, ...]] = ()
-    #: whether a trained system still needs the training interactions, or the titles, so that an export carries them
-    needs_interactions: ClassVar[bool] = False
-    needs_titles: ClassVar[bool] = False
     #: what a user should know about this system on this data, said when a run starts
     notes: tuple[str, ...] = ()
     #: ways this system can encode users at evaluation (e.g. reverse chain or direct call); the trainer validates all
     inference_choices: tuple[str, ...] = ("default",)
     inference: str = "default"
 
-    @classmethod
-    def check_content(cls, widths: Mapping[ContentField, tuple[int, ...]]) -> None:
-        """Raise UserError where content of these shapes does not fit the system; what is lacking, `needs` tells."""
 
-
-class Floor(System, ABC):
+class Baseline(System, ABC):
     """A recommender without parameters, fitted by its constructor: what a trained system has to beat."""
 
     @abstractmethod

@@ -6,7 +6,7 @@ read the states of one encoder, the inter-modal tower reads pairs of states of b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,50 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.content_model import ContentModel, xavier
-from models.contract import ContentField, ModelContext
-from models.errors import UserError
-from models.nn.content import ContentInput, require_content
-from models.options import at_least_one, probabilities, whole_heads
+from models.contract import ModelContext
+from models.nn.content import ContentInput
+from models.options.iisan import IISANOptions, IISANVersaOptions
 
 _GATE_TEMPERATURE = 0.1
 _ADAPTER_STD = 0.01
-
-
-@dataclass(frozen=True)
-class IISANOptions:
-    """hidden: item width d; adapter: inner width of all adapters; every: one layer in so many gets an adapter."""
-
-    hidden: int = 64
-    adapter: int = 64
-    every: int = 2
-    layers: int = 2
-    heads: int = 2
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "adapter", "every", "layers")
-        whole_heads(self.hidden, self.heads)
-        probabilities(self, "dropout")
-
-
-@dataclass(frozen=True)
-class IISANVersaOptions:
-    """adapter, visual_adapter: inner width of adapters (text and inter tower; visual tower). groups: layers of an
-    encoder that get an adapter, at most, besides its embedding layer.
-    """
-
-    hidden: int = 64
-    adapter: int = 64
-    visual_adapter: int = 512
-    groups: int = 6
-    layers: int = 2
-    heads: int = 2
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "adapter", "visual_adapter", "groups", "layers")
-        whole_heads(self.hidden, self.heads)
-        probabilities(self, "dropout")
 
 
 def adapter_states(states: int, every: int) -> list[int]:
@@ -187,7 +149,6 @@ class SideNetwork(nn.Module):
 class _Adapted(ContentModel):
     """Items by a side network over both encoders' layer states."""
 
-    needs = ("visual_layers", "text_layers")
     items: SideNetwork
 
     def encode_items(self, row_n: Tensor) -> Tensor:
@@ -197,21 +158,9 @@ class _Adapted(ContentModel):
 class IISAN(_Adapted):
     """The symmetric form: both encoders have equally many states of equal width."""
 
-    @classmethod
-    def check_content(cls, widths: Mapping[ContentField, tuple[int, ...]]) -> None:
-        visual, text = (widths[field] for field in cls.needs)
-        if visual != text:
-            raise UserError(
-                "IISAN needs two encoders with equally many layer states of equal width; here are "
-                f"{visual[0]} states of {visual[1]} of the video and {text[0]} states of {text[1]} of the title. "
-                "Use the system iisan-versa, which takes any two"
-            )
-
     def __init__(self, options: IISANOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
-        require_content("IISAN", context.table.widths, self.needs)
-        self.check_content({field: context.table.widths[field] for field in self.needs})
-        visual, text = (ContentInput(context.table, field) for field in self.needs)
+        visual, text = (ContentInput(context.table, field) for field in options.needs)
         states = adapter_states(visual.width[0], options.every)
         sizes = Sizes(states, states, options.adapter, options.adapter, options.hidden)
         self.items = SideNetwork(visual, text, sizes, narrow_heads=False)
@@ -222,8 +171,7 @@ class IISANVersa(_Adapted):
 
     def __init__(self, options: IISANVersaOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
-        require_content("IISAN-Versa", context.table.widths, self.needs)
-        visual, text = (ContentInput(context.table, field) for field in self.needs)
+        visual, text = (ContentInput(context.table, field) for field in options.needs)
         visual_states, text_states = (
             adapter_states(content.width[0], group_size(content.width[0], options.groups)) for content in (visual, text)
         )

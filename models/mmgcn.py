@@ -6,48 +6,23 @@ N = U + I nodes are kept as users and items apart; row 0 of the items is padding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
-from models.nn.cache import Remembering
-from models.nn.content import ContentInput, require_content
+from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.nn.cache import Caching
+from models.nn.content import ContentInput
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.sparse import SparseMap, interaction_users, row_normalised, user_item_counts
-from models.options import at_least_one, require
+from models.options.base import ContentField
+from models.options.mmgcn import MODALITIES, MMGCNOptions
 
-MODALITIES: tuple[ContentField, ...] = ("visual", "text")
 #: draws of a negative item; the first that the user has not seen is taken
 _DRAWS = 16
-
-
-@dataclass(frozen=True)
-class MMGCNOptions:
-    """hidden: width of id embeddings and states; visual_width: to which visual content is projected; reg: weight.
-
-    graph: whether nodes read their neighbours (else themselves); content: whether items have content (else free
-    vectors, as users have): ablations.
-    """
-
-    hidden: int = 64
-    visual_width: int = 256
-    layers: int = 3
-    reg: float = 0.1
-    graph: bool = True
-    content: bool = True
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "visual_width", "layers")
-        require(self.reg >= 0, "reg", self.reg, "it is 0 or more")
-
-    @property
-    def needs(self) -> tuple[ContentField, ...]:
-        """Content that these options need."""
-        return MODALITIES if self.content else ()
 
 
 class GraphLayer(nn.Module):
@@ -92,7 +67,7 @@ class ModalityGraph(nn.Module):
         self, content_IW: Tensor, ids: tuple[Tensor, Tensor], neighbours: Neighbours | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Final states of users (U, D), and states of items before the first layer and after each."""
-        user, item = F.normalize(self.preference, dim=1), F.normalize(_full(content_IW), dim=1)
+        user, item = F.normalize(self.preference, dim=1), F.normalize(at_least_float32(content_IW), dim=1)
         states = [item]
         for layer in self.layers:
             of_user, of_item = neighbours(user, item) if neighbours is not None else (user, item)
@@ -141,19 +116,15 @@ class Unseen(nn.Module):
         return item_BR.gather(1, first_B1).squeeze(1)
 
 
-class MMGCN(Remembering, SequenceModel):
+class MMGCN(Caching, SequenceModel):
     """Users and items of the training graph by the mean of their states over modalities; dot product; BPR.
 
     The graph, not the order of a history, says who a user is: only somebody unknown is encoded from the history.
     """
 
-    needs = MODALITIES
-    needs_interactions = True
-
     def __init__(self, options: MMGCNOptions, context: ModelContext) -> None:
         super().__init__()
-        require_content("MMGCN", context.table.widths, options.needs)
-        self.loss_weights = {"ranking": 1.0, "regularisation": options.reg}
+        self.loss_weights = {"ranking": 1.0, "regularisation": options.lambda_regularisation}
         users, items = len(context.interactions.offsets) - 1, context.table.n_items
         self.user_embedding = nn.Embedding(users, options.hidden)
         self.item_embedding = nn.Embedding(items, options.hidden)
@@ -177,7 +148,7 @@ class MMGCN(Remembering, SequenceModel):
         return {"ranking": -F.logsigmoid(margin_B).mean(), "regularisation": regularisation}
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        propagated = self.remember(self._propagate)
+        propagated = self.cached(self._propagate)
         known_B = batch.user >= 0
         user_BD = propagated.user[batch.user.clamp(min=0)]
         if bool(known_B.all()):
@@ -186,7 +157,7 @@ class MMGCN(Remembering, SequenceModel):
         return torch.where(known_B[:, None], user_BD, newcomer_BD)
 
     def item_vectors(self) -> Tensor:
-        return self.remember(self._propagate).item
+        return self.cached(self._propagate).item
 
     def _propagate(self) -> Propagated:
         rows_I = torch.arange(self.item_embedding.num_embeddings, device=self.item_embedding.weight.device)
@@ -194,9 +165,9 @@ class MMGCN(Remembering, SequenceModel):
         users, states = [], []
         for content, graph in zip(self.content, self.graphs, strict=True):
             user, state = graph(content(rows_I), ids, self.neighbours)
-            users.append(_full(user))
+            users.append(at_least_float32(user))
             states.append(state)
-        item_ID = torch.stack([_full(state.pop()) for state in states]).mean(dim=0)
+        item_ID = torch.stack([at_least_float32(state.pop()) for state in states]).mean(dim=0)
         return Propagated(torch.stack(users).mean(dim=0), item_ID, states)
 
     def _modalities(self) -> list[ModalityGraph]:
@@ -205,7 +176,7 @@ class MMGCN(Remembering, SequenceModel):
     def _newcomers(self, batch: Batch, states: list[list[Tensor]]) -> Tensor:
         id_D, graph = self.user_embedding.weight.mean(dim=0), self.neighbours is not None
         vectors = [
-            _full(modality.newcomers(batch, state, id_D, graph))
+            at_least_float32(modality.newcomers(batch, state, id_D, graph))
             for modality, state in zip(self._modalities(), states, strict=True)
         ]
         return torch.stack(vectors).mean(dim=0)
@@ -224,13 +195,8 @@ def _item_input(field: ContentField, options: MMGCNOptions, context: ModelContex
 
 def _history_mean(batch: Batch, state_IW: Tensor) -> Tensor:
     """(B, W) mean state of the items of each history."""
-    total_BW = F.embedding_bag(batch.history, _full(state_IW), mode="sum", padding_idx=0)
+    total_BW = F.embedding_bag(batch.history, at_least_float32(state_IW), mode="sum", padding_idx=0)
     return total_BW / batch.length[:, None]
-
-
-def _full(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _init_weights(module: nn.Module) -> None:

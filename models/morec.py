@@ -5,44 +5,14 @@ From the facts of its released code; choices and deviations are in docs/fidelity
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from models.content_model import ContentModel, xavier
-from models.contract import ContentField, ModelContext
-from models.nn.content import ContentInput, require_content
+from models.contract import ModelContext
+from models.nn.content import ContentInput
 from models.nn.dropout import Dropout
-from models.options import at_least_one, probabilities, require, whole_heads
-
-
-@dataclass(frozen=True)
-class MoRecOptions:
-    """hidden: embedding width d; depth: layers of an item's network after its projection. text, visual: what items are
-    known by, the title, the video or both.
-    """
-
-    hidden: int = 512
-    depth: int = 2
-    text: bool = True
-    visual: bool = True
-    layers: int = 2
-    heads: int = 2
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "layers")
-        require(self.depth >= 0, "depth", self.depth, "it is at least 0")
-        whole_heads(self.hidden, self.heads)
-        probabilities(self, "dropout")
-        require(self.text or self.visual, "text", self.text, "it is true where visual is false")
-
-    @property
-    def needs(self) -> tuple[ContentField, ...]:
-        """Content that these options need."""
-        wanted: tuple[tuple[ContentField, bool], ...] = (("text", self.text), ("visual", self.visual))
-        return tuple(field for field, used in wanted if used)
+from models.options.morec import MoRecOptions
 
 
 class FeatureEncoder(nn.Module):
@@ -66,7 +36,6 @@ class MoRec(ContentModel):
 
     def __init__(self, options: MoRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
-        require_content("MoRec", context.table.widths, options.needs)
         self.modalities = nn.ModuleList(
             FeatureEncoder(ContentInput(context.table, field), options.hidden, options.depth, options.dropout)
             for field in options.needs

@@ -6,17 +6,17 @@ item is a negative, and histories are whole. Why there is anything else is in do
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.contract import Batch, ContentField, ItemTable, ModelContext, TrainingInteractions
-from models.nn.content import require_content
+from models.contract import Batch, ItemTable, ModelContext, TrainingInteractions
 from models.nn.noise import KeyedNoise, Stream
-from models.options import probabilities, require
+from models.options.base import ContentField
+from models.options.ranking import RankingOptions
 
 #: items whose content is projected at once: bounds the memory of a large catalogue
 _BLOCK = 1 << 14
@@ -24,38 +24,6 @@ _BLOCK = 1 << 14
 _REPEAT_START = 4.0
 #: scale of the projection of unit content at the start: that of a trained ID vector, not above it
 _CONTENT_STD = 0.05
-
-
-@dataclass(frozen=True)
-class RankingOptions:
-    """untied: candidates have a table of their own. shorten: share of training rows that lose 1..n-1 of their n items.
-
-    content: added to each candidate's vector, as a learned projection of its content at unit length ("none": nothing).
-    id_dropout: share of the items whose ID vector a training step leaves out, so that content alone stands for them.
-    absent: items without any training interaction are "negatives" like all others, or "left_out" of the softmax.
-    repeats: width of the codes by which a learned amount is taken off the score of what the history holds (0: none).
-    """
-
-    untied: bool = False
-    shorten: float = 0.0
-    content: Literal["none", "text", "visual"] = "none"
-    id_dropout: float = 0.0
-    absent: Literal["negatives", "left_out"] = "negatives"
-    repeats: int = 0
-
-    def __post_init__(self) -> None:
-        probabilities(self, "id_dropout")
-        require(0 <= self.shorten <= 1, "shorten", self.shorten, "it lies in 0..1")
-        require(self.content in ("none", "text", "visual"), "content", self.content, "none, text or visual")
-        require(self.absent in ("negatives", "left_out"), "absent", self.absent, "negatives or left_out")
-        require(self.repeats >= 0, "repeats", self.repeats, "it is 0 or more")
-        alone = self.content != "none" or not self.id_dropout
-        require(alone, "id_dropout", self.id_dropout, "it needs content, which stands for an item without its ID")
-
-    @property
-    def needs(self) -> tuple[ContentField, ...]:
-        """Content that these options need."""
-        return () if self.content == "none" else (self.content,)
 
 
 class Candidates(nn.Module):
@@ -67,7 +35,6 @@ class Candidates(nn.Module):
 
     def __init__(self, options: RankingOptions, context: ModelContext, hidden: int) -> None:
         super().__init__()
-        require_content("ranking.content", context.table.widths, options.needs)
         self.options = options
         seen_I = seen_items(context.interactions, context.table.n_items)
         self._table = context.table

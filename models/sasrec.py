@@ -5,42 +5,13 @@ Differences of RecBole's form from the original are in docs/fidelity.md. Trainin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.contract import Batch, ContentField, ModelContext
+from models.contract import Batch, ModelContext
 from models.nn.layout import Layout
 from models.nn.transformer import CausalEncoder, init_weights
-from models.options import at_least_one, probabilities, whole_heads
-from models.ranking import RankingOptions
-
-
-@dataclass(frozen=True)
-class SASRecOptions:
-    """hidden: embedding width d; inner: feed-forward width; dropouts as RecBole's `*_dropout_prob`.
-
-    ranking: deviations from the published objective (models/ranking.py).
-    """
-
-    hidden: int = 64
-    inner: int = 256
-    layers: int = 2
-    heads: int = 2
-    attention_dropout: float = 0.5
-    hidden_dropout: float = 0.5
-    ranking: RankingOptions = field(default_factory=RankingOptions)
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "inner", "layers")
-        whole_heads(self.hidden, self.heads)
-        probabilities(self, "attention_dropout", "hidden_dropout")
-
-    @property
-    def needs(self) -> tuple[ContentField, ...]:
-        """Content that these options need."""
-        return self.ranking.needs
+from models.options.sasrec import SASRecOptions
 
 
 class SASRec(Backbone):

@@ -1,96 +1,83 @@
-"""Every system by name. Registering one is one line in SYSTEMS: name, options class, model class."""
+"""Every system by name. Adding one is one line in SYSTEMS: its name, where its options are, where its model is."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-from models.baselines import (
-    ContentKNN,
-    ContentOptions,
-    Popularity,
-    PopularityOptions,
-    RecencyOptions,
-    TitleKNN,
-    TransitionKNN,
-    TransitionOptions,
-)
-from models.cl4srec import CL4SRec, CL4SRecOptions
-from models.contract import ContentField, Floor, ModelContext, SequenceModel, System
-from models.diqdiff import DiQDiff, DiQDiffOptions
-from models.dmmd4sr.model import DMMD4SR, DMMD4SROptions
-from models.errors import UserError
-from models.iisan import IISAN, IISANOptions, IISANVersa, IISANVersaOptions
-from models.m3bsr.model import M3BSR, M3BSROptions
-from models.mealrec.model import MealRec, MealRecOptions
-from models.mmgcn import MMGCN, MMGCNOptions
-from models.morec import MoRec, MoRecOptions
-from models.registry import Registry, nearest
-from models.sasrec import SASRec, SASRecOptions
-from models.ssdrec.model import SSDRec, SSDRecOptions
-from models.tedrec import TedRec, TedRecOptions
+from models.options.base import SystemOptions
+from models.options.content import require_content
+from models.options.plain import from_plain
+from models.registry import Registry
 
-SYSTEMS: Registry[tuple[type[Any], type[Any]]] = Registry("model", {
-    "popularity": (PopularityOptions, Popularity),
-    "transition-knn": (TransitionOptions, TransitionKNN),
-    "tfidf-knn": (RecencyOptions, TitleKNN),
-    "content-knn": (ContentOptions, ContentKNN),
-    "sasrec": (SASRecOptions, SASRec),
-    "cl4srec": (CL4SRecOptions, CL4SRec),
-    "diqdiff": (DiQDiffOptions, DiQDiff),
-    "ssdrec": (SSDRecOptions, SSDRec),
-    "tedrec": (TedRecOptions, TedRec),
-    "morec": (MoRecOptions, MoRec),
-    "iisan": (IISANOptions, IISAN),
-    "iisan-versa": (IISANVersaOptions, IISANVersa),
-    "mealrec": (MealRecOptions, MealRec),
-    "m3bsr": (M3BSROptions, M3BSR),
-    "dmmd4sr": (DMMD4SROptions, DMMD4SR),
-    "mmgcn": (MMGCNOptions, MMGCN),
+if TYPE_CHECKING:  # torch is imported when a model is built, not when a command is checked
+    from models.contract import Baseline, ModelContext, SequenceModel
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The options class and the model class of a system, each the class itself or "module:Class".
+
+    By name, a class is imported when it is first needed. A model is made by `model(options, context)`.
+    """
+
+    options: type[SystemOptions] | str
+    model: type[SequenceModel] | type[Baseline] | str
+
+
+SYSTEMS: Registry[Entry] = Registry("model", {
+    "popularity": Entry("models.options.baselines:PopularityOptions", "models.baselines:Popularity"),
+    "transition-knn": Entry("models.options.baselines:TransitionOptions", "models.baselines:TransitionKNN"),
+    "tfidf-knn": Entry("models.options.baselines:TitleOptions", "models.baselines:TitleKNN"),
+    "content-knn": Entry("models.options.baselines:ContentOptions", "models.baselines:ContentKNN"),
+    "sasrec": Entry("models.options.sasrec:SASRecOptions", "models.sasrec:SASRec"),
+    "cl4srec": Entry("models.options.cl4srec:CL4SRecOptions", "models.cl4srec:CL4SRec"),
+    "diqdiff": Entry("models.options.diqdiff:DiQDiffOptions", "models.diqdiff:DiQDiff"),
+    "ssdrec": Entry("models.options.ssdrec:SSDRecOptions", "models.ssdrec.model:SSDRec"),
+    "tedrec": Entry("models.options.tedrec:TedRecOptions", "models.tedrec:TedRec"),
+    "morec": Entry("models.options.morec:MoRecOptions", "models.morec:MoRec"),
+    "iisan": Entry("models.options.iisan:IISANOptions", "models.iisan:IISAN"),
+    "iisan-versa": Entry("models.options.iisan:IISANVersaOptions", "models.iisan:IISANVersa"),
+    "mealrec": Entry("models.options.mealrec:MealRecOptions", "models.mealrec.model:MealRec"),
+    "m3bsr": Entry("models.options.m3bsr:M3BSROptions", "models.m3bsr.model:M3BSR"),
+    "dmmd4sr": Entry("models.options.dmmd4sr:DMMD4SROptions", "models.dmmd4sr.model:DMMD4SR"),
+    "mmgcn": Entry("models.options.mmgcn:MMGCNOptions", "models.mmgcn:MMGCN"),
 })  # fmt: skip
 
 
-def options_class(name: str) -> type[Any]:
+def options_class(name: str) -> type[SystemOptions]:
     """The options dataclass of system `name`; UserError names the nearest system when there is none."""
-    return SYSTEMS[name][0]
+    return cast(type[SystemOptions], _resolve(SYSTEMS[name].options))
 
 
-def parse_options(cls: type[Any], values: Mapping[str, object], where: str = "model") -> Any:
-    """An options dataclass from plain values, nested dataclasses from nested mappings; unknown keys are refused."""
-    known = {f.name: f for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise UserError(f"unknown option {where}.{key}: {nearest(key, list(known))}")
-    parsed = {}
-    for key, value in values.items():
-        default = getattr(cls(), key)
-        if is_dataclass(default) and isinstance(value, Mapping):
-            value = parse_options(type(default), value, f"{where}.{key}")
-        parsed[key] = value
-    return cls(**parsed)
+def options_of(name: str, values: Mapping[Any, object]) -> SystemOptions:
+    """The options of system `name` from plain values (YAML, JSON), complete and checked.
+
+    Raises UserError: an unknown system or option (with the nearest), a value of the wrong type or out of bounds.
+    """
+    return from_plain(options_class(name), values)
 
 
-def system_class(name: str) -> type[System]:
-    """The class of system `name`, to ask what it needs before it is built."""
-    options_class(name)
-    return SYSTEMS[name][1]
+def check_content(name: str, options: SystemOptions, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError where content of these shapes (of one item, by field) does not do for system `name`."""
+    require_content(name, shapes, options.needs)
+    options.check_content(shapes)
 
 
-def needs(name: str, options: Mapping[str, object]) -> tuple[ContentField, ...]:
-    """Content without which system `name` with `options` cannot be built; options may know more than the class."""
-    fields: tuple[ContentField, ...] = getattr(
-        parse_options(options_class(name), options), "needs", system_class(name).needs
-    )
-    return fields
-
-
-def build(name: str, options: Mapping[str, object], context: ModelContext) -> SequenceModel | Floor:
+def build(name: str, options: SystemOptions, context: ModelContext) -> SequenceModel | Baseline:
     """The system `name` with `options` over the data of `context`.
 
-    Raises UserError for an unknown system or option, and where the dataset lacks content that the system needs.
+    Raises UserError for an unknown system, and where the dataset lacks content that the system needs.
     """
-    cls = options_class(name)
-    parsed = parse_options(cls, options)
-    model: SequenceModel | Floor = SYSTEMS[name][1](parsed, context)
-    return model
+    entry = SYSTEMS[name]
+    check_content(name, options, context.table.widths)
+    return cast("SequenceModel | Baseline", _resolve(entry.model)(options, context))
+
+
+def _resolve(place: type[Any] | str) -> type[Any]:
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return cast(type[Any], getattr(importlib.import_module(module), name))

@@ -7,59 +7,21 @@ not depend on a random padding row, and only real positions are computed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.contract import Batch, ContentField, ModelContext, Similarity
-from models.nn.content import ContentInput, require_content
+from models.contract import Batch, ModelContext
+from models.nn.content import ContentInput
 from models.nn.dropout import dropout
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.transformer import CausalEncoder, init_weights
-from models.options import at_least_one, probabilities, require, whole_heads
-from models.ranking import RankingOptions
-
-
-@dataclass(frozen=True)
-class TedRecOptions:
-    """hidden: embedding width d; experts: of the text adaptor; temperature: of the cosine softmax.
-
-    Published is similarity "cosine" and filter_start "noise"; "identity" starts with a filter that passes the IDs
-    unmixed (docs/fidelity.md says why). ranking: other deviations from the published objective (models/ranking.py).
-    """
-
-    hidden: int = 300
-    inner: int = 256
-    layers: int = 2
-    heads: int = 2
-    experts: int = 8
-    adaptor_dropout: float = 0.2
-    attention_dropout: float = 0.5
-    hidden_dropout: float = 0.5
-    temperature: float = 0.07
-    similarity: Similarity = "cosine"
-    filter_start: Literal["noise", "identity"] = "noise"
-    ranking: RankingOptions = field(default_factory=RankingOptions)
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "inner", "layers", "experts")
-        whole_heads(self.hidden, self.heads)
-        probabilities(self, "adaptor_dropout", "attention_dropout", "hidden_dropout")
-        require(self.temperature > 0, "temperature", self.temperature, "it is above 0")
-        require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "dot or cosine")
-        require(self.filter_start in ("noise", "identity"), "filter_start", self.filter_start, "noise or identity")
-        dot = self.similarity == "dot" or not self.ranking.repeats
-        require(dot, "ranking.repeats", self.ranking.repeats, "it takes an amount off a score: similarity=dot")
-
-    @property
-    def needs(self) -> tuple[ContentField, ...]:
-        """Content that these options need."""
-        return tuple(dict.fromkeys(("text", *self.ranking.needs)))
+from models.options.base import Similarity
+from models.options.tedrec import TedRecOptions
 
 
 class TextAdaptor(nn.Module):
@@ -117,15 +79,19 @@ class FrequencyFusion(nn.Module):
     def forward(self, item_BLD: Tensor, text_BLD: Tensor) -> Tensor:
         with torch.autocast(item_BLD.device.type, enabled=False):
             item, text = self._spectrum(item_BLD), self._spectrum(text_BLD)
-            filtered = self._product(item, _full(self.filter).unbind(-1))
+            filtered = self._product(item, at_least_float32(self.filter).unbind(-1))
             fused = self._product(item, text)
-            gate_item = torch.sigmoid(F.linear(filtered, _full(self.item_gate.weight), _full(self.item_gate.bias)))
-            gate_fuse = torch.sigmoid(F.linear(fused, _full(self.fuse_gate.weight), _full(self.fuse_gate.bias)))
+            gate_item = torch.sigmoid(
+                F.linear(filtered, at_least_float32(self.item_gate.weight), at_least_float32(self.item_gate.bias))
+            )
+            gate_fuse = torch.sigmoid(
+                F.linear(fused, at_least_float32(self.fuse_gate.weight), at_least_float32(self.fuse_gate.bias))
+            )
             return 2 * (filtered * gate_item + fused * gate_fuse)
 
     def _spectrum(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
         """Real and imaginary part, (B, L // 2 + 1, D) each."""
-        x_BLD = _full(x_BLD)
+        x_BLD = at_least_float32(x_BLD)
         return (self.transform.to(x_BLD.dtype) @ x_BLD).chunk(2, dim=1)
 
     def _product(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
@@ -148,21 +114,14 @@ def real_dft(length: int) -> tuple[Tensor, Tensor]:
     return forward.float(), back.float().contiguous()
 
 
-def _full(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 class TedRec(Backbone):
     """SASRec over fused text and ID sequences; cosine similarity with the ID table."""
 
-    needs = ("text",)
     similarity: Similarity = "cosine"
     loss_weights = {"ranking": 1.0}  # noqa: RUF012 - read-only by contract
 
     def __init__(self, options: TedRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.ranking)
-        require_content("TedRec", context.table.widths, self.needs)
         self.similarity, self.temperature = options.similarity, options.temperature
         self.noise = KeyedNoise(context.seed)
         self.text = ContentInput(context.table, "text")

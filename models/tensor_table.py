@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models.contract import ContentField
+from models.options.base import ContentField
 
 
 class TensorTable:

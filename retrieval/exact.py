@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.contract import Similarity
 from models.errors import UserError
+from models.options.base import Similarity
 
 # Bytes of scores held at once. On a CPU, scores that stay in its cache are ranked several times faster.
 _CPU_BYTES = 4 << 20

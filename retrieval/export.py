@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import ContentField, Similarity, TrainingInteractions
+from models.contract import TrainingInteractions
 from models.errors import UserError
+from models.options.base import ContentField, Similarity
 from retrieval.files import digest, digest_file, whole_folder
 from retrieval.records import Record, check_file, read_record
 
@@ -79,7 +80,7 @@ class ItemNames(Record):
 class Export:
     """An exported system in host memory. item_vectors: (I, D) float32; content, present: (I, ...) by field.
 
-    A floor has no vectors: D is 0. interactions: of training, for systems that need them (else of nobody).
+    A baseline has no vectors: D is 0. interactions: of training, for systems that need them (else of nobody).
     """
 
     card: ModelCard
@@ -114,7 +115,7 @@ def write_export(
 ) -> ModelCard:
     """Write the model folder `out`, whole or not at all.
 
-    options: plain JSON values, as `models.systems.build` takes them. seed: of the ModelContext (it keys the noise).
+    options: plain values, as `models.systems.options_of` takes them. seed: of the ModelContext (it keys the noise).
     item_vectors: (I, D); item_ids, titles: I - 1 entries, from row 1. content: (I, ...) per field, stored as float16;
     present: (I,) bool per field; content_kinds: words per field. interactions: where the system needs them later.
     Raises UserError when `out` exists and is not an empty folder.

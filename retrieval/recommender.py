@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from models import systems
-from models.contract import Batch, Floor, ModelContext, SequenceModel
+from models.contract import Baseline, Batch, ModelContext, SequenceModel
 from models.errors import UserError
+from models.options.base import SystemOptions
 from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
-from retrieval.export import Export, load_export
+from retrieval.export import Export, ModelCard, load_export
 from retrieval.index import Device, Index, Kind, load_index
 
 _BATCH = 256
@@ -44,7 +45,9 @@ class Answer:
 class Recommender:
     """An exported model, ready to answer; made by `Recommender.load`."""
 
-    def __init__(self, export: Export, model: SequenceModel | Floor, device: torch.device, index: Index | None) -> None:
+    def __init__(
+        self, export: Export, model: SequenceModel | Baseline, device: torch.device, index: Index | None
+    ) -> None:
         """index: over the vectors as ranked (`item_vectors`), or None to rank exactly."""
         self.card = export.card
         self.items = export.items
@@ -87,10 +90,10 @@ class Recommender:
     def encode(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """(B, D) float32 user vectors, as ranked, for histories of item rows (oldest first, each with at least one).
 
-        Raises UserError for a system without vectors (a floor).
+        Raises UserError for a system without vectors (a baseline).
         """
         model = self._model
-        if isinstance(model, Floor):
+        if isinstance(model, Baseline):
             raise UserError(f"{self.card.system} ranks without vectors: it needs no index, and cannot have one")
         vectors = torch.cat([model.user_vectors(batch) for batch in self._batches(histories)])
         return for_similarity(vectors, self.card.similarity)
@@ -140,7 +143,7 @@ class Recommender:
 
     @torch.no_grad()
     def _rank(self, known: list[list[int]], excluded: list[list[int]], k: int) -> tuple[Tensor, Tensor]:
-        if isinstance(self._model, Floor):
+        if isinstance(self._model, Baseline):
             parts = [
                 score_topk(self._model.scores(batch), k, Histories.of(excluded[start : start + _BATCH]))
                 for start, batch in zip(range(0, len(known), _BATCH), self._batches(known), strict=True)
@@ -167,7 +170,17 @@ def index_folder(model_dir: Path, kind: Kind) -> Path:
     return model_dir / "index" / kind
 
 
-def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceModel | Floor:
+def _options(card: ModelCard, model_dir: Path) -> SystemOptions:
+    try:
+        return systems.options_of(card.system, card.options)
+    except UserError as error:  # the checksums were right, so the code has changed
+        raise UserError(
+            f"the options in {model_dir} do not fit this version of MealRec:\n{error}\n"
+            "If an earlier version exported it, use it with that version, or train and export again with this one"
+        ) from None
+
+
+def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceModel | Baseline:
     card = export.card
     table = TensorTable(
         fields={field: x.to(device) for field, x in export.content.items()},
@@ -178,8 +191,8 @@ def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceM
     context = ModelContext(
         table, export.interactions, card.max_length, card.seed, tuple(card.behaviours), export.items.titles
     )
-    model = systems.build(card.system, card.options, context)
-    if isinstance(model, Floor):
+    model = systems.build(card.system, _options(card, model_dir), context)
+    if isinstance(model, Baseline):
         return model
     try:
         model.load_state_dict(dict(export.weights))

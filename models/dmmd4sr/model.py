@@ -15,67 +15,17 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.contract import Batch, ModelContext
-from models.dmmd4sr.parts import ExpertFusion, InterestGate, TokenDenoiser, Uncertain, full
-from models.nn.content import ContentInput, require_content
+from models.dmmd4sr.layers import ExpertFusion, InterestGate, TokenDenoiser, Uncertain
+from models.nn.content import ContentInput
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.quantise import SequenceQuantiser, codebook_loss
 from models.nn.transformer import CausalEncoder, init_weights
-from models.options import at_least_one, probabilities, require, whole_heads
+from models.options.dmmd4sr import DMMD4SROptions
 
 _MODALITIES = ("text", "visual")
-
-
-@dataclass(frozen=True)
-class DMMD4SROptions:
-    """steps, beta_*: of every diffusion; start: the step from which the reverse chains run.
-
-    clusters: centres of histories; id_weight, cluster_weight: of level 2's condition. experts, top_experts: of level 3.
-    final_mix: share of level 4's output in what the encoder reads. *_weight of a loss: domain (level 1), interest
-    (level 2), uncertainty (KL, level 3), final (level 4), codebook (centres near their members).
-    use_content: without, IDs alone; use_denoising: without, level 3 alone (both for ablations).
-    """
-
-    hidden: int = 64
-    inner: int = 256
-    layers: int = 2
-    heads: int = 2
-    attention_dropout: float = 0.5
-    hidden_dropout: float = 0.5
-    denoiser_dropout: float = 0.5
-    time_width: int = 16
-    steps: int = 32
-    beta_start: float = 1e-4
-    beta_end: float = 2e-3
-    start: int = 5
-    clusters: int = 32
-    id_weight: float = 0.6
-    cluster_weight: float = 0.4
-    experts: int = 4
-    top_experts: int = 2
-    final_mix: float = 0.08
-    domain_loss_weight: float = 0.001
-    interest_loss_weight: float = 0.005
-    uncertainty_loss_weight: float = 0.02
-    final_loss_weight: float = 0.005
-    codebook_loss_weight: float = 1.0
-    use_content: bool = True
-    use_denoising: bool = True
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "inner", "layers", "time_width", "steps", "clusters", "experts")
-        whole_heads(self.hidden, self.heads)
-        probabilities(self, "attention_dropout", "hidden_dropout", "denoiser_dropout")
-        ordered = 0 < self.beta_start <= self.beta_end < 1
-        require(ordered, "beta_start", self.beta_start, f"above 0, up to beta_end ({self.beta_end}), which is below 1")
-        require(1 <= self.start <= self.steps, "start", self.start, f"it lies in 1..steps ({self.steps})")
-        picked = 1 <= self.top_experts <= self.experts
-        require(picked, "top_experts", self.top_experts, f"it lies in 1..experts ({self.experts})")
-        require(0 <= self.final_mix <= 1, "final_mix", self.final_mix, "it lies in 0..1")
-        for name in ("domain", "interest", "uncertainty", "final", "codebook"):
-            value = getattr(self, f"{name}_loss_weight")
-            require(value >= 0, f"{name}_loss_weight", value, "it is 0 or more")
 
 
 @dataclass
@@ -105,11 +55,8 @@ class _Pass:
 class DMMD4SR(Backbone):
     """Denoised text and video join the IDs; dot product with the ID table."""
 
-    needs = ("text", "visual")
-
     def __init__(self, options: DMMD4SROptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden)
-        require_content("DMMD4SR", context.table.widths, self.needs)
         self.options = options
         self.noise = KeyedNoise(context.seed)
         self.diffusion = Diffusion("linear", options.steps, options.beta_start, options.beta_end)
@@ -144,10 +91,10 @@ class DMMD4SR(Backbone):
         o = self.options
         weights = {"ranking": 1.0}
         if o.use_content:
-            weights["uncertainty"] = o.uncertainty_loss_weight
+            weights["uncertainty"] = o.lambda_uncertainty
         if o.use_content and o.use_denoising:
-            weights |= {"domain": o.domain_loss_weight, "interest": o.interest_loss_weight,
-                        "final": o.final_loss_weight, "codebook": o.codebook_loss_weight}  # fmt: skip
+            weights |= {"domain": o.lambda_domain, "interest": o.lambda_interest,
+                        "final": o.lambda_final, "codebook": o.lambda_codebook}  # fmt: skip
         return weights
 
     def encode(self, batch: Batch) -> Tensor:
@@ -191,13 +138,15 @@ class DMMD4SR(Backbone):
             drawn = [self._draw(name, content[name], state) for name in _MODALITIES]
             token_ND = token_ND + self.fusion(*drawn)
             if self.options.use_denoising:
-                token_ND = torch.lerp(full(token_ND), self._chain("final", token_ND, state), self.options.final_mix)
+                token_ND = torch.lerp(
+                    at_least_float32(token_ND), self._chain("final", token_ND, state), self.options.final_mix
+                )
         return self.encoder.contextualise(token_ND, layout)
 
     def _project(self, name: str, state: _Pass) -> Tensor:
         """(N, D) unit vectors: the content of each token's item, projected."""
         content = self.content[name](state.layout.flatten(state.batch.history))
-        return F.normalize(full(self.project[name](content)), dim=1)
+        return F.normalize(at_least_float32(self.project[name](content)), dim=1)
 
     def _condition(self, item_ND: Tensor, state: _Pass) -> Tensor:
         """(N, D) what level 2 is told of the interest: the item's ID vector and the centre of the history's cluster."""
@@ -218,7 +167,7 @@ class DMMD4SR(Backbone):
 
     def _chain(self, name: str, x_ND: Tensor, state: _Pass) -> Tensor:
         """`x_ND` noised to step `start`, then the reverse chain of denoiser `name`, without noise."""
-        x_ND = full(x_ND)
+        x_ND = at_least_float32(x_ND)
         state.seen[name] = x_ND
         start = self.options.start
         t_N = torch.full((1,), start, device=x_ND.device).expand(len(x_ND))
@@ -242,6 +191,6 @@ class DMMD4SR(Backbone):
             part, _, level = name.rpartition("_")
             t_N = step_N[part or level]
             noised_ND = self.diffusion.corrupt(x_ND, t_N, state.noise[name])
-            error_N = (full(self.denoisers[name](noised_ND, t_N)) - x_ND).square().mean(dim=1)
+            error_N = (at_least_float32(self.denoisers[name](noised_ND, t_N)) - x_ND).square().mean(dim=1)
             losses[level] = losses.get(level, 0.0) + state.row_mean(error_N)
         return losses

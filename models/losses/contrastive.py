@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.contract import Similarity
 from models.nn.gather import Gather, repeated
+from models.nn.precision import at_least_float32
+from models.options.base import Similarity
 
 # logits of one slice of rows: they stay in a CPU's cache, or fill a GPU
 _SLICE_BYTES_CPU = 1 << 20
@@ -25,7 +26,7 @@ def info_nce(one_BD: Tensor, two_BD: Tensor, key_B: Tensor, similarity: Similari
     """
     with torch.autocast(one_BD.device.type, enabled=False):
         rows_B2D = torch.stack([one_BD, two_BD], dim=1)
-        rows_B2D = rows_B2D if rows_B2D.dtype == torch.float64 else rows_B2D.float()
+        rows_B2D = at_least_float32(rows_B2D)
         if similarity == "cosine":
             rows_B2D = F.normalize(rows_B2D, dim=-1)
         gather = Gather.of(len(key_B), key_B.device)
@@ -45,7 +46,7 @@ def uniformity(x_BD: Tensor, key_B: Tensor, temperature: float) -> Tensor:
     The positive is a constant: the term only drives the rows apart (DiQDiff). Workers and keys as in `info_nce`.
     """
     with torch.autocast(x_BD.device.type, enabled=False):
-        row_BD = F.normalize(x_BD if x_BD.dtype == torch.float64 else x_BD.float(), dim=-1)
+        row_BD = F.normalize(at_least_float32(x_BD), dim=-1)
         gather = Gather.of(len(key_B), key_B.device)
         own_B = gather.start + torch.arange(len(key_B), device=key_B.device)
         loss: Tensor = _InfoNCE.apply(  # type: ignore[no-untyped-call]

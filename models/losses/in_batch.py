@@ -18,7 +18,7 @@ from models.nn.gather import Gather, repeated
 
 
 @dataclass(frozen=True)
-class Candidates:
+class BatchCandidates:
     """The C distinct items of the global batch. row: (C,) item rows, ascending; padding is one of them where the batch
     has any. count: (C,) how often each occurs; 0 for padding, which nothing is compared with.
     """
@@ -43,7 +43,7 @@ class InBatchSoftmax(nn.Module):
         share = counts.clamp(min=1) / counts.sum().clamp(min=1)
         self.register_buffer("log_share", share.log(), persistent=False)
 
-    def candidates(self, batch: Batch) -> Candidates:
+    def candidates(self, batch: Batch) -> BatchCandidates:
         """The same on every worker, from the rows of all. Collective; the host waits for their number."""
         own = torch.cat([batch.key[:, None], batch.target[:, None], batch.history], dim=1)
         rows = Gather.of(len(batch), own.device)(own)
@@ -51,9 +51,9 @@ class InBatchSoftmax(nn.Module):
         counted = (items != 0) & ~repeated(key_M)[:, None]
         row, place = torch.unique(items, return_inverse=True)
         count = self.log_share.new_zeros(len(row)).index_add_(0, place.flatten(), counted.flatten().to(self.log_share))
-        return Candidates(row, count)
+        return BatchCandidates(row, count)
 
-    def forward(self, user_BD: Tensor, item_CD: Tensor, candidates: Candidates, batch: Batch) -> Tensor:
+    def forward(self, user_BD: Tensor, item_CD: Tensor, candidates: BatchCandidates, batch: Batch) -> Tensor:
         """Scalar mean over rows, from user vectors and the vectors of the candidates. Memory: a slice of (B, C)."""
         target_B = candidates.place(batch.target)
         log_share_C = self.log_share[candidates.row]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.nn.precision import at_least_float32
+
 # Logits of one slice of rows: small enough for a CPU's cache, large enough to fill a GPU.
 _SLICE_BYTES_CPU = 1 << 20
 _SLICE_BYTES_GPU = 1 << 30
@@ -52,7 +54,7 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
         scaled_BD = user_BD * scale
         share_BD = scaled_BD / size  # what one row weighs in the gradient of the items
         user_grad_BD, item_grad_ID = torch.empty_like(user_BD), torch.zeros_like(item_ID)
-        log_total = user_BD.new_empty(size, dtype=_accumulate(user_BD))
+        log_total = at_least_float32(user_BD.new_empty(size))  # whatever the inputs are (decision D35)
         for start in range(0, size, rows):
             part = slice(start, start + rows)
             logits = (scaled_BD[part] @ item_ID.T).to(log_total.dtype)
@@ -79,11 +81,6 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         user_grad_BD, item_grad_ID = ctx.saved_tensors
         return grad_outputs[0] * user_grad_BD, grad_outputs[0] * item_grad_ID, None, None, None
-
-
-def _accumulate(values: Tensor) -> torch.dtype:
-    """Softmax in float32 whatever the inputs are, or in float64 for checking gradients (decision D35)."""
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float = 1.0) -> Tensor:

@@ -6,73 +6,23 @@ that content. Loss: L_R + lambda_T L_T + lambda_N L_N (Eq. 16). Decisions D1-D36
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.cl4srec import CL4SRec, CL4SRecOptions
+from models.cl4srec import CL4SRec
 from models.contract import Batch, ModelContext, SequenceModel
-from models.errors import UserError
-from models.mealrec.npd import NPDOptions, PreferenceDenoiser
-from models.mealrec.tcd import ContentUNet, TCDOptions, TemporalAttention, recency_context
-from models.nn.content import ContentInput, require_content
-from models.nn.diffusion import Diffusion, ScheduleKind
+from models.mealrec.npd import PreferenceDenoiser
+from models.mealrec.tcd import ContentUNet, TemporalAttention, recency_context
+from models.nn.content import ContentInput
+from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.transformer import init_weights
-from models.options import require, whole_heads
-from models.sasrec import SASRec, SASRecOptions
-from models.tedrec import TedRec, TedRecOptions
-
-Sampling = Literal["auto", "chain", "direct"]
-
-
-@dataclass(frozen=True)
-class MealRecOptions:
-    """backbone: which sequence encoder; its options stand in the section of its name.
-
-    steps: T of both diffusions; lambda_tcd, lambda_npd: loss weights (Eq. 16). use_tcd, use_npd: the paper's ablations.
-    mix: weight of x_0 in the ranked preference (0: only the denoised one, D20). detach_content, detach_preference:
-    stop gradients into the targets of L_T, L_N; without the second, L_N makes x_0 trivial (docs/fidelity.md, D17).
-    *_sampling: how each denoiser is used at evaluation: "chain" is the reverse chain from step
-    *_start (0: from T), "direct" one call on the clean state, "auto" picks on validation.
-    """
-
-    backbone: Literal["sasrec", "cl4srec", "tedrec"] = "tedrec"
-    sasrec: SASRecOptions = field(default_factory=SASRecOptions)
-    cl4srec: CL4SRecOptions = field(default_factory=CL4SRecOptions)
-    tedrec: TedRecOptions = field(default_factory=TedRecOptions)
-    tcd: TCDOptions = field(default_factory=TCDOptions)
-    npd: NPDOptions = field(default_factory=NPDOptions)
-    use_tcd: bool = True
-    use_npd: bool = True
-    steps: int = 25
-    schedule: ScheduleKind = "linear"
-    lambda_tcd: float = 0.1
-    lambda_npd: float = 0.1
-    mix: float = 0.0
-    detach_content: bool = True
-    detach_preference: bool = True
-    tcd_sampling: Sampling = "auto"
-    npd_sampling: Sampling = "auto"
-    tcd_start: int = 0
-    npd_start: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("tcd_start", "npd_start"):
-            if not 0 <= getattr(self, name) <= self.steps:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it lies in 0..model.steps ({self.steps})")
-        if self.steps < 1:
-            raise UserError(f"model.steps is {self.steps}: a diffusion has at least one step")
-        require(0 <= self.mix <= 1, "mix", self.mix, "it lies in 0..1")
-        for name in ("lambda_tcd", "lambda_npd"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")
-        if self.use_npd:
-            whole_heads(getattr(self, self.backbone).hidden, self.npd.heads, "npd.heads")
+from models.options.mealrec import MealRecOptions, Sampling
+from models.sasrec import SASRec
+from models.tedrec import TedRec
 
 
 def _build_backbone(options: MealRecOptions, context: ModelContext) -> Backbone:
@@ -99,11 +49,8 @@ class FusionMLP(nn.Module):
 class MealRec(SequenceModel):
     """Backbone, TCD and NPD, trained together end to end."""
 
-    needs = ("sequence", "visual", "text")
-
     def __init__(self, options: MealRecOptions, context: ModelContext) -> None:
         super().__init__()
-        require_content("MealRec", context.table.widths, self.needs)
         self.options = options
         self.noise = KeyedNoise(context.seed)
         self.diffusion = Diffusion(options.schedule, options.steps)

@@ -5,27 +5,12 @@ The network never sees the timestep: it infers the noise level from how well pre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.dropout import Dropout
-from models.options import at_least_one, probabilities
-
-
-@dataclass(frozen=True)
-class NPDOptions:
-    """inner: feed-forward width as a multiple of D (D18)."""
-
-    heads: int = 2
-    inner: int = 2
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "heads", "inner")
-        probabilities(self, "dropout")
+from models.options.mealrec import NPDOptions
 
 
 class PreferenceDenoiser(nn.Module):

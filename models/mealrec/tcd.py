@@ -7,7 +7,6 @@ under the recency-weighted context c_v of the user's videos (Eq. 7).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +15,7 @@ from torch.nn import functional as F
 from models.nn.diffusion import timestep_embedding
 from models.nn.dropout import Dropout
 from models.nn.layout import Layout
-from models.options import at_least_one, probabilities, require
-
-
-@dataclass(frozen=True)
-class TCDOptions:
-    """channels: of the U-Net's two levels (D7); attention_width: of queries, keys and values of the temporal attention
-    over all heads (0: the content's own width); decay: gamma of Eq. 7; null_token: see CrossAttention (D8).
-    """
-
-    channels: tuple[int, int] = (64, 128)
-    attention_heads: int = 8
-    attention_width: int = 128
-    decay: float = 0.9
-    dropout: float = 0.1
-    null_token: bool = True
-
-    def __post_init__(self) -> None:
-        require(min(self.channels) >= 1, "channels", self.channels, "each is at least 1")
-        at_least_one(self, "attention_heads")
-        require(self.attention_width >= 0, "attention_width", self.attention_width, "it is 0 or more")
-        require(self.decay >= 0, "decay", self.decay, "it is 0 or more")
-        probabilities(self, "dropout")
+from models.options.mealrec import TCDOptions
 
 
 class TemporalAttention(nn.Module):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-ScheduleKind = Literal["linear", "cosine", "trunc_lin"]
+from models.options.base import ScheduleKind
 
 
 def betas(kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.options import require
+from models.options.base import require
 
 
 class SequenceQuantiser(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import TrainingInteractions
+from models.nn.precision import at_least_float32
 
 
 class _Product(torch.autograd.Function):
@@ -43,7 +44,7 @@ class SparseMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, D) -> (m, D)."""
-        x = x if x.dtype == torch.float64 else x.float()
+        x = at_least_float32(x)
         with torch.autocast(x.device.type, enabled=False):
             product: Tensor = _Product.apply(x, self.matrix.to(x.dtype), self.transposed.to(x.dtype))  # type: ignore[no-untyped-call]
         return product

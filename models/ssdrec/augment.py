@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 
 # probabilities of one slice of rows
 _SLICE_BYTES_CPU = 1 << 24
@@ -34,7 +35,7 @@ class BiLSTM(nn.Module):
         """(B, L, D), lengths of 1 or more -> states at every place, read from the left, and read from the right."""
         # always float32: oneDNN has no LSTM in bfloat16 on most CPUs
         with torch.autocast(x_BLD.device.type, enabled=False):
-            x_BLD = x_BLD if x_BLD.dtype == torch.float64 else x_BLD.float()
+            x_BLD = at_least_float32(x_BLD)
             ahead = _run(self.ahead, x_BLD, length_B)
             return ahead, reversed_rows(_run(self.back, reversed_rows(x_BLD, length_B), length_B), length_B)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.dropout import Dropout
+from models.nn.precision import at_least_float32
 from models.ssdrec.augment import BiLSTM, straight_through
 
 
@@ -63,17 +64,12 @@ class HierarchicalDenoising(nn.Module):
     def _by_sequence(self, decoded_BLD: Tensor, item_BLD: Tensor, real_BL: Tensor) -> Tensor:
         pairs = torch.cat([decoded_BLD, item_BLD * real_BL[:, :, None]], dim=1)
         scores: Tensor = self.sequence_level(F.relu(self.dropout(self.mix(pairs))))
-        return _full(scores).sigmoid()
+        return at_least_float32(scores).sigmoid()
 
     def _by_item(self, vector_BLD: Tensor, user_BD: Tensor) -> Tensor:
         item = self.item(self.dropout(self.norm(vector_BLD)))
         scores: Tensor = self.item_level(torch.tanh(item + self.user(user_BD)[:, None]))
-        return _full(scores).sigmoid()
-
-
-def _full(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
+        return at_least_float32(scores).sigmoid()
 
 
 def filter_loss(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.contract import TrainingInteractions
+from models.nn.precision import at_least_float32
 from models.nn.sparse import interaction_users, row_normalised, sparse_matrix, user_item_counts
 
 #: items of a sequence that graphs see, the newest (as released: the longest sequence there)
@@ -82,7 +83,7 @@ class Neighbours(nn.Module):
 
     def forward(self, row_B: Tensor, x_nD: Tensor) -> Tensor:
         """(B, D) rows `row_B` of matrix @ x; only their entries are read. In float32 at least."""
-        x_nD = x_nD if x_nD.dtype == torch.float64 else x_nD.float()
+        x_nD = at_least_float32(x_nD)
         weight = self.weight[row_B].to(x_nD.dtype)
         with torch.autocast(x_nD.device.type, enabled=False):
             return F.embedding_bag(self.index[row_B], x_nD, mode="sum", per_sample_weights=weight)

@@ -9,7 +9,7 @@ dropped. Deviations from the released code: docs/fidelity.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.contract import Batch, Clock, ModelContext
-from models.nn.cache import Remembering
+from models.nn.cache import Caching
 from models.nn.gather import Gather, repeated
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.transformer import CausalEncoder, init_weights
-from models.options import at_least_one, probabilities, require, whole_heads
+from models.options.ssdrec import SSDRecOptions
 from models.ssdrec.augment import Augmented, SelfAugmentation
 from models.ssdrec.denoise import HierarchicalDenoising, filter_loss
 from models.ssdrec.graphs import Relations
@@ -32,42 +32,8 @@ from models.ssdrec.relations import ItemRelations, UserRelations
 _LEFT_OUT, _CURRICULUM_EPOCHS = 0.2, 10
 
 
-@dataclass(frozen=True)
-class SSDRecOptions:
-    """hidden, inner, layers, heads and the last two dropouts: of the SASRec encoder. dropout: of the stages before it.
-
-    augment, denoise: the second stage and the third; without both this is SASRec. strong: a pair of items must be met
-    more often to be an edge of the graphs. neighbours: edges of a node per graph, the strongest. tau: temperature of
-    the straight-through gradients at the start; it falls to `tau_least`. No choice depends on it, gradients alone do.
-    """
-
-    hidden: int = 100
-    inner: int = 100
-    layers: int = 2
-    heads: int = 2
-    attention_dropout: float = 0.5
-    hidden_dropout: float = 0.5
-    dropout: float = 0.5
-    augment: bool = True
-    denoise: bool = True
-    strong: int = 10
-    neighbours: int = 50
-    tau: float = 0.5
-    tau_least: float = 0.001
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "hidden", "inner", "layers", "neighbours")
-        whole_heads(self.hidden, self.heads)
-        probabilities(self, "attention_dropout", "hidden_dropout", "dropout")
-        require(self.strong >= 0, "strong", self.strong, "it is 0 or more")
-        require(self.tau_least > 0, "tau_least", self.tau_least, "it is above 0")
-        require(self.tau >= self.tau_least, "tau", self.tau, f"it is at least tau_least ({self.tau_least})")
-
-
-class SSDRec(Remembering, Backbone):
+class SSDRec(Caching, Backbone):
     """Dot product of what is left of a history, encoded, with the ID table."""
-
-    needs_interactions = True
 
     def __init__(self, options: SSDRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden)
@@ -112,7 +78,7 @@ class SSDRec(Remembering, Backbone):
         if self.augmentation is None and self.denoising is None:
             nothing = self.item_embedding.weight.new_zeros(*batch.history.shape, 0)
             return Augmented(batch.history, nothing, real_BL.to(nothing.dtype), batch.length)
-        item_ID = self.remember(lambda: self.item_relations(self.item_embedding.weight, self.user_embedding.weight))
+        item_ID = self.cached(lambda: self.item_relations(self.item_embedding.weight, self.user_embedding.weight))
         related_BD = self.user_relations(
             batch.user.clamp(min=0), self.user_embedding.weight, self.item_embedding.weight
         )

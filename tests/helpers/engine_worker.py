@@ -13,7 +13,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.options.base import ContentField
 from models.systems import build, options_class
 from models.tensor_table import TensorTable
 from tests.helpers.tiny_runs import MODELS, run_ranks

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.extract.pipeline import units as jobs
 from trainer.extract.pipeline.execute import Limits, Outcome, Where, extract
 from trainer.extract.pipeline.protocols import TITLE_KINDS, Unusable

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from models.contract import Batch, ContentField, ModelContext, TrainingInteractions
+from models.contract import Baseline, Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.options.base import ContentField
+from models.systems import build, options_of
 from models.tensor_table import TensorTable
 
 ITEMS, LENGTH, STEPS, VISUAL, TEXT = 12, 4, 5, 6, 7
@@ -48,6 +50,11 @@ def model_context(steps: int = STEPS, seed: int = 3, table: TensorTable | None =
 def context_for(system: str) -> ModelContext:
     """What any system can be built from."""
     return model_context(table=item_table(symmetric=system == "iisan"))
+
+
+def make_system(name: str, options: Mapping[str, object], context: ModelContext) -> SequenceModel | Baseline:
+    """The system `name` over `context`, from plain options."""
+    return build(name, options_of(name, options), context)
 
 
 def interactions() -> TrainingInteractions:

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from models.errors import UserError
-from models.systems import SYSTEMS, build
+from models.systems import SYSTEMS, Entry
 from tests.helpers.learning import make_world, train
-from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context, randomise
+from tests.helpers.model_fixtures import HISTORIES, make_batch, make_system, model_context, randomise
 from tests.helpers.paths import ROOT
+from trainer.config.schema import parse
 
 PAGE = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
 
@@ -28,14 +29,16 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     path = tmp_path / "recent.py"
     path.write_text(source, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("recent", path)
+    spec = importlib.util.spec_from_file_location("models.recent", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "recent", module)  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, "models.recent", module)  # dataclasses look their module up
     spec.loader.exec_module(module)
-    ((name, options, system),) = re.findall(r'^    "(\w+)": \((\w+), (\w+)\),$', PAGE, flags=re.MULTILINE)
-    SYSTEMS.register(name, (getattr(module, options), getattr(module, system)))
+    ((name, options, model),) = re.findall(
+        r'^    "(\w+)": Entry\("([\w.:]+)", "([\w.:]+)"\),$', PAGE, flags=re.MULTILINE
+    )
+    SYSTEMS.register(name, Entry(options, model))
     yield module
     SYSTEMS.unregister(name)
 
@@ -55,9 +58,18 @@ def test_files_and_names_on_the_page_exist() -> None:
         assert (ROOT / "docs" / link).exists(), link
 
 
+def test_a_program_registers_the_classes_themselves(example: Any) -> None:
+    SYSTEMS.register("mine", Entry(example.RecentOptions, example.Recent))
+    try:
+        assert isinstance(make_system("mine", {"hidden": "6"}, model_context()), example.Recent)
+        assert parse({"model": {"name": "mine"}}).model.options == example.RecentOptions()
+    finally:
+        SYSTEMS.unregister("mine")
+
+
 @pytest.mark.usefixtures("example")
 def test_the_example_keeps_the_contract() -> None:
-    model: Any = build("recent", {"hidden": 6}, model_context())
+    model: Any = make_system("recent", {"hidden": 6}, model_context())
     randomise(model)
     batch = make_batch(HISTORIES)
     loss = model(batch)["ranking"]
@@ -69,7 +81,7 @@ def test_the_example_keeps_the_contract() -> None:
         expected = sum(w * model.seen.weight[item] for w, item in zip(weight, history, strict=True))
         torch.testing.assert_close(vectors[row], expected)
     with pytest.raises(UserError, match="did you mean 'hidden'"):
-        build("recent", {"hiden": 8}, model_context())
+        make_system("recent", {"hiden": 8}, model_context())
 
 
 @pytest.mark.usefixtures("example")

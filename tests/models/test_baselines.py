@@ -1,8 +1,9 @@
-"""Floors: each against loops in float64, what may not depend on the batch, and what a user can get wrong."""
+"""Baselines: each against loops in float64, what may not depend on the batch, and what a user can get wrong."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from models.baselines import transitions, words_of
-from models.contract import Batch, ContentField, Floor, ModelContext, TrainingInteractions
+from models.contract import Baseline, Batch, ModelContext, TrainingInteractions
 from models.errors import UserError
-from models.systems import build, needs
-from tests.helpers.model_fixtures import HISTORIES, ITEMS, MISSING, item_table, make_batch, model_context
+from models.options.base import ContentField
+from models.systems import options_of
+from tests.helpers.model_fixtures import HISTORIES, ITEMS, MISSING, item_table, make_batch, make_system, model_context
 
-FLOORS = ["popularity", "transition-knn", "tfidf-knn", "content-knn"]
+BASELINES = ["popularity", "transition-knn", "tfidf-knn", "content-knn"]
 SEQUENCES = [[1, 2, 3, 2], [5], [1, 2, 9], [3, 1, 1, 4, 2, 6, 7], [2, 3]]
 TITLES = ["Red red Car", "blue car!", None, "", "Éclair RED", "...", "car", "猫の car", "blue blue blue", None, "x"]
 
@@ -33,9 +35,9 @@ def context() -> ModelContext:
     return replace(model_context(), interactions=interactions(SEQUENCES), titles=TITLES)
 
 
-def floor(name: str, options: Mapping[str, object] | None = None, data: ModelContext | None = None) -> Floor:
-    made = build(name, options or {}, data or context())
-    assert isinstance(made, Floor)
+def baseline(name: str, options: Mapping[str, object] | None = None, data: ModelContext | None = None) -> Baseline:
+    made = make_system(name, options or {}, data or context())
+    assert isinstance(made, Baseline)
     return made
 
 
@@ -115,12 +117,12 @@ def assert_scores(scores: Tensor, expected: Sequence[Tensor]) -> None:
 
 def test_popularity_is_the_count_of_training_interactions() -> None:
     expected = torch.tensor(popularity(), dtype=torch.float64)
-    assert_scores(floor("popularity").scores(make_batch(HISTORIES)), [expected] * len(HISTORIES))
+    assert_scores(baseline("popularity").scores(make_batch(HISTORIES)), [expected] * len(HISTORIES))
 
 
 @pytest.mark.parametrize(("window", "distance", "recency"), [(10, 0.5, 1.5), (1, 1.0, 0.0), (2, 0.0, 2.0)])
 def test_transitions_against_loops(window: int, distance: float, recency: float) -> None:
-    made = floor("transition-knn", {"window": window, "distance": distance, "recency": recency})
+    made = baseline("transition-knn", {"window": window, "distance": distance, "recency": recency})
     expected = [transition_scores(history, window, distance, recency) for history in HISTORIES]
     assert_scores(made.scores(make_batch(HISTORIES)), expected)
     matrix = torch.zeros(ITEMS, ITEMS, dtype=torch.float64)
@@ -131,10 +133,10 @@ def test_transitions_against_loops(window: int, distance: float, recency: float)
 
 
 def test_popularity_orders_only_what_followed_nothing() -> None:
-    scores = floor("transition-knn").scores(make_batch(HISTORIES))
+    scores = baseline("transition-knn").scores(make_batch(HISTORIES))
     followed = torch.stack([transition_scores(history, 10, 0.5, 1.5) for history in HISTORIES]) > 0
     assert scores[followed].min() > 0 >= scores[:, 1:][~followed[:, 1:]].max()
-    nobody = floor("transition-knn").scores(make_batch([[10]]))  # item 10 occurs in no training sequence
+    nobody = baseline("transition-knn").scores(make_batch([[10]]))  # item 10 occurs in no training sequence
     assert (
         nobody[0, 1:].argsort(descending=True, stable=True).tolist()
         == torch.tensor(popularity())[1:].argsort(descending=True, stable=True).tolist()
@@ -143,16 +145,16 @@ def test_popularity_orders_only_what_followed_nothing() -> None:
 
 def test_a_world_without_transitions_is_ranked_by_popularity() -> None:
     alone = replace(context(), interactions=interactions([[4], [4], [2]]))
-    scores = floor("transition-knn", data=alone).scores(make_batch([[4]]))
+    scores = baseline("transition-knn", data=alone).scores(make_batch([[4]]))
     assert scores[0, 4] > scores[0, 2] > scores[0, 1] == scores[0, 3]
     empty = replace(context(), interactions=interactions([[]]))
-    assert torch.isfinite(floor("transition-knn", data=empty).scores(make_batch([[4]]))[:, 1:]).all()
+    assert torch.isfinite(baseline("transition-knn", data=empty).scores(make_batch([[4]]))[:, 1:]).all()
 
 
 @pytest.mark.parametrize("recency", [0.0, 1.5])
 def test_titles_against_loops(recency: float) -> None:
     histories = [*HISTORIES, [3], [1, 2, 5], [8, 10]]
-    made = floor("tfidf-knn", {"recency": recency})
+    made = baseline("tfidf-knn", {"recency": recency})
     assert_scores(made.scores(make_batch(histories)), [title_scores(history, recency) for history in histories])
 
 
@@ -165,25 +167,25 @@ def test_words_are_lower_case_runs_of_word_characters() -> None:
 @pytest.mark.parametrize("field", ["text", "visual"])
 @pytest.mark.parametrize("recency", [0.0, 1.5])
 def test_content_against_loops(field: ContentField, recency: float) -> None:
-    made = floor("content-knn", {"field": field, "recency": recency})
+    made = baseline("content-knn", {"field": field, "recency": recency})
     expected = [content_scores(history, recency, field) for history in HISTORIES]
     assert_scores(made.scores(make_batch(HISTORIES)), expected)
 
 
-@pytest.mark.parametrize("name", FLOORS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_padding_never_scores_above_an_item(name: str) -> None:
-    scores = floor(name).scores(make_batch(HISTORIES))
+    scores = baseline(name).scores(make_batch(HISTORIES))
     assert (scores[:, :1] < scores[:, 1:]).all()
     assert torch.isfinite(scores[:, 1:]).all()
 
 
-@pytest.mark.parametrize("name", FLOORS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_scores_depend_on_the_history_alone(name: str) -> None:
     """Not on the batch, its padding, the user, the target, the noise key, nor on a second call."""
-    made, batch = floor(name), make_batch(HISTORIES)
+    made, batch = baseline(name), make_batch(HISTORIES)
     together = made.scores(batch)
     assert torch.equal(together, made.scores(batch))
-    assert torch.equal(together, floor(name).scores(batch)), "fitting is deterministic"
+    assert torch.equal(together, baseline(name).scores(batch)), "fitting is deterministic"
     for row, history in enumerate(HISTORIES):
         alone = made.scores(stranger(make_batch([history], length=len(history))))
         torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-6, atol=1e-7)
@@ -202,31 +204,32 @@ def stranger(batch: Batch) -> Batch:
         ("transition-knn", {"distance": -1.0}, "distance is -1.0: it is 0 or more"),
         ("transition-knn", {"recency": -1.0}, "recency is -1.0"),
         ("tfidf-knn", {"recency": -0.5}, "recency is -0.5: it is 0 or more"),
-        ("content-knn", {"field": "sequence"}, "field is 'sequence': it is text or visual"),
+        ("content-knn", {"field": "sequence"}, "model.field: it is 'text' or 'visual' (given: 'sequence')"),
         ("content-knn", {"recency": -0.5}, "recency is -0.5"),
     ],
 )
 def test_options_out_of_bounds_are_refused(name: str, options: Mapping[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        build(name, options, context())
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_system(name, options, context())
 
 
 @pytest.mark.parametrize("field", ["text", "visual"])
 def test_content_that_the_dataset_lacks_is_refused(field: ContentField) -> None:
     table = item_table(fields=["visual" if field == "text" else "text"])
-    with pytest.raises(UserError, match=f"content-knn over {field} needs item content.*{field}: prepare it with"):
-        build("content-knn", {"field": field}, model_context(table=table))
-    assert needs("content-knn", {"field": field}) == (field,)
+    with pytest.raises(UserError, match=f"content-knn needs item content.*{field}: prepare it with"):
+        make_system("content-knn", {"field": field}, model_context(table=table))
+    assert options_of("content-knn", {"field": field}).needs == (field,)
 
 
 @pytest.mark.parametrize("titles", [[None] * (ITEMS - 1), ["", "..."] + [None] * (ITEMS - 3), []])
 def test_titles_that_the_dataset_lacks_are_refused(titles: list[str | None]) -> None:
     with pytest.raises(UserError, match=r"tfidf-knn needs titles.*mealrec prepare"):
-        build("tfidf-knn", {}, replace(context(), titles=titles))
+        make_system("tfidf-knn", {}, replace(context(), titles=titles))
 
 
 def test_what_an_export_must_carry() -> None:
-    assert {name: (floor(name).needs_interactions, floor(name).needs_titles) for name in FLOORS} == {
+    defaults = {name: options_of(name, {}) for name in BASELINES}
+    assert {name: (options.needs_interactions, options.needs_titles) for name, options in defaults.items()} == {
         "popularity": (True, False), "transition-knn": (True, False),
         "tfidf-knn": (False, True), "content-knn": (False, False),
     }  # fmt: skip

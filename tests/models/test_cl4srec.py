@@ -15,15 +15,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.augment import MASK, Augment, cropped, masked, reordered
-from models.cl4srec import CL4SRec, CL4SRecOptions
-from models.contract import Batch, Similarity
+from models.cl4srec import CL4SRec
+from models.contract import Batch
 from models.errors import UserError
 from models.losses import contrastive
 from models.losses.contrastive import info_nce
-from models.mealrec.model import MealRec, MealRecOptions
+from models.mealrec.model import MealRec
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
-from models.sasrec import SASRec, SASRecOptions
+from models.options.base import Similarity
+from models.options.cl4srec import CL4SRecOptions
+from models.options.mealrec import MealRecOptions
+from models.options.sasrec import SASRecOptions
+from models.sasrec import SASRec
 from tests.helpers.model_fixtures import HISTORIES, ITEMS, assert_same, make_batch, model_context, randomise
 
 HIDDEN, LONG = 6, 10
@@ -309,7 +313,7 @@ def test_the_mask_is_no_item() -> None:
 
 
 def test_without_contrast_it_trains_as_sasrec_does() -> None:
-    options = replace(OPTIONS, contrast=0.0)
+    options = replace(OPTIONS, lambda_contrast=0.0)
     torch.manual_seed(1)
     model = CL4SRec(options, model_context()).train()
     torch.manual_seed(1)
@@ -339,7 +343,7 @@ def test_histories_of_one_item_and_unknown_users_train() -> None:
 
 
 def test_mealrec_on_cl4srec_keeps_its_contrast() -> None:
-    options = MealRecOptions(backbone="cl4srec", cl4srec=replace(NO_DROPOUT, contrast=0.3))
+    options = MealRecOptions(backbone="cl4srec", cl4srec=replace(NO_DROPOUT, lambda_contrast=0.3))
     model, batch = MealRec(options, model_context()).train(), make_batch(HISTORIES)
     losses = model(batch)
     assert set(losses) == set(model.loss_weights) == {"ranking", "contrast", "tcd", "npd"}
@@ -354,7 +358,7 @@ def test_mealrec_on_cl4srec_keeps_its_contrast() -> None:
         ({"crop": 1.1}, "crop is 1.1: it lies in 0..1"),
         ({"mask": -0.1}, "mask is -0.1"),
         ({"reorder": 2.0}, "reorder is 2.0"),
-        ({"contrast": -1.0}, "contrast is -1.0: it is 0 or more"),
+        ({"lambda_contrast": -1.0}, "lambda_contrast is -1.0: it is 0 or more"),
         ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0: it is above 0"),
         ({"contrast_similarity": "euclid"}, "contrast_similarity is 'euclid': dot or cosine"),
         ({"heads": 3}, "heads is 3"),

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diqdiff import Approximator, DiQDiff, DiQDiffOptions
+from models.diqdiff import Approximator, DiQDiff
 from models.errors import UserError
 from models.losses.contrastive import uniformity
 from models.nn.diffusion import betas
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.transformer import EncoderLayer
+from models.options.diqdiff import DiQDiffOptions
 from tests.helpers.model_fixtures import (
     HISTORIES,
     LENGTH,

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 import models.nn.layout
-from models.contract import Batch, Floor, SequenceModel
-from models.systems import SYSTEMS, build, system_class
-from tests.helpers.model_fixtures import HISTORIES, context_for, make_batch
+from models.contract import Baseline, Batch, SequenceModel
+from models.systems import SYSTEMS, options_class
+from tests.helpers.model_fixtures import HISTORIES, context_for, make_batch, make_system
 from tests.helpers.tiny_runs import MODELS, OPTIONS, RUN
 from trainer.cli import main
 from trainer.data.synthetic.generate import generate
 
-TRAINED = [name for name in SYSTEMS if not issubclass(system_class(name), Floor)]
-FLOORS = [name for name in SYSTEMS if name not in TRAINED]
+TRAINED = [name for name in SYSTEMS if options_class(name).trained]
+BASELINES = [name for name in SYSTEMS if name not in TRAINED]
 
 
 def built(name: str) -> SequenceModel:
     torch.manual_seed(0)
-    model = build(name, {}, context_for(name))
+    model = make_system(name, {}, context_for(name))
     assert isinstance(model, SequenceModel)
     return model
 
@@ -44,10 +44,10 @@ def test_a_user_is_encoded_the_same_alone_in_company_and_again(name: str) -> Non
         torch.testing.assert_close(together, vectors(model, batch), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", FLOORS)
-def test_a_floor_scores_a_user_the_same_alone_and_in_company(name: str) -> None:
-    model, batch = build(name, {}, context_for(name)), make_batch(HISTORIES)
-    assert isinstance(model, Floor)
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_scores_a_user_the_same_alone_and_in_company(name: str) -> None:
+    model, batch = make_system(name, {}, context_for(name)), make_batch(HISTORIES)
+    assert isinstance(model, Baseline)
     alone = torch.cat([model.scores(batch[row : row + 1]) for row in range(len(batch))])
     torch.testing.assert_close(model.scores(batch), alone)
 

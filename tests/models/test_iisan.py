@@ -11,18 +11,10 @@ from torch import Tensor, nn
 
 from models.contract import ItemTable
 from models.errors import UserError
-from models.iisan import (
-    IISAN,
-    Adapter,
-    IISANOptions,
-    IISANVersa,
-    IISANVersaOptions,
-    InterTower,
-    IntraTower,
-    SideNetwork,
-    adapter_states,
-    group_size,
-)
+from models.iisan import IISAN, Adapter, IISANVersa, InterTower, IntraTower, SideNetwork, adapter_states, group_size
+from models.options.base import SystemOptions
+from models.options.iisan import IISANOptions, IISANVersaOptions
+from models.systems import build
 from models.tensor_table import TensorTable
 from tests.helpers.model_fixtures import (
     HISTORIES,
@@ -182,13 +174,13 @@ def test_gates_start_at_one_half_and_adapters_near_the_identity() -> None:
 
 def test_unequal_encoders_are_refused_with_the_system_that_takes_them() -> None:
     with pytest.raises(UserError, match=r"5 states of 6 of the video and 4 states of 7 .* iisan-versa"):
-        IISAN(OPTIONS, model_context())
+        build("iisan", OPTIONS, model_context())
 
 
-@pytest.mark.parametrize(("system", "options"), [(IISAN, OPTIONS), (IISANVersa, VERSA)])
-def test_missing_layer_states_are_refused_with_how_to_make_them(system: type, options: object) -> None:
+@pytest.mark.parametrize(("system", "options"), [("iisan", OPTIONS), ("iisan-versa", VERSA)])
+def test_missing_layer_states_are_refused_with_how_to_make_them(system: str, options: SystemOptions) -> None:
     with pytest.raises(UserError, match=r"visual_layers: prepare it .*; text_layers: prepare it .*--layers"):
-        system(options, model_context(table=item_table(fields=("visual", "text"))))
+        build(system, options, model_context(table=item_table(fields=("visual", "text"))))
 
 
 def test_every_parameter_learns_also_in_half_precision() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from models.contract import TrainingInteractions
 from models.errors import UserError
-from models.mmgcn import MMGCN, MMGCNOptions, ModalityGraph, Unseen
-from models.systems import build, needs
+from models.mmgcn import MMGCN, ModalityGraph, Unseen
+from models.options.mmgcn import MMGCNOptions
+from models.systems import build, options_of
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,
@@ -22,6 +23,7 @@ from tests.helpers.model_fixtures import (
     assert_same,
     item_table,
     make_batch,
+    make_system,
     model_context,
     randomise,
 )
@@ -188,20 +190,20 @@ def test_without_content_nothing_of_the_table_is_read() -> None:
     bare = replace(model_context(), table=item_table(fields=[]))
     model = MMGCN(replace(OPTIONS, content=False), bare)
     assert all(torch.isfinite(loss) for loss in model(make_batch(HISTORIES)).values())
-    assert needs("mmgcn", {"content": False}) == ()
-    assert needs("mmgcn", {}) == ("visual", "text")
-    with pytest.raises(UserError, match="MMGCN needs item content that this dataset lacks"):
-        MMGCN(OPTIONS, bare)
+    assert options_of("mmgcn", {"content": False}).needs == ()
+    assert options_of("mmgcn", {}).needs == ("visual", "text")
+    with pytest.raises(UserError, match="mmgcn needs item content that this dataset lacks"):
+        build("mmgcn", OPTIONS, bare)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"hidden": 0}, "hidden is 0"), ({"layers": 0}, "layers is 0"), ({"visual_width": 0}, "visual_width is 0"),
-     ({"reg": -1.0}, "reg is -1.0: it is 0 or more")],
+     ({"lambda_regularisation": -1.0}, "lambda_regularisation is -1.0: it is 0 or more")],
 )  # fmt: skip
 def test_options_out_of_bounds_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build("mmgcn", options, model_context())
+        make_system("mmgcn", options, model_context())
 
 
 def test_negatives_are_uniform_over_what_the_user_has_not_seen() -> None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from models import content_model
-from models.contract import ContentField
 from models.errors import UserError
-from models.morec import FeatureEncoder, MoRec, MoRecOptions
+from models.morec import FeatureEncoder, MoRec
 from models.nn.layout import Layout
-from models.systems import needs
+from models.options.base import ContentField
+from models.options.morec import MoRecOptions
+from models.systems import build
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,
@@ -106,15 +107,15 @@ def test_every_parameter_learns_also_in_half_precision() -> None:
 def test_items_are_known_by_title_video_or_both(used: tuple[ContentField, ...]) -> None:
     options = replace(OPTIONS, text="text" in used, visual="visual" in used)
     model = MoRec(options, model_context(table=item_table(fields=used)))
-    assert needs("morec", {"text": options.text, "visual": options.visual}) == used
+    assert options.needs == used
     assert [encoder.content.field for encoder in model.modalities if isinstance(encoder, FeatureEncoder)] == list(used)
     for field in used:
         rest: list[ContentField] = [other for other in ("text", "visual", "sequence") if other != field]
-        with pytest.raises(UserError, match=rf"MoRec needs item content .* {field}: prepare it with"):
-            MoRec(options, model_context(table=item_table(fields=rest)))
+        with pytest.raises(UserError, match=rf"morec needs item content .* {field}: prepare it with"):
+            build("morec", options, model_context(table=item_table(fields=rest)))
 
 
-def test_user_vectors_depend_on_neither_batch_nor_target_nor_what_is_remembered() -> None:
+def test_user_vectors_depend_on_neither_batch_nor_target_nor_what_is_cached() -> None:
     model, batch = _morec(), make_batch(HISTORIES)
     with torch.no_grad():
         vectors = model.user_vectors(batch)
@@ -122,9 +123,9 @@ def test_user_vectors_depend_on_neither_batch_nor_target_nor_what_is_remembered(
             torch.testing.assert_close(model.user_vectors(batch[row : row + 1])[0], vectors[row])
         unknown = replace(batch, target=batch.target * 0, user=batch.user * 0 - 1)
         assert torch.equal(model.user_vectors(unknown), vectors)
-        assert model.remembered() is None, "one request does not encode the whole catalogue"
+        assert model.cached_value() is None, "one request does not encode the whole catalogue"
         model.item_vectors()
-        assert model.remembered() is not None
+        assert model.cached_value() is not None
         torch.testing.assert_close(model.user_vectors(batch), vectors)
 
 

@@ -15,12 +15,16 @@ from models import ranking
 from models.backbone import Backbone
 from models.contract import ModelContext, TrainingInteractions
 from models.errors import UserError
-from models.mealrec.model import MealRec, MealRecOptions
-from models.mealrec.tcd import TCDOptions
+from models.mealrec.model import MealRec
 from models.nn.noise import KeyedNoise
-from models.ranking import Candidates, RankingOptions, seen_items, shortened
-from models.sasrec import SASRec, SASRecOptions
-from models.tedrec import TedRec, TedRecOptions
+from models.options.mealrec import MealRecOptions, TCDOptions
+from models.options.ranking import RankingOptions
+from models.options.sasrec import SASRecOptions
+from models.options.tedrec import TedRecOptions
+from models.ranking import Candidates, seen_items, shortened
+from models.sasrec import SASRec
+from models.systems import build
+from models.tedrec import TedRec
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,
@@ -206,7 +210,7 @@ def test_options_that_mean_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="shorten"):
         RankingOptions(shorten=1.2)
     with pytest.raises(UserError, match="text"):
-        Candidates(ALL, model_context(table=item_table(fields=("visual",))), HIDDEN)
+        build("sasrec", SASRecOptions(ranking=ALL), model_context(table=item_table(fields=("visual",))))
 
 
 def test_an_identity_filter_passes_the_ids() -> None:

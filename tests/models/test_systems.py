@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from models.contract import ContentField, Floor, SequenceModel
+from models.contract import Baseline, SequenceModel
 from models.errors import UserError
-from models.mealrec.model import MealRecOptions
 from models.nn.content import ContentInput
-from models.sasrec import SASRecOptions
-from models.systems import SYSTEMS, build, options_class, parse_options
+from models.options.base import ContentField
+from models.options.mealrec import MealRecOptions
+from models.options.sasrec import SASRecOptions
+from models.systems import SYSTEMS, options_class, options_of
 from models.tensor_table import TensorTable
 from tests.helpers.model_fixtures import (
     HISTORIES,
@@ -24,14 +25,15 @@ from tests.helpers.model_fixtures import (
     context_for,
     item_table,
     make_batch,
+    make_system,
     model_context,
 )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_is_built_from_its_defaults_and_keeps_the_contract(name: str) -> None:
-    model, batch = build(name, {}, context_for(name)), make_batch(HISTORIES)
-    if isinstance(model, Floor):
+    model, batch = make_system(name, {}, context_for(name)), make_batch(HISTORIES)
+    if isinstance(model, Baseline):
         assert model.scores(batch).shape == (len(batch), ITEMS)
         return
     assert isinstance(model, SequenceModel)
@@ -73,15 +75,15 @@ def test_every_system_is_built_from_its_defaults_and_keeps_the_contract(name: st
 )
 def test_mistakes_are_named_with_the_nearest_valid_name(name: str, options: Mapping[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
-        build(name, options, model_context())
+        make_system(name, options, model_context())
     assert message in str(error.value)
 
 
 def test_options_are_parsed_through_nested_sections() -> None:
-    parsed = parse_options(MealRecOptions, {"sasrec": {"hidden": 16}, "steps": 7})
+    parsed = options_of("mealrec", {"sasrec": {"hidden": 16}, "steps": 7})
     assert parsed == MealRecOptions(sasrec=SASRecOptions(hidden=16), steps=7)
     assert options_class("mealrec") is MealRecOptions
-    assert parse_options(MealRecOptions, {}) == MealRecOptions()
+    assert options_of("mealrec", {}) == MealRecOptions()
 
 
 def _leaves(options: Any) -> list[Any]:
@@ -107,7 +109,7 @@ def test_content_that_the_dataset_lacks_is_named_with_what_to_run(
     name: str, has: list[ContentField], lacks: list[str]
 ) -> None:
     with pytest.raises(UserError) as error:
-        build(name, {}, model_context(table=item_table(fields=has)))
+        make_system(name, {}, model_context(table=item_table(fields=has)))
     message = str(error.value)
     assert all(f"{field}: prepare it with" in message for field in lacks)
     assert not any(f"{field}: prepare" in message for field in has)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
-from models.tedrec import FrequencyFusion, TedRec, TedRecOptions, TextAdaptor
+from models.options.tedrec import TedRecOptions
+from models.tedrec import FrequencyFusion, TedRec, TextAdaptor
 from tests.helpers.model_fixtures import HISTORIES, LENGTH, TEXT, assert_same, make_batch, model_context, randomise
 
 HIDDEN, EXPERTS = 6, 3

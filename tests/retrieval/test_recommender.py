@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models import systems
-from models.contract import Batch, ContentField, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
 from models.errors import UserError
+from models.options.base import ContentField
 from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity
 from retrieval.export import write_export
@@ -39,7 +40,9 @@ def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
     content = {field: every[field] for field in NEEDS[system]}
     table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), dict.fromkeys(content, "segments"))
     interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
-    model = systems.build(system, {}, ModelContext(table, interactions, MAX_LENGTH, seed=3)).eval()
+    model = systems.build(
+        system, systems.options_of(system, {}), ModelContext(table, interactions, MAX_LENGTH, seed=3)
+    ).eval()
     return model, content, dict.fromkeys(content, present)
 
 
@@ -201,3 +204,10 @@ def test_weights_that_do_not_fit_this_version_are_refused(tmp_path: Path) -> Non
     )  # fmt: skip
     with pytest.raises(UserError, match="inference 'magic'"):
         Recommender.load(tmp_path / "b")
+
+
+def test_options_of_an_earlier_version_are_refused_with_what_to_do(model_dir: Path) -> None:
+    card = model_dir / "model.json"
+    card.write_text(card.read_text().replace('"options": {}', '"options": {"width": 8}'))
+    with pytest.raises(UserError, match=r"do not fit this version.*\n.*model\.width.*\n.*train and export again"):
+        Recommender.load(model_dir)

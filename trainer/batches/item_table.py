@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import ContentField, ItemTable
+from models.contract import ItemTable
+from models.options.base import ContentField
 from models.tensor_table import TensorTable
 from trainer.data.format.dataset import Dataset, map_array
 from trainer.data.format.manifest import Manifest

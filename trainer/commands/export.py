@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from models.contract import SequenceModel
+from models.options.plain import to_plain
 from retrieval.export import write_export
 from trainer.training.engine import weights_of
 from trainer.training.runs import Run, open_run, run_folder, whole_table
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         evaluate_choices(opened.model, opened.loaded, opened.config)
     _write(opened, args.out)
-    print(f"{opened.config.model_name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
+    print(f"{opened.config.model.name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
     print(f'ask it: mealrec recommend --model {args.out} --history "ITEM ITEM ..." --k 20')
     if isinstance(opened.model, SequenceModel):
         print(f"index it: mealrec index --model {args.out} --kind ivf")
@@ -55,11 +56,11 @@ def _write(opened: Run, out: Path) -> None:
             vectors = model.item_vectors().cpu()
         weights, similarity = weights_of(model), model.similarity
     write_export(
-        out, system=config.model_name, options=config.model_options, similarity=similarity,
+        out, system=config.model.name, options=to_plain(config.model.options), similarity=similarity,
         max_length=manifest.max_length, inference=model.inference, seed=config.seed,
         weights=weights, item_vectors=vectors,
         item_ids=dataset.item_ids(), titles=dataset.item_titles(), content=content, present=present,
         content_kinds=kinds, metrics=metrics, behaviours=manifest.behaviours,
-        interactions=dataset.training_interactions() if model.needs_interactions else None,
+        interactions=dataset.training_interactions() if config.model.options.needs_interactions else None,
         provenance={"run": opened.folder.name, "epoch": opened.epoch, "data": manifest.fingerprint},
     )  # fmt: skip

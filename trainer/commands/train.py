@@ -14,20 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cluster.ray_train import fit
-from models.contract import Floor
 from models.errors import UserError
-from models.nn.content import require_content
-from models.systems import needs, system_class
+from models.systems import check_content
 from retrieval.files import write_text
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
 from trainer.evaluation.report import metric_table
-from trainer.training.worker import deepspeed_installed, train_worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything that can be checked, then train each system in turn."""
+    """Check everything that can be checked without torch, then train each system in turn."""
     systems = args.model.split(",") if args.model else [None]
     if len(set(systems)) < len(systems) or "" in systems:
         raise UserError(f"--model {args.model}: name each system once, separated by commas")
@@ -56,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     for system, seed in itertools.product(systems, seeds):
         settings = args.settings if seed is None else [*args.settings, f"seed={seed}"]
         config = recipe.load(args.recipe, system, settings, args.data)
-        name = f"{args.name}-{config.model_name}" if len(systems) > 1 else args.name
+        name = f"{args.name}-{config.model.name}" if len(systems) > 1 else args.name
         name += "" if seed is None else f"-s{seed}"
         planned.append((name, _check(config), args.runs_dir.absolute() / name))
     for name, _, run_dir in planned:
@@ -83,10 +78,9 @@ def _check(config: RunConfig) -> RunConfig:
     """Refuse what the workers would refuse, before any of them starts; returns the config with absolute paths."""
     if not config.data.path:
         raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
-    if config.engine.zero_stage and (config.engine.name == "torch" or not deepspeed_installed()):
-        raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
-    if config.eval.index != "exact" and issubclass(system_class(config.model_name), Floor):
-        raise UserError(f"eval.index={config.eval.index}: {config.model_name} has no item vectors to index; use exact")
+    config.engine.choose()
+    if config.eval.index != "exact" and not config.model.options.trained:
+        raise UserError(f"eval.index={config.eval.index}: {config.model.name} has no item vectors to index; use exact")
     if is_url(config.data.path):
         return config
     path = Path(config.data.path).absolute()
@@ -97,9 +91,8 @@ def _check(config: RunConfig) -> RunConfig:
 def _check_content(config: RunConfig, manifest: Manifest) -> None:
     if manifest.train_rows == 0:
         raise UserError(f"{config.data.path} has no training rows: every user has only 3 items; use a lower --k-core")
-    require_content(config.model_name, manifest.content, needs(config.model_name, config.model_options))
-    shapes = {field: info.shape for field, info in manifest.content.items()}
-    system_class(config.model_name).check_content(shapes)
+    shapes: dict[str, tuple[int, ...]] = {field: info.shape for field, info in manifest.content.items()}
+    check_content(config.model.name, config.model.options, shapes)
 
 
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:
@@ -111,17 +104,23 @@ def _check_name(name: str, run_dir: Path, resume: bool) -> None:
         raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to go on with it, or another --name")
     if resume and not (run_dir / "config.yaml").exists():
         raise UserError(f"nothing to resume: {run_dir} holds no run")
+    if resume:
+        recipe.load(str(run_dir / "config.yaml"), None, [], None)  # refused here if an earlier version wrote it
 
 
 def _train(name: str, config: RunConfig, run_dir: Path) -> None:
+    import torch  # not before everything is checked: a mistake is told at once
+
+    from trainer.training.worker import train_worker
+
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
     text = recipe.dump(config, shlex.join(["mealrec", "train", *sys.argv[1:]]))
     if not (run_dir / "checkpoints").exists():  # else the workers compare it with what is to be done now
         write_text(run_dir / "config.yaml", text)
     settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
-    # a floor is fitted in seconds: less than it takes workers to start
-    if config.cluster.launcher == "inline" or issubclass(system_class(config.model_name), Floor):
+    # a baseline is fitted in seconds: less than it takes workers to start
+    if config.cluster.launcher == "inline" or not config.model.options.trained:
         train_worker(settings)
     else:
         gpus = config.engine.device != "cpu" and torch.cuda.is_available()

@@ -1,8 +1,8 @@
 """Recipes: YAML files of settings for a dataset and the systems trained on it, and how options override them.
 
 A recipe has the sections of `trainer.config.schema.RunConfig`, except that `model` is the name of the system to train
-and `systems` holds the options of each, and under its key `train` what is different in the training of that system. A
-run's own `config.yaml`, whose `model` is a section, is a recipe too.
+and `systems` holds, for each that differs from its defaults, the options that do, and under its key `train` what is
+different in the training of that system. A run's own `config.yaml`, whose `model` is a section, is a recipe too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 
 from models.errors import UserError
 from models.registry import nearest
+from models.systems import options_class
 from trainer.config.schema import RunConfig, parse
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -31,6 +32,8 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     Raises UserError for an unknown recipe, system, key or value, before anything starts.
     """
     values = _read(recipe)
+    if isinstance(values.get("model"), Mapping):
+        _check_written_by_a_run(recipe, values)
     overrides = nest(settings)
     if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as recipes say it
         overrides["model"] = {"name": overrides["model"]}
@@ -38,6 +41,8 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     systems = values.pop("systems", None) or {}
     if not isinstance(systems, Mapping) or not all(isinstance(options, Mapping | None) for options in systems.values()):
         raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
+    for system in systems:
+        options_class(system)  # refuses an unknown name
     if not isinstance(values.get("model"), Mapping):
         chosen = model or str(values.get("model", ""))
         options = dict(systems.get(chosen) or {})
@@ -50,6 +55,16 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     if data:
         _merge(values, {"data": {"path": data}})
     return parse(values)
+
+
+def _check_written_by_a_run(path: str, values: Mapping[str, Any]) -> None:
+    try:
+        parse(values)
+    except UserError as error:
+        raise UserError(
+            f"{path} does not fit this version of MealRec:\n{error}\n"
+            "If an earlier version wrote it, use the run with that version, or train it again from a recipe"
+        ) from None
 
 
 def _read(recipe: str) -> dict[str, Any]:

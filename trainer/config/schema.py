@@ -1,19 +1,23 @@
 """The configuration of one training run: typed, frozen, and refused where a key or value is unknown.
 
-Each part of the program has its own section; the model's section is the options dataclass of the chosen system.
+Each part of the program has its own section; the model's section holds the options of the chosen system, which are
+checked in models/options. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_serializer, model_validator
 
 from models.errors import UserError
+from models.options.base import SystemOptions
+from models.options.plain import to_plain
 from models.registry import nearest
-from models.systems import options_class, parse_options
+from models.systems import options_of
 from retrieval.files import digest
 
 
@@ -58,6 +62,17 @@ class EngineConfig(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
 
+    def choose(self) -> Literal["deepspeed", "torch"]:
+        """The engine that is used here, found without importing it.
+
+        Raises UserError where a ZeRO stage is set and DeepSpeed is not installed, or not wanted.
+        """
+        installed = importlib.util.find_spec("deepspeed") is not None
+        automatic: Literal["deepspeed", "torch"] = "deepspeed" if installed else "torch"
+        if self.zero_stage and (self.name == "torch" or not installed):
+            raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
+        return automatic if self.name == "auto" else self.name
+
 
 class EvalConfig(_Section):
     """index: what ranks the catalogue; exact is the truth, a FAISS index reports its recall against it.
@@ -71,7 +86,7 @@ class EvalConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """launcher: ray runs workers under Ray Train, inline runs one worker in this process (as floors always do).
+    """launcher: ray runs workers under Ray Train, inline runs one worker in this process (as baselines always do).
     threads: CPU threads of one worker (0: this node's cores over its workers). max_failures: restarts from the last
     checkpoint after a worker dies.
     """
@@ -96,10 +111,34 @@ class TrackingConfig(_Section):
     experiment: str = "mealrec"
 
 
-class RunConfig(_Section):
-    """One run. `model` holds `name` and that system's options, complete; everything else is a section of its own."""
+class ModelConfig(BaseModel):
+    """name: which system is trained. options: its options, complete and checked, of its class in models/options.
 
-    model: dict[str, Any]
+    Read and written as one section, `{name: sasrec, hidden: 64, ...}`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    options: InstanceOf[SystemOptions]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_section(cls, section: Any) -> Any:
+        if not isinstance(section, Mapping) or "name" not in section:
+            raise ValueError("give a section with at least a name, e.g. {name: sasrec}")
+        name = str(section["name"])
+        return {"name": name, "options": options_of(name, {key: section[key] for key in section if key != "name"})}
+
+    @model_serializer
+    def _to_section(self) -> dict[str, Any]:
+        return {"name": self.name, **to_plain(self.options)}
+
+
+class RunConfig(_Section):
+    """One run: which system, with which options, on which data, and how it is trained, evaluated and tracked."""
+
+    model: ModelConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     engine: EngineConfig = EngineConfig()
@@ -107,23 +146,6 @@ class RunConfig(_Section):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     seed: int = Field(default=2020, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete_model(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
-            raise ValueError("model: give a section with at least a name, e.g. {name: sasrec}")
-        options = dict(values["model"])
-        name = str(options.pop("name", ""))
-        return {**values, "model": {"name": name, **complete_options(name, options)}}
-
-    @property
-    def model_name(self) -> str:
-        return str(self.model["name"])
-
-    @property
-    def model_options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.model.items() if key != "name"}
 
     def fingerprint(self) -> str:
         """sha256 of everything that decides what is learned; a run is only continued under an equal one.
@@ -140,45 +162,24 @@ class RunConfig(_Section):
         return digest(json.dumps(content, sort_keys=True))
 
 
-def complete_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
-    """All options of system `name` as plain values, given ones checked and the rest at their defaults.
-
-    Raises UserError for an unknown system, an unknown option (with the nearest name), or a value of the wrong type.
-    """
-    cls = options_class(name)
-    adapter: TypeAdapter[Any] = TypeAdapter(cls)
-    try:  # types first: the options compare their values with each other as soon as they are made
-        complete = dict(adapter.dump_python(adapter.validate_python(dict(options)), mode="json"))
-    except ValidationError as error:
-        raise UserError(_explain(error, "model")) from None
-    parse_options(cls, _typed(options, complete))  # unknown keys, by name
-    return complete
-
-
-def _typed(given: Mapping[str, object], complete: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `given`, with the checked values of `complete` where it has them."""
-    typed: dict[str, Any] = {}
-    for key, value in given.items():
-        checked = complete.get(key, value)
-        nested = isinstance(value, Mapping) and isinstance(checked, dict)
-        typed[str(key)] = _typed(value, checked) if nested else checked  # type: ignore[arg-type]
-    return typed
-
-
 def parse(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from nested plain values; UserError names each key that is wrong and the nearest valid one."""
     try:
-        return RunConfig.model_validate(dict(values))
+        return RunConfig.model_validate({"model": None, **values})
     except ValidationError as error:
-        raise UserError(_explain(error, "")) from None
+        raise UserError(_explain(error)) from None
 
 
-def _explain(error: ValidationError, prefix: str) -> str:
+def _explain(error: ValidationError) -> str:
     """One line per problem: key, what is wrong, nearest valid key."""
     lines = []
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
-        key = ".".join(([prefix] if prefix else []) + path) or "configuration"
+        key = ".".join(path) or "configuration"
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):  # options say by themselves which one is wrong
+            lines.append(str(cause))
+            continue
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {key}: {nearest(path[-1], _siblings(path[:-1]))}")
         else:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.data.format.writer import Content
 from trainer.extract.titles.minilm import ENCODER, embed, segments
 

@@ -13,8 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from retrieval.files import digest
 from trainer.data.format.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
 from trainer.data.format.shards import Block, item_shards, read_shard

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.data.content import title_content
 from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
 from trainer.data.format.writer import Content, write_dataset

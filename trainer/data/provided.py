@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.data.content import from_rows, mean_of
 from trainer.data.features import FEATURES, is_extracted, open_features, unpack
 from trainer.data.format.manifest import file_info

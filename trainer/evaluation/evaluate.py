@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from models.contract import Batch, Floor, SequenceModel, System
+from models.contract import Baseline, Batch, SequenceModel, System
 from models.errors import UserError
 from retrieval.exact import Histories, Ranks, exact_ranks, exact_topk, for_similarity, score_ranks
 from retrieval.index import Index, build_index
@@ -86,7 +86,7 @@ def evaluate(model: System, loaded: Loaded, split: Split, config: EvalConfig) ->
     nobody = torch.zeros(0, dtype=torch.int64)  # the share of a worker when there are more workers than users
     parts = [Ranks(nobody, nobody)]
     size_of_batch = config.batch_size
-    if isinstance(model, Floor):
+    if isinstance(model, Baseline):
         size_of_batch = min(size_of_batch, max(1, _SCORES_AT_ONCE // loaded.table.n_items))
     for batch in loaded.evaluation_batches(split, users, size_of_batch):
         ranks = ranker.ranks(batch, known.histories(batch.user.cpu()))
@@ -117,7 +117,7 @@ class _Known:
 
 
 def _ranker(model: System, config: EvalConfig) -> _Scores | _Exact | _Approximate:
-    if isinstance(model, Floor):
+    if isinstance(model, Baseline):
         if config.index != "exact":
             raise UserError(f"eval.index={config.index}: this system has no item vectors to index; use exact")
         return _Scores(model)
@@ -128,7 +128,7 @@ def _ranker(model: System, config: EvalConfig) -> _Scores | _Exact | _Approximat
 class _Scores:
     """Ranks by the scores of a system that has no vectors."""
 
-    def __init__(self, model: Floor) -> None:
+    def __init__(self, model: Baseline) -> None:
         self._model = model
 
     def ranks(self, batch: Batch, histories: Histories) -> Ranks:

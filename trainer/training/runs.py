@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from models.contract import ContentField, Floor, SequenceModel
+from models.contract import Baseline, SequenceModel
 from models.errors import UserError
-from models.systems import needs
+from models.options.base import ContentField
 from trainer.batches.loader import Loaded, load
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
+from trainer.training.build import build_model, choose_device, load_weights
 from trainer.training.checkpoint import CheckpointStore
-from trainer.training.worker import build_model, choose_device, load_weights
 
 ContentTensors = dict[ContentField, torch.Tensor]
 
@@ -27,14 +27,15 @@ class Run:
     folder: Path
     config: RunConfig
     loaded: Loaded
-    model: SequenceModel | Floor
+    model: SequenceModel | Baseline
     epoch: int
 
 
 def open_run(folder: Path, data: str | None = None) -> Run:
     """Open `folder`; `data` replaces the dataset's recorded path (it may have moved, its content may not differ).
 
-    Raises UserError: no run there, no checkpoint yet, other data.
+    Raises UserError: no run there, a run of an earlier version whose configuration does not fit, no checkpoint yet,
+    other data.
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no run (no config.yaml); give the name or folder of a run that was trained")
@@ -65,7 +66,7 @@ def run_folder(name: str, runs_dir: Path) -> Path:
 def whole_table(run: Run) -> tuple[ContentTensors, ContentTensors, dict[ContentField, str]]:
     """(values, present, kinds) of the content fields that the run's model needs, for every item, in float16."""
     table, rows = run.loaded.table, torch.arange(run.loaded.table.n_items, device=run.loaded.device)
-    fields = needs(run.config.model_name, run.config.model_options)
+    fields = run.config.model.options.needs
     values: ContentTensors = {field: table.gather(field, rows).half().cpu() for field in fields}
     present: ContentTensors = {field: table.present(field, rows).cpu() for field in fields}
     return values, present, {field: table.kinds[field] for field in fields}

@@ -1,4 +1,4 @@
-"""What runs on every worker: open the data, build the model and the engine, train, evaluate the best checkpoint."""
+"""What runs on every worker: open the data, build, train, evaluate the best checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from models.contract import Floor, ModelContext, SequenceModel, System
+from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
-from models.systems import build, system_class
 from retrieval.files import sole_writer, write_json
 from trainer.batches.loader import Loaded, load
 from trainer.config.schema import RunConfig, parse
@@ -24,63 +22,13 @@ from trainer.data.format.splits import SPLITS, Split
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
 from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.tracking import MetricsLog, Mirror, start_mirror
+from trainer.training.build import build_engine, build_model, choose_device, load_weights
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
-from trainer.training.engine import Engine, NonFiniteError, TorchEngine
+from trainer.training.engine import NonFiniteError
 from trainer.training.loop import Loop, check_resumable
 from trainer.training.reporting import Progress
 
 _MIRROR_SECONDS = 60.0
-
-
-def choose_device(config: RunConfig) -> torch.device:
-    """The device of this worker. Raises UserError where a GPU is asked for and none is there."""
-    wanted = config.engine.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu or auto")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Floor:
-    """The configured system over this data, on its device, initialised from the seed alone: the same on every rank."""
-    torch.manual_seed(config.seed)
-    dataset = loaded.dataset
-    titles = dataset.item_titles() if system_class(config.model_name).needs_titles else ()
-    context = ModelContext(
-        loaded.table, dataset.training_interactions(), dataset.manifest.max_length, config.seed,
-        dataset.manifest.behaviours, titles,
-    )  # fmt: skip
-    model = build(config.model_name, config.model_options, context)
-    return model if isinstance(model, Floor) else model.to(loaded.device)
-
-
-def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:
-    """Copy checkpointed weights into `model`, by name; every parameter must be there, with its shape."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-
-
-def build_engine(model: SequenceModel, config: RunConfig, device: torch.device) -> Engine:
-    """The configured engine; auto is DeepSpeed where it can be imported, else plain torch."""
-    name = config.engine.name
-    if name == "auto":
-        name = "deepspeed" if deepspeed_installed() else "torch"
-    if name == "torch":
-        if config.engine.zero_stage:
-            raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
-        return TorchEngine(model, config.train, config.engine, device)
-    from trainer.training.engine_deepspeed import DeepSpeedEngine  # imported here: it may be absent, and takes seconds
-
-    return DeepSpeedEngine(model, config.train, config.engine, device)
-
-
-def deepspeed_installed() -> bool:
-    """Whether DeepSpeed can be used here."""
-    import importlib.util
-
-    return importlib.util.find_spec("deepspeed") is not None
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -110,7 +58,7 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
     if checkpoint is not None:
         check_resumable(checkpoint, config, dataset.manifest.fingerprint, run_dir)
     progress = Progress(rank == 0, config.train.epochs)
-    if isinstance(model, Floor):
+    if isinstance(model, Baseline):
         _announce(progress, config, loaded, model, "fitted, nothing is trained")
         with _tracked(config, run_dir, checkpoint, rank) as log:
             _fit(config, loaded, run_dir)
@@ -140,14 +88,14 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
 class Trained:
     """What is evaluated at the end: the best model, its epoch, all steps that were taken, and what took them."""
 
-    model: SequenceModel | Floor
+    model: SequenceModel | Baseline
     epoch: int
     steps: int
     engine: str
 
 
 def _fit(config: RunConfig, loaded: Loaded, run_dir: Path) -> None:
-    """A floor is fitted when it is built; its checkpoint only says from what, so that it is opened like any run."""
+    """A baseline is fitted when it is built; its checkpoint only says from what, so that it is opened like any run."""
     if world()[0] != 0:
         return
     state = {
@@ -187,7 +135,7 @@ def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
 def _announce(progress: Progress, config: RunConfig, loaded: Loaded, model: System, how: str) -> None:
     manifest = loaded.dataset.manifest
     progress.say(
-        f"{config.model_name} on {manifest.users:,} users, {manifest.items:,} items, {manifest.train_rows:,} training "
+        f"{config.model.name} on {manifest.users:,} users, {manifest.items:,} items, {manifest.train_rows:,} training "
         f"rows ({loaded.device.type}, data {loaded.placement}): {how}"
     )
     for note in model.notes:
@@ -245,7 +193,7 @@ def _finish(
 
 
 def evaluate_choices(
-    model: SequenceModel | Floor, loaded: Loaded, config: RunConfig
+    model: SequenceModel | Baseline, loaded: Loaded, config: RunConfig
 ) -> tuple[dict[Split, dict[str, Evaluation]], str]:
     """Evaluations by split and way of encoding users, and the way that is best on validation. Collective."""
     if isinstance(model, SequenceModel):

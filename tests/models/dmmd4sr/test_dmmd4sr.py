@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import Batch
-from models.dmmd4sr.model import DMMD4SR, DMMD4SROptions
-from models.dmmd4sr.parts import ExpertFusion, InterestGate, TokenDenoiser, Uncertain
+from models.dmmd4sr.layers import ExpertFusion, InterestGate, TokenDenoiser, Uncertain
+from models.dmmd4sr.model import DMMD4SR
 from models.errors import UserError
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.transformer import LAYER_NORM_EPS
+from models.options.dmmd4sr import DMMD4SROptions
 from models.tensor_table import TensorTable
 from tests.helpers.model_fixtures import (
     HISTORIES,
@@ -359,7 +360,7 @@ def test_bf16_gives_finite_losses_close_to_float32() -> None:
         ({"top_experts": 5}, "top_experts is 5: it lies in 1..experts (4)"),
         ({"beta_end": 1e-5}, "beta_start is 0.0001"),
         ({"final_mix": 1.1}, "final_mix is 1.1"),
-        ({"domain_loss_weight": -1.0}, "domain_loss_weight is -1.0"),
+        ({"lambda_domain": -1.0}, "lambda_domain is -1.0"),
         ({"denoiser_dropout": 1.0}, "denoiser_dropout is 1.0"),
         ({"clusters": 0}, "clusters is 0"),
         ({"heads": 5}, "heads is 5"),

@@ -22,8 +22,8 @@ def test_it_beats_popularity_and_contrast_helps_on_short_noisy_histories(tmp_pat
         data = make_world(tmp_path / f"world-{seed}", seed=seed, accident=0.4, mean_length=5.0)
         for name, model, settings in (
             ("popularity", "popularity", []),
-            ("without", "cl4srec", [*_SETTINGS, "model.contrast=0.0"]),
-            ("with", "cl4srec", [*_SETTINGS, "model.contrast=0.1"]),
+            ("without", "cl4srec", [*_SETTINGS, "model.lambda_contrast=0.0"]),
+            ("with", "cl4srec", [*_SETTINGS, "model.lambda_contrast=0.1"]),
         ):
             found[name].append(train(data, tmp_path / f"{name}-{seed}", model, *settings)["HR@10"])
     popularity, without, contrast = (np.mean(values) for values in found.values())

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from models.contract import Batch
 from models.losses import softmax as loss_module
-from models.losses.in_batch import Candidates, InBatchSoftmax
-from models.morec import MoRec, MoRecOptions
+from models.losses.in_batch import BatchCandidates, InBatchSoftmax
+from models.morec import MoRec
+from models.options.morec import MoRecOptions
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,
@@ -140,7 +141,7 @@ def test_half_precision_keeps_the_corrections() -> None:
     user, item = (x.detach().float() for x in _vectors(len(batch)))
     with torch.autocast("cpu", torch.bfloat16):
         softmax = InBatchSoftmax(interactions(), ITEMS)
-        candidates: Candidates = softmax.candidates(batch)
+        candidates: BatchCandidates = softmax.candidates(batch)
         loss = softmax(user, item[candidates.row], candidates, batch)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, _reference(user.double(), item.double(), batch).float(), rtol=0.02, atol=0.0)

@@ -11,13 +11,11 @@ from torch import Tensor
 
 from models.contract import Batch
 from models.errors import UserError
-from models.m3bsr.model import M3BSR, M3BSROptions
-from models.m3bsr.parts import (
-    Denoiser,
-    mean_cosine,
-    unit,
-)
+from models.m3bsr.layers import Denoiser, mean_cosine, unit
+from models.m3bsr.model import M3BSR
 from models.nn.layout import Layout
+from models.options.m3bsr import M3BSROptions
+from models.systems import build
 from tests.helpers.model_fixtures import (
     ITEMS,
     assert_same,
@@ -87,8 +85,8 @@ def test_a_dataset_without_a_deep_behaviour_is_refused() -> None:
 
 
 def test_missing_content_is_refused_with_a_hint() -> None:
-    with pytest.raises(UserError, match=r"M3BSR needs item content .* visual: prepare it with"):
-        M3BSR(OPTIONS, model_context(table=item_table(fields=("text",))))
+    with pytest.raises(UserError, match=r"m3bsr needs item content .* visual: prepare it with"):
+        build("m3bsr", OPTIONS, model_context(table=item_table(fields=("text",))))
 
 
 def test_losses_are_means_over_rows_each_computed_alone() -> None:

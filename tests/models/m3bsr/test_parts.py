@@ -15,16 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.contract import Batch
-from models.m3bsr.parts import (
-    CrossAttention,
-    Denoiser,
-    InterestExperts,
-    NoisePredictor,
-    Part,
-    compact,
-    mean_cosine,
-    unit,
-)
+from models.m3bsr.layers import CrossAttention, Denoiser, InterestExperts, NoisePredictor, mean_cosine, unit
+from models.m3bsr.parts import Part, compact
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream

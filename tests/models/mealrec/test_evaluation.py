@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
-from models.mealrec.model import MealRec, MealRecOptions
+from models.mealrec.model import MealRec
 from models.nn.diffusion import betas
 from models.nn.noise import KeyedNoise, Stream
+from models.options.mealrec import MealRecOptions
 from tests.helpers.model_fixtures import HISTORIES, make_batch
 from tests.models.mealrec.test_mealrec import HIDDEN, SEED, SMALL, T, _context, _corrupt, _last, _model
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.contract import Batch
-from models.mealrec.model import FusionMLP, MealRec, MealRecOptions
+from models.mealrec.model import FusionMLP, MealRec
 from models.mealrec.npd import PreferenceDenoiser
-from models.mealrec.tcd import TCDOptions
 from models.nn.diffusion import betas
 from models.nn.noise import KeyedNoise, Stream
-from models.sasrec import SASRecOptions
-from models.tedrec import TedRecOptions
+from models.options.mealrec import MealRecOptions, TCDOptions
+from models.options.sasrec import SASRecOptions
+from models.options.tedrec import TedRecOptions
 from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context, randomise
 
 SEED, T, HIDDEN = 6, 5, 8

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.mealrec.npd import NPDOptions, PreferenceDenoiser
+from models.mealrec.npd import PreferenceDenoiser
+from models.options.mealrec import NPDOptions
 from tests.helpers.model_fixtures import assert_same, attend, gelu, layer_norm, randomise
 
 HIDDEN, STEPS, VISUAL, TEXT = 8, 5, 6, 7

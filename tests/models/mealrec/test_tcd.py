@@ -15,12 +15,12 @@ from models.mealrec.tcd import (
     ResBlock,
     StepConv,
     StepNorm,
-    TCDOptions,
     TemporalAttention,
     recency_context,
 )
 from models.nn.diffusion import timestep_embedding
 from models.nn.layout import Layout
+from models.options.mealrec import TCDOptions
 from tests.helpers.model_fixtures import HISTORIES, VISUAL, assert_same, attend, layer_norm, make_batch, randomise
 
 OPTIONS = TCDOptions(channels=(16, 24), dropout=0.0)

@@ -1,21 +1,21 @@
-"""A kept value is never stale: modes, gradients, writes to parameters, moves."""
+"""A cached value is never stale: modes, gradients, writes to parameters, moves."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from models.nn.cache import Remembering
+from models.nn.cache import Caching
 
 
-class _Doubler(Remembering):
+class _Doubler(Caching):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(1, 1, bias=False)
         self.calls = 0
 
     def value(self) -> Tensor:
-        return self.remember(self._make)
+        return self.cached(self._make)
 
     def _make(self) -> Tensor:
         self.calls += 1
@@ -25,20 +25,20 @@ class _Doubler(Remembering):
 def test_a_value_is_made_once_in_eval_mode_without_gradients() -> None:
     model = _Doubler().eval()
     with torch.no_grad():
-        assert model.remembered() is None
+        assert model.cached_value() is None
         first = model.value()
         assert model.value() is first
-        assert model.remembered() is first
+        assert model.cached_value() is first
     assert model.calls == 1
 
 
-def test_nothing_is_kept_in_training_or_with_gradients() -> None:
+def test_nothing_is_cached_in_training_or_with_gradients() -> None:
     model = _Doubler().eval()
     assert model.value().requires_grad
     assert model.value() is not model.value()
     with torch.no_grad():
         model.value()
-    assert model.remembered() is None
+    assert model.cached_value() is None
     assert model.value().requires_grad
     model.train()
     with torch.no_grad():
@@ -54,11 +54,11 @@ def test_switching_modes_drops_the_value() -> None:
         for switch in (model.eval, model.train):
             model.value()
             switch()
-            assert model._kept is None
+            assert model._cache is None
         nn.Sequential(model).eval()
         model.value()
         nn.Sequential(model).eval()
-        assert model._kept is None
+        assert model._cache is None
 
 
 def test_weights_loaded_in_eval_mode_are_seen() -> None:
@@ -68,7 +68,7 @@ def test_weights_loaded_in_eval_mode_are_seen() -> None:
             model.inner.weight.copy_(torch.full((1, 1), value))
             assert model.value().item() == 2 * value
         model.load_state_dict({"inner.weight": torch.full((1, 1), 3.0)})
-        assert model.remembered() is None
+        assert model.cached_value() is None
         assert model.value().item() == 6
         model.double()
         assert model.value().dtype == torch.float64

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.nn.diffusion import Diffusion, ScheduleKind, betas
+from models.nn.diffusion import Diffusion, betas
+from models.options.base import ScheduleKind
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "trunc_lin"])

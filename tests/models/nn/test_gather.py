@@ -12,9 +12,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.cl4srec import CL4SRec, CL4SRecOptions
+from models.cl4srec import CL4SRec
 from models.losses.contrastive import info_nce
 from models.nn.gather import Gather, repeated
+from models.options.cl4srec import CL4SRecOptions
 from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context, randomise
 from tests.helpers.tiny_runs import run_ranks
 from trainer.batches.plan import Plan

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.nn.layout import Layout
 from models.nn.transformer import LAYER_NORM_EPS, CausalEncoder, EncoderLayer
-from models.sasrec import SASRec, SASRecOptions
+from models.options.sasrec import SASRecOptions
+from models.sasrec import SASRec
 from tests.helpers.model_fixtures import (
     HISTORIES,
     LENGTH,

@@ -13,9 +13,11 @@ from models.contract import Batch, Clock
 from models.errors import UserError
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
-from models.sasrec import SASRec, SASRecOptions
+from models.options.sasrec import SASRecOptions
+from models.options.ssdrec import SSDRecOptions
+from models.sasrec import SASRec
 from models.ssdrec.denoise import filter_loss
-from models.ssdrec.model import SSDRec, SSDRecOptions
+from models.ssdrec.model import SSDRec
 from models.ssdrec.relations import ItemRelations
 from tests.helpers.model_fixtures import (
     HISTORIES,

@@ -204,6 +204,19 @@ def test_a_mistake_after_training_is_one_message(
     assert said in refused(capsys, main([*argv, "--runs-dir", str(root / "runs")]))
 
 
+@pytest.mark.parametrize("command", [["evaluate"], ["export", "--out", "x"]])
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(
+    root: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = root / "runs/earlier"
+    earlier.mkdir(exist_ok=True)
+    text = (root / "runs/meal/config.yaml").read_text()
+    (earlier / "config.yaml").write_text(text.replace("lambda_contrast:", "contrast:"))
+    said = refused(capsys, main([*command, "--run", "earlier", "--runs-dir", str(root / "runs")]))
+    assert "unknown option model.cl4srec.contrast: did you mean" in said
+    assert "If an earlier version wrote it, use the run with that version, or train it again" in said
+
+
 def test_evaluate_refuses_other_data(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PREPARE, "--seed", "8", "--out", str(tmp_path / "other")]) == 0
     capsys.readouterr()

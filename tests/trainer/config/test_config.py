@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import UserError
-from models.ranking import RankingOptions
-from models.systems import SYSTEMS
+from models.options.plain import to_plain
+from models.options.ranking import RankingOptions
+from models.systems import SYSTEMS, options_class
 from trainer.config import recipe
-from trainer.config.schema import RunConfig, parse
+from trainer.config.schema import RunConfig, TrainConfig, parse
 
 BASE: dict[str, Any] = {"model": {"name": "sasrec"}}
 
 
 def settings_of(*settings: str) -> RunConfig:
     return recipe.load("demo", None, settings, "data")
+
+
+def options(config: RunConfig) -> dict[str, Any]:
+    return to_plain(config.model.options)
 
 
 @pytest.mark.parametrize(
@@ -75,27 +81,27 @@ def test_settings_override_the_recipe_and_the_last_one_wins() -> None:
     assert (
         config.train.batch_size == written["train"]["batch_size"] != RunConfig.model_fields["train"].default.batch_size
     )
-    assert (config.model["tcd"]["channels"], config.model["tcd"]["dropout"]) == ([8, 16], 0.5)
+    assert (options(config)["tcd"]["channels"], options(config)["tcd"]["dropout"]) == ([8, 16], 0.5)
     assert config.data.path == "data"
 
 
 @pytest.mark.parametrize("value", ["1e-3", "0.001", "'0.001'"])
 def test_numbers_as_people_write_them(value: str) -> None:
     assert settings_of(f"train.learning_rate={value}").train.learning_rate == 0.001
-    assert settings_of(f"model.lambda_tcd={value}").model["lambda_tcd"] == 0.001
+    assert options(settings_of(f"model.lambda_tcd={value}"))["lambda_tcd"] == 0.001
 
 
 def test_a_system_is_named_in_any_of_three_ways() -> None:
     ways = [recipe.load("demo", "tedrec", [], "data"), settings_of("model.name=tedrec"), settings_of("model=tedrec")]
     assert ways[0] == ways[1] == ways[2]
     written = yaml.safe_load((recipe.FOLDER / "demo.yaml").read_text())["systems"]["tedrec"]
-    assert written.items() <= ways[0].model.items(), "the recipe's options of that system"
+    assert written.items() <= options(ways[0]).items(), "the recipe's options of that system"
 
 
 def test_the_model_section_is_complete() -> None:
     config = parse(BASE)
-    assert config.model_name == "sasrec"
-    assert config.model_options == {"hidden": 64, "inner": 256, "layers": 2, "heads": 2,
+    assert config.model.name == "sasrec"
+    assert to_plain(config.model.options) == {"hidden": 64, "inner": 256, "layers": 2, "heads": 2,
                                     "attention_dropout": 0.5, "hidden_dropout": 0.5,
                                     "ranking": asdict(RankingOptions())}  # fmt: skip
     with pytest.raises(UserError, match="give a section with at least a name"):
@@ -103,13 +109,32 @@ def test_the_model_section_is_complete() -> None:
 
 
 @pytest.mark.parametrize("name", recipe.names())
-def test_packaged_recipes_parse_for_every_system_they_list(name: str, tmp_path: Path) -> None:
-    listed = yaml.safe_load((recipe.FOLDER / f"{name}.yaml").read_text())["systems"]
-    assert set(listed) == set(SYSTEMS)
-    for system in (None, *listed):
+def test_packaged_recipes_parse_for_every_system(name: str, tmp_path: Path) -> None:
+    for system in (None, *SYSTEMS):
         config = recipe.load(name, system, [], "data")
-        assert system in (None, config.model_name)
+        assert system in (None, config.model.name)
         _round_trip(config, tmp_path / f"{name}-{system}.yaml")
+
+
+def _same(given: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
+    """Keys of `given` whose value is that of `default`, sections by their keys."""
+    return [
+        f"{key}.{inner}" if inner else key
+        for key, value in given.items()
+        for inner in (_same(value, default[key]) if isinstance(value, dict) else [""] * (value == default[key]))
+    ]
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_recipes_say_only_what_differs_from_the_defaults(name: str) -> None:
+    written = yaml.safe_load((recipe.FOLDER / f"{name}.yaml").read_text())
+    common = {**TrainConfig().model_dump(), **written.get("train", {})}
+    for system, section in written["systems"].items():
+        default = {**to_plain(options_class(system)()), "train": common}
+        assert section, f"{system} has nothing of its own"
+        assert _same(section, default) == [], system
+    rest = {key: value for key, value in written.items() if key not in ("model", "systems")}
+    assert _same(rest, RunConfig.model_validate({"model": BASE["model"]}).model_dump(mode="json")) == []
 
 
 @settings(max_examples=50, deadline=None)
@@ -134,19 +159,20 @@ def _round_trip(config: RunConfig, path: Path) -> None:
     again = recipe.load(str(path), None, [], None)
     assert again == config
     assert again.fingerprint() == config.fingerprint()
-    assert recipe.load(str(path), config.model_name, [], None) == config
+    assert recipe.load(str(path), config.model.name, [], None) == config
 
 
 def test_another_system_does_not_take_over_options(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(recipe.dump(settings_of("model.name=sasrec", "model.hidden=8"), "x"))
-    assert recipe.load(str(path), "tedrec", [], None).model["hidden"] == 300
+    assert options(recipe.load(str(path), "tedrec", [], None))["hidden"] == 300
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "- a\n", "model: [", "model: 5", "systems: 5", "systems: {sasrec: 5}\nmodel: sasrec", "model: {5: 6}",
-     "5: 6\nmodel: sasrec", "train: {5: 6}\nmodel: sasrec", "model: {name: sasrec, 5: 6}", "model: null",
+    ["", "- a\n", "model: [", "model: 5", "systems: 5", "systems: {sasrec: 5}\nmodel: sasrec",
+     "systems: {sasrek: {}}\nmodel: sasrec", "model: {5: 6}", "5: 6\nmodel: sasrec",
+     "train: {5: 6}\nmodel: sasrec", "model: {name: sasrec, 5: 6}", "model: null",
      "model: !!python/object/apply:os.getcwd []", "train: null\nmodel: sasrec", "data: {path: 5}\nmodel: sasrec"],
 )  # fmt: skip
 def test_a_bad_recipe_file_is_a_user_error(text: str, tmp_path: Path) -> None:

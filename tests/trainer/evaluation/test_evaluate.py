@@ -19,7 +19,7 @@ from trainer.config.schema import EvalConfig, RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
-from trainer.training.worker import build_model
+from trainer.training.build import build_model
 
 CPU = torch.device("cpu")
 Opened = tuple[RunConfig, Loaded, SequenceModel]

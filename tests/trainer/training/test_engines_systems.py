@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from models.contract import Floor
-from models.systems import SYSTEMS, system_class
+from models.systems import SYSTEMS, options_class
 from tests.helpers.engine_worker import STEPS, Job, losses_of, run_jobs
 from tests.trainer.training.test_engines import relative
 
 pytestmark = pytest.mark.slow
 
-TRAINED = [name for name in SYSTEMS if not issubclass(system_class(name), Floor) and name != "mealrec"]
+TRAINED = [name for name in SYSTEMS if options_class(name).trained and name != "mealrec"]
 #: (processes, engine, ZeRO stage); the first is the reference
 WORLDS = [(1, "torch", 0), (2, "torch", 0), (2, "deepspeed", 3)]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from retrieval.files import digest, digest_file
 
 SCHEMA_VERSION = 1

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from retrieval.files import Digest
 from trainer.data.format.manifest import FileInfo, Listed, Manifest, ShardInfo
 from trainer.data.storage import join, open_file

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import ContentField
+from models.options.base import ContentField
 from trainer.data.format.manifest import ContentInfo
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from retrieval.files import whole_folder
 from trainer.data.format import splits
 from trainer.data.format.manifest import (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import ContentField
+from models.options.base import ContentField
 from trainer.data.features import Features, blocks
 from trainer.progress import Progress
 

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from retrieval.files import write_text
 from trainer.data.features import FEATURES, FEATURES_VERSION, ITEMS, FeatureInfo, FeatureManifest
 from trainer.data.format.manifest import file_info

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import ContentField
+from models.options.base import ContentField
 
 #: arrays by name, the first dimension of each counting items
 Arrays = dict[str, NDArray[Any]]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.extract.pipeline.protocols import Arrays, Unusable
 from trainer.process import peak_memory_mib
 

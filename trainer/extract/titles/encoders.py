@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.extract.pipeline.protocols import TitleEncoder
 from trainer.extract.titles import glove
 from trainer.extract.titles import minilm as text

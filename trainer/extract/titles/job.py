@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.contract import ContentField
+from models.options.base import ContentField
 from trainer.extract.pipeline.protocols import TITLE_KINDS, Arrays, Unusable
 from trainer.extract.pipeline.units import Encode, Unit, encoding, load_unit
 from trainer.extract.titles import encoders as titles

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.contract import ContentField
+from models.options.base import ContentField
 from trainer.extract.pipeline.protocols import VIDEO_KINDS, Arrays, Preparation, Sampling, Unusable
 from trainer.extract.pipeline.units import TIMES, Encode, Unit, encoding, load_unit
 from trainer.extract.video import decode

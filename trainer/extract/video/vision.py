@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import ContentField
+from models.options.base import ContentField
 
 #: vectors of what was given (..., V) and the mean token of each hidden state, S times (..., V), none if not asked for
 Seen = tuple[Tensor, list[Tensor]]

@@ -16,8 +16,8 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from tests.helpers.clips import number_clip, read_number
 from tests.helpers.extraction_job import items_of
 from tests.helpers.inspected import AT, SHOWN, clips, inspected, made, named, pixels, title, video

@@ -19,8 +19,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from tests.helpers.small_text import LAYERS, POSITIONS, WIDTH, save_small_text, save_small_tokenizer, small_config
 from trainer.extract.titles import encoders as titles
 

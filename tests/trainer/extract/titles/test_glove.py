@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from models.contract import ContentField
 from models.errors import UserError
+from models.options.base import ContentField
 from trainer.extract.titles import encoders as titles
 from trainer.extract.titles import glove
 

@@ -1,4 +1,4 @@
-"""The parts of DMMD4SR: its denoiser, the gate on what a user's interest does not explain, and its fusion."""
+"""The layers of DMMD4SR: its denoiser, the gate on what a user's interest does not explain, and its fusion."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models.nn.diffusion import timestep_embedding
 from models.nn.dropout import Dropout
+from models.nn.precision import at_least_float32
 
 
 class TokenDenoiser(nn.Module):
@@ -61,7 +62,7 @@ class Uncertain(nn.Module):
 
         The divergence is a mean over dimensions, as every other loss; a sum empties the draws (docs/fidelity.md).
         """
-        mean, log_scale = full(self.mean(x_ND)), full(self.log_scale(x_ND))
+        mean, log_scale = at_least_float32(self.mean(x_ND)), at_least_float32(self.log_scale(x_ND))
         scale = log_scale.exp()
         divergence_N = 0.5 * (mean.square() + scale.square() - 1 - 2 * log_scale).mean(dim=1)
         return (mean if noise_ND is None else mean + scale * noise_ND), divergence_N
@@ -88,13 +89,8 @@ class ExpertFusion(nn.Module):
         return F.relu(self.norm(self.join(torch.cat(mixed, dim=1))))
 
     def _mix(self, experts: nn.Linear, x_ND: Tensor) -> Tensor:
-        logits_NE = full(self.gate(x_ND))
+        logits_NE = at_least_float32(self.gate(x_ND))
         picked = logits_NE.topk(self.top, dim=1)
         weight_NE = torch.zeros_like(logits_NE).scatter(1, picked.indices, picked.values.softmax(dim=1))
         made_NED = experts(x_ND).unflatten(1, (weight_NE.shape[1], -1))
         return (weight_NE[:, :, None] * made_NED).sum(dim=1)  # type: ignore[no-any-return]
-
-
-def full(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()

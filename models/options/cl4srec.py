@@ -1,0 +1,32 @@
+"""Options of CL4SRec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.options.base import Similarity, require
+from models.options.sasrec import SASRecOptions
+
+
+@dataclass(frozen=True)
+class CL4SRecOptions(SASRecOptions):
+    """crop: share of the history that a crop keeps; mask, reorder: share that is masked, or shuffled in one block.
+
+    lambda_contrast: weight of InfoNCE; contrast_temperature and contrast_similarity are its own, not the ranking's.
+    """
+
+    crop: float = 0.6
+    mask: float = 0.3
+    reorder: float = 0.6
+    lambda_contrast: float = 0.1
+    contrast_temperature: float = 1.0
+    contrast_similarity: Similarity = "dot"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crop", "mask", "reorder"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "it lies in 0..1")
+        require(self.lambda_contrast >= 0, "lambda_contrast", self.lambda_contrast, "it is 0 or more")
+        require(self.contrast_temperature > 0, "contrast_temperature", self.contrast_temperature, "it is above 0")
+        known = ("dot", "cosine")
+        require(self.contrast_similarity in known, "contrast_similarity", self.contrast_similarity, "dot or cosine")

@@ -1,0 +1,41 @@
+"""Options of DiQDiff."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.options.base import SystemOptions, at_least_one, probabilities, require, whole_heads
+
+
+@dataclass(frozen=True)
+class DiQDiffOptions(SystemOptions):
+    """hidden: embedding width d; codes: centres M; steps: T. Defaults are those published for Amazon Beauty.
+
+    lambda_history, lambda_intent, lambda_noise: weights of the history, of its centre and of the noised target in a
+    token; lambda_intent 0 leaves the centres out. lambda_contrast, lambda_codebook: weights of the loss terms.
+    """
+
+    hidden: int = 128
+    inner: int = 512
+    layers: int = 4
+    heads: int = 4
+    embedding_dropout: float = 0.3
+    dropout: float = 0.1
+    steps: int = 32
+    codes: int = 32
+    code_temperature: float = 0.1
+    lambda_history: float = 0.6
+    lambda_intent: float = 0.4
+    lambda_noise: float = 0.001
+    contrast_temperature: float = 0.07
+    lambda_contrast: float = 1.0
+    lambda_codebook: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "inner", "layers", "steps", "codes")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "embedding_dropout", "dropout")
+        for name in ("code_temperature", "contrast_temperature"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "it is above 0")
+        for name in ("lambda_history", "lambda_intent", "lambda_noise", "lambda_contrast", "lambda_codebook"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")

@@ -1,0 +1,35 @@
+"""Options of MMGCN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.options.base import ContentField, SystemOptions, at_least_one, require
+
+MODALITIES: tuple[ContentField, ...] = ("visual", "text")
+
+
+@dataclass(frozen=True)
+class MMGCNOptions(SystemOptions):
+    """hidden: width of id embeddings and states; visual_width: to which visual content is projected.
+
+    lambda_regularisation: loss weight. graph: whether nodes read their neighbours (else themselves); content: whether
+    items have content (else free vectors, as users have): ablations.
+    """
+
+    needs_interactions = True
+
+    hidden: int = 64
+    visual_width: int = 256
+    layers: int = 3
+    lambda_regularisation: float = 0.1
+    graph: bool = True
+    content: bool = True
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "visual_width", "layers")
+        require(self.lambda_regularisation >= 0, "lambda_regularisation", self.lambda_regularisation, "it is 0 or more")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        return MODALITIES if self.content else ()

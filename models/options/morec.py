@@ -1,0 +1,34 @@
+"""Options of MoRec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.options.base import ContentField, SystemOptions, at_least_one, probabilities, require, whole_heads
+
+
+@dataclass(frozen=True)
+class MoRecOptions(SystemOptions):
+    """hidden: embedding width d; depth: layers of an item's network after its projection. text, visual: what items are
+    known by, the title, the video or both.
+    """
+
+    hidden: int = 512
+    depth: int = 2
+    text: bool = True
+    visual: bool = True
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "layers")
+        require(self.depth >= 0, "depth", self.depth, "it is at least 0")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "dropout")
+        require(self.text or self.visual, "text", self.text, "it is true where visual is false")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        wanted: tuple[tuple[ContentField, bool], ...] = (("text", self.text), ("visual", self.visual))
+        return tuple(field for field, used in wanted if used)

@@ -1,0 +1,40 @@
+"""How a backbone learns to rank: options of models/ranking.py, shared by the systems that have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.options.base import ContentField, probabilities, require
+
+
+@dataclass(frozen=True)
+class RankingOptions:
+    """untied: candidates have a table of their own. shorten: share of training rows that lose 1..n-1 of their n items.
+
+    content: added to each candidate's vector, as a learned projection of its content at unit length ("none": nothing).
+    id_dropout: share of the items whose ID vector a training step leaves out, so that content alone stands for them.
+    absent: items without any training interaction are "negatives" like all others, or "left_out" of the softmax.
+    repeats: width of the codes by which a learned amount is taken off the score of what the history holds (0: none).
+    """
+
+    untied: bool = False
+    shorten: float = 0.0
+    content: Literal["none", "text", "visual"] = "none"
+    id_dropout: float = 0.0
+    absent: Literal["negatives", "left_out"] = "negatives"
+    repeats: int = 0
+
+    def __post_init__(self) -> None:
+        probabilities(self, "id_dropout")
+        require(0 <= self.shorten <= 1, "shorten", self.shorten, "it lies in 0..1")
+        require(self.content in ("none", "text", "visual"), "content", self.content, "none, text or visual")
+        require(self.absent in ("negatives", "left_out"), "absent", self.absent, "negatives or left_out")
+        require(self.repeats >= 0, "repeats", self.repeats, "it is 0 or more")
+        alone = self.content != "none" or not self.id_dropout
+        require(alone, "id_dropout", self.id_dropout, "it needs content, which stands for an item without its ID")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        """Content that these options need."""
+        return () if self.content == "none" else (self.content,)

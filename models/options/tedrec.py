@@ -1,0 +1,53 @@
+"""Options of TedRec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.options.base import (
+    ContentField,
+    Similarity,
+    SystemOptions,
+    at_least_one,
+    probabilities,
+    require,
+    whole_heads,
+)
+from models.options.ranking import RankingOptions
+
+
+@dataclass(frozen=True)
+class TedRecOptions(SystemOptions):
+    """hidden: embedding width d; experts: of the text adaptor; temperature: of the cosine softmax.
+
+    Published is similarity "cosine" and filter_start "noise"; "identity" starts with a filter that passes the IDs
+    unmixed (docs/fidelity.md says why). ranking: other deviations from the published objective (models/ranking.py).
+    """
+
+    hidden: int = 300
+    inner: int = 256
+    layers: int = 2
+    heads: int = 2
+    experts: int = 8
+    adaptor_dropout: float = 0.2
+    attention_dropout: float = 0.5
+    hidden_dropout: float = 0.5
+    temperature: float = 0.07
+    similarity: Similarity = "cosine"
+    filter_start: Literal["noise", "identity"] = "noise"
+    ranking: RankingOptions = field(default_factory=RankingOptions)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "hidden", "inner", "layers", "experts")
+        whole_heads(self.hidden, self.heads)
+        probabilities(self, "adaptor_dropout", "attention_dropout", "hidden_dropout")
+        require(self.temperature > 0, "temperature", self.temperature, "it is above 0")
+        require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "dot or cosine")
+        require(self.filter_start in ("noise", "identity"), "filter_start", self.filter_start, "noise or identity")
+        dot = self.similarity == "dot" or not self.ranking.repeats
+        require(dot, "ranking.repeats", self.ranking.repeats, "it takes an amount off a score: similarity=dot")
+
+    @property
+    def needs(self) -> tuple[ContentField, ...]:
+        return tuple(dict.fromkeys(("text", *self.ranking.needs)))

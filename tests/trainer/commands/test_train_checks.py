@@ -1,0 +1,63 @@
+"""A mistake in `mealrec train` is told at once: nothing that takes seconds to import is imported for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_runs import make_dataset
+from trainer.config import recipe
+
+HEAVY = ("torch", "ray", "deepspeed", "mlflow")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data: a dataset without layer states. runs/old: a run whose configuration an earlier version wrote."""
+    root = tmp_path_factory.mktemp("checks")
+    make_dataset(root / "data")
+    old = root / "runs/old"
+    old.mkdir(parents=True)
+    text = recipe.dump(recipe.load("demo", "sasrec", [], str(root / "data")), "mealrec train")
+    (old / "config.yaml").write_text(text.replace("hidden: 64", "width: 64"))
+    (old / "metrics.jsonl").write_text("")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "model.hiden=3", "--model", "sasrec"], "unknown option model.hiden: did you mean 'hidden'?"),
+        (["--set", "model.hidden=many", "--model", "sasrec"], "model.hidden: it is a whole number"),
+        (["--set", "model.heads=3", "--model", "sasrec"], "heads is 3"),
+        (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
+        (["--set", "engine.zero_stage=1", "--set", "engine.name=torch"], "needs DeepSpeed"),
+        (["--model", "sasrek"], "did you mean 'sasrec'?"),
+        (["--model", "popularity", "--set", "eval.index=flat"], "no item vectors"),
+        (["--model", "iisan"], "visual_layers: prepare it with"),
+        (["--recipe", "dmeo"], "did you mean 'demo'?"),
+        (["--seeds", "1,one"], "--seeds"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--name", "old"], "run 'old' exists"),
+        (["--name", "a/b"], "not a plain folder name"),
+        (["--name", "new", "--resume"], "nothing to resume"),
+        (["--name", "old", "--resume"], "If an earlier version wrote it, use the run with that version"),
+        (["--recipe", "runs/old/config.yaml"], "If an earlier version wrote it, use the run with that version"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_heavy_is_imported(root: Path, arguments: list[str], said: str) -> None:
+    base = ["train", "--recipe", "demo", "--data", "data", "--name", "new", "--set", "cluster.launcher=inline"]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from trainer.cli import main\n"
+        f"code = main({[*base, *arguments]!r})\n"
+        f"print(code, sorted({{*{HEAVY!r}}} & {{*sys.modules}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout == "2 []\n", done.stderr
+    assert said in done.stderr
+    assert not (root / "runs/new").exists()

@@ -9,7 +9,7 @@ from bench_common import Result, Settings, choose_device, installed, rate, repea
 from bench_models import Training, prepare
 
 from retrieval.exact import exact_topk, for_similarity
-from retrieval.index import KINDS, Device, Kind, build_index, recall_against_exact
+from retrieval.index.base import KINDS, Device, Kind, build_index, recall_against_exact
 
 _K = 20
 _MAX_USERS = 8192

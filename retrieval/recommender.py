@@ -17,7 +17,7 @@ from models.errors import UserError
 from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
 from retrieval.export import Export, load_export
-from retrieval.index import Device, Index, Kind, load_index
+from retrieval.index.base import Device, Index, Kind, load_index
 
 _BATCH = 256
 # Diffusion noise is keyed by this constant: a history always gets the same answer, whoever asks and beside whom.
@@ -66,7 +66,7 @@ class Recommender:
     ) -> Recommender:
         """The model in folder `model_dir` on a torch `device`, ranked exactly or by its saved index of that kind.
 
-        index_device, threads: see `retrieval.index.load_index`. Raises UserError when the folder or the index is
+        index_device, threads: see `retrieval.index.base.load_index`. Raises UserError when the folder or the index is
         absent, damaged or does not fit this version.
         """
         export = load_export(model_dir)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import UserError
-from retrieval.metrics import METRIC_KEYS, Ranks, mean_metrics, paired_t_test, per_user, warm_cold
+from retrieval.metrics.base import METRIC_KEYS, Ranks, mean_metrics, paired_t_test, per_user, warm_cold
 from trainer.evaluation.report import text_table
 from trainer.tracking.metrics_log import read_lines
 

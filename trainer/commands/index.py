@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.index import KINDS, build_index, recall_against_exact
+from retrieval.index.base import KINDS, build_index, recall_against_exact
 from retrieval.recommender import Recommender, index_folder
 
 _QUERIES = 256

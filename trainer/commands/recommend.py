@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from retrieval.index import KINDS
+from retrieval.index.base import KINDS
 from retrieval.recommender import Answer, Recommender
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from models.contract import Batch, Floor, SequenceModel, System
 from models.errors import UserError
 from retrieval.exact import Histories, Ranks, exact_ranks, exact_topk, for_similarity, score_ranks
-from retrieval.index import Index, build_index
-from retrieval.metrics import mean_metrics, warm_cold
+from retrieval.index.base import Index, build_index
+from retrieval.metrics.base import mean_metrics, warm_cold
 from trainer.batches.loader import Loaded
 from trainer.config.schema import EvalConfig
 from trainer.data.format.splits import Split, target_positions

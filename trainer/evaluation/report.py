@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrieval.metrics import METRIC_KEYS
+from retrieval.metrics.base import METRIC_KEYS
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:

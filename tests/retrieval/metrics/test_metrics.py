@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from models.errors import UserError
-from retrieval.metrics import METRIC_KEYS, Group, mean_metrics, paired_t_test, per_user, warm_cold
+from retrieval.metrics.base import METRIC_KEYS, Group, mean_metrics, paired_t_test, per_user, warm_cold
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30))

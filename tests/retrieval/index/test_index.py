@@ -9,7 +9,7 @@ import torch
 
 from models.errors import UserError
 from retrieval.exact import exact_topk
-from retrieval.index import KINDS, Device, FaissIndex, Kind, build_index, load_index, recall_against_exact
+from retrieval.index.base import KINDS, Device, FaissIndex, Kind, build_index, load_index, recall_against_exact
 
 CHECKSUM = "a" * 64
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from models.errors import UserError
 from models.registry import nearest
 from models.systems import options_class, parse_options
+from trainer.evaluation.config import EvalConfig
 
 
 class _Section(BaseModel):
@@ -57,17 +58,6 @@ class EngineConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
-
-
-class EvalConfig(_Section):
-    """index: what ranks the catalogue; exact is the truth, a FAISS index reports its recall against it.
-    depth: how many items an index returns per user. recall_sample: users whose exact top-k it is compared with.
-    """
-
-    batch_size: int = Field(default=2048, ge=1)
-    index: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
-    depth: int = Field(default=100, ge=20)
-    recall_sample: int = Field(default=1000, ge=1)
 
 
 class ClusterConfig(_Section):

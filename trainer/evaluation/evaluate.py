@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from models.contract import Batch, Floor, SequenceModel, System
 from models.errors import UserError
 from retrieval.exact import Histories, Ranks, exact_ranks, exact_topk, for_similarity, score_ranks
-from retrieval.index.base import Index, build_index
+from retrieval.index.base import Index
+from retrieval.index.build import build_index
 from retrieval.metrics.base import mean_metrics, warm_cold
 from trainer.batches.loader import Loaded
-from trainer.config.schema import EvalConfig
 from trainer.data.format.splits import Split, target_positions
+from trainer.evaluation.config import EvalConfig
 from trainer.process import world
 
 Ints = NDArray[np.int64]
@@ -159,7 +160,7 @@ class _Approximate:
     def __init__(self, model: SequenceModel, config: EvalConfig) -> None:
         self._model, self._config = model, config
         self._items = for_similarity(model.item_vectors(), model.similarity)
-        self._index: Index = build_index(self._items.cpu().numpy(), config.index, checksum="evaluation")  # type: ignore[arg-type]
+        self._index: Index = build_index(self._items.cpu().numpy(), config.index, checksum="evaluation")
         self._found, self._sampled = 0, 0
 
     def ranks(self, batch: Batch, histories: Histories) -> Ranks:

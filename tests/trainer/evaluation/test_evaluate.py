@@ -15,9 +15,10 @@ from models.errors import UserError
 from retrieval.exact import for_similarity
 from tests.helpers.tiny_runs import make_config, make_dataset
 from trainer.batches.loader import Loaded, load
-from trainer.config.schema import EvalConfig, RunConfig
+from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
+from trainer.evaluation.config import EvalConfig
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
 from trainer.training.worker import build_model
 

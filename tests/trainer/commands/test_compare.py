@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from models.errors import UserError
-from retrieval.metrics.base import mean_metrics
+from retrieval.metrics.summary import mean_metrics
 from trainer.commands import compare
 
 RANKS = [1, 2, 11, 20, 21, 0, 3, 10]

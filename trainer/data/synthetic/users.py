@@ -26,6 +26,9 @@ BEHAVIOUR_NAMES = ("view", "like")
 #: probability of a like after a chosen interaction, and after an accident
 LIKES = (0.5, 0.02)
 RELEASE_TIME = 1_700_000_000  # cold items appear here; the last two interactions of every user come after it
+#: ranks of the ideal ranking for which the truth tells the share of targets, and its key there
+TRUTH_DEPTH = 100
+TARGET_SHARE = "target_share_at_rank"
 _DAY = 86_400
 _REDRAWS = 2000
 

@@ -80,7 +80,7 @@ run_tests() {
     "$venv/bin/python" -m pytest -q -m "not slow" -n auto --dist loadfile "${measured[@]}" </dev/null
     "$venv/bin/python" -m pytest -q -m slow --cov-append "${measured[@]}" </dev/null
     "$venv/bin/python" -m coverage report --fail-under=95 \
-        --include='trainer/training/checkpoint.py,trainer/batches/plan.py,trainer/data/format/shards.py,retrieval/metrics.py'
+        --include='trainer/training/checkpoint.py,trainer/batches/plan.py,trainer/data/format/shards.py,retrieval/metrics/*'
 }
 
 # A run keeps its name for ever: the second demo is demo-2, and so on.

@@ -9,7 +9,9 @@ from bench_common import Result, Settings, choose_device, installed, rate, repea
 from bench_models import Training, prepare
 
 from retrieval.exact import exact_topk, for_similarity
-from retrieval.index import KINDS, Device, Kind, build_index, recall_against_exact
+from retrieval.index.build import build_index, recall_against_exact
+from retrieval.index.faiss_index import Device
+from retrieval.index.kinds import KINDS
 
 _K = 20
 _MAX_USERS = 8192
@@ -46,7 +48,7 @@ def _vectors(training: Training) -> tuple[torch.Tensor, torch.Tensor]:
         return queries, for_similarity(model.item_vectors().detach(), model.similarity)
 
 
-def _index(kind: Kind, users_BD: torch.Tensor, items_ID: torch.Tensor, settings: Settings) -> Result:
+def _index(kind: str, users_BD: torch.Tensor, items_ID: torch.Tensor, settings: Settings) -> Result:
     queries, items = users_BD.cpu().numpy(), items_ID.cpu().numpy()
     wanted: Device = "cpu" if settings.device == "cpu" else "auto"
     started = time.perf_counter()

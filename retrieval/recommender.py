@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,9 @@ from models.options.base import SystemOptions
 from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
 from retrieval.export import Export, ModelCard, load_export
-from retrieval.index import Device, Index, Kind, load_index
+from retrieval.index.build import load_index
+from retrieval.index.faiss_index import Device, Index
+from retrieval.index.kinds import KINDS
 
 _BATCH = 256
 # Diffusion noise is keyed by this constant: a history always gets the same answer, whoever asks and beside whom.
@@ -62,16 +63,18 @@ class Recommender:
     def load(
         cls,
         model_dir: Path,
-        index: Kind | Literal["exact"] = "exact",
+        index: str = "exact",
         device: str = "cpu",
         index_device: Device = "auto",
         threads: int | None = None,
     ) -> Recommender:
-        """The model in folder `model_dir` on a torch `device`, ranked exactly or by its saved index of that kind.
+        """The model in folder `model_dir` on a torch `device`, ranked exactly or by its saved index (a kind of KINDS).
 
-        index_device, threads: see `retrieval.index.load_index`. Raises UserError when the folder or the index is
+        index_device, threads: see `retrieval.index.build.load_index`. Raises UserError when the folder or the index is
         absent, damaged or does not fit this version.
         """
+        if index != "exact":
+            _ = KINDS[index]  # an unknown name is refused before it is used as a path
         export = load_export(model_dir)
         place = torch.device(device)
         ranker: Index | None = None
@@ -165,7 +168,7 @@ class Recommender:
         return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)
 
 
-def index_folder(model_dir: Path, kind: Kind) -> Path:
+def index_folder(model_dir: Path, kind: str) -> Path:
     """Where the index of `kind` of the model in `model_dir` is kept."""
     return model_dir / "index" / kind
 

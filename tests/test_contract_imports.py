@@ -26,7 +26,7 @@ LAYERS = {
 HOMES = {
     "ray": "cluster/",
     "deepspeed": "trainer/training/engine_deepspeed.py",
-    "faiss": "retrieval/index.py",
+    "faiss": "retrieval/index/faiss_index.py",
     "mlflow": "trainer/tracking/mirror.py",
     "webdataset": "trainer/data/format/shards.py",
     "av": "trainer/extract/video/decode.py",

@@ -13,7 +13,7 @@ from typing import Any
 from retrieval.files import FileSystem
 from tests.helpers.tiny_runs import fork_server
 from trainer.config.schema import RunConfig
-from trainer.evaluation import evaluate as evaluation
+from trainer.evaluation.rankers import ExactRanker
 from trainer.tracking import MetricsLog
 from trainer.training import worker as session
 from trainer.training.engine import TorchEngine
@@ -22,7 +22,7 @@ from trainer.training.engine import TorchEngine
 POINTS: dict[str, list[tuple[type[Any], str]]] = {
     "step": [(TorchEngine, "step")],
     "save": [(FileSystem, name) for name in ("mkdir", "open", "write", "fsync", "rename", "remove_tree")],
-    "evaluation": [(evaluation._Exact, "ranks")],
+    "evaluation": [(ExactRanker, "rank")],
     "log": [(MetricsLog, "append")],
 }
 

@@ -152,12 +152,23 @@ def test_index_then_recommend_by_it(model_dir: Path, kind: str, capsys: pytest.C
     assert kind in report
     assert "recall@10 1.0000  recall@20 1.0000" in report  # 59 items: even ivf (one list) and hnsw find all
     exact, by_index = (
-        Recommender.load(model_dir, index=choice).recommend([["v7", "v70"], ["v21"]], 10)  # type: ignore[arg-type]
-        for choice in ("exact", kind)
+        Recommender.load(model_dir, index=choice).recommend([["v7", "v70"], ["v21"]], 10) for choice in ("exact", kind)
     )
     for a, b in zip(exact, by_index, strict=True):
         assert [r.item for r in a.recommendations] == [r.item for r in b.recommendations]
-    assert kind in Recommender.load(model_dir, index=kind).description  # type: ignore[arg-type]
+    assert kind in Recommender.load(model_dir, index=kind).description
+
+
+def test_a_mistake_in_an_option_or_a_kind_is_refused_by_name(model_dir: Path) -> None:
+    for arguments, says in (
+        (["--kind", "ifv"], "unknown index 'ifv': did you mean 'ivf'"),
+        (["--kind", "flat", "--nprobe", "3"], "flat has no option nprobe"),
+        (["--kind", "ivf", "--nprobe", "few"], "index ivf: nprobe"),
+    ):
+        with pytest.raises(UserError, match=says):
+            run_command(index_command, "--model", str(model_dir), *arguments)
+    with pytest.raises(UserError, match=r"unknown index '\.\./flat'"):
+        run_command(recommend_command, "--model", str(model_dir), "--history", "v7", "--index", "../flat")
 
 
 def test_an_index_of_another_export_is_refused(model_dir: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="where the run's dataset is now (default: where it was)")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--set", action="append", default=[], metavar="eval.KEY=VALUE", dest="settings",
-                        help="how to rank, e.g. eval.index=flat")  # fmt: skip
+                        help="how to rank and what to report, e.g. eval.index=flat, eval.metrics=[HR,MRR], "
+                        "eval.ks=[1,5,10]")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write the full report as JSON to this file")
 
 
@@ -37,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     opened = open_run(folder, args.data)
     config = recipe.load(str(folder / "config.yaml"), None, args.settings, args.data)
     opened.model.inference = _chosen(folder) or evaluate_choices(opened.model, opened.loaded, config)[1]
-    result = evaluate(opened.model, opened.loaded, args.split, config.eval)
+    result = evaluate(opened.model, opened.loaded, args.split, config.eval, with_lists=True)
     report = {**result.report(), "inference": opened.model.inference, "epoch": opened.epoch}
-    print(metric_table({folder.name: report}, args.split))
+    print(metric_table({folder.name: report}, config.eval.choice.keys, args.split))
     print(f"\nhistory masked: {_line(report['masked'])}")
     for group in ("warm", "cold"):
         print(f"{group} targets ({report[group]['users']:,} users): {_line(report[group])}")

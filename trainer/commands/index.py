@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from retrieval.index import KINDS, build_index, recall_against_exact
+from retrieval.index.build import build_index, recall_against_exact
+from retrieval.index.kinds import KINDS, parse_options
 from retrieval.recommender import Recommender, index_folder
 
 _QUERIES = 256
@@ -24,17 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  mealrec index --model model --kind hnsw"
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder made by `mealrec export`")
-    parser.add_argument("--kind", choices=KINDS, required=True, help="flat is exact; ivf and hnsw are faster and near")
-    parser.add_argument("--nprobe", type=int, metavar="N", help="ivf: lists searched (an eighth of all)")
-    parser.add_argument("--ef-search", type=int, default=128, metavar="N", help="hnsw: width of the search (128)")
+    parser.add_argument(
+        "--kind", required=True, metavar="KIND", help=f"{', '.join(KINDS)}: flat is exact, others are faster and near"
+    )
+    for name, text in _options().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", dest=name, help=text)
     parser.add_argument(
         "--device", choices=["auto", "cpu", "gpu"], default="auto", help="where FAISS searches while recall is measured"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="FAISS threads (all cores)")
 
 
+def _options() -> dict[str, str]:
+    """Help of each option by name; kinds that have an option of one name share it."""
+    texts: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for field in fields(KINDS[kind]):
+            texts.setdefault(field.name, []).append(f"{kind}: {field.metadata.get('help', field.name)}")
+    return {name: "; ".join(lines).replace("%", "%%") for name, lines in texts.items()}
+
+
 def run(args: argparse.Namespace) -> int:
-    """Build, measure, save; returns the exit code."""
+    """Build, measure, save; returns the exit code. Raises UserError for an option that the kind does not have."""
+    given = {name: getattr(args, name) for name in _options() if getattr(args, name) is not None}
+    options = parse_options(args.kind, given)
     recommender = Recommender.load(args.model)
     histories = np.random.default_rng(0).integers(1, len(recommender.items.ids) + 1, size=(_QUERIES, _HISTORY)).tolist()
     users = recommender.encode(histories).numpy()  # first: a system without vectors is refused here
@@ -43,9 +58,8 @@ def run(args: argparse.Namespace) -> int:
     index = build_index(
         vectors,
         args.kind,
+        options,
         checksum=recommender.card.checksum,
-        nprobe=args.nprobe,
-        ef_search=args.ef_search,
         device=args.device,
         threads=args.threads,
     )

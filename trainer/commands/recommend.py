@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from retrieval.index import KINDS
+from retrieval.index.kinds import KINDS
 from retrieval.recommender import Answer, Recommender
 
 
@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=20, metavar="N", help="how many items (20)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
-        "--index", choices=["exact", *KINDS], default="exact", help="what ranks: exact, or an index of `mealrec index`"
+        "--index",
+        default="exact",
+        metavar="KIND",
+        help=f"what ranks: exact, or an index that `mealrec index` made: {', '.join(KINDS)} (exact)",
     )
     parser.add_argument("--keep-history", action="store_true", help="let items of the history be recommended again")
 

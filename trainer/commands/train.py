@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n== {name}", flush=True)
         _train(name, config, run_dir)
     reports = {name: json.loads((run_dir / "test.json").read_text()) for name, _, run_dir in planned}
-    print(metric_table(reports), flush=True)
+    print(metric_table(reports, planned[0][1].eval.choice.keys), flush=True)
     return 0
 
 

@@ -19,6 +19,7 @@ from models.options.plain import to_plain
 from models.registry import nearest
 from models.systems import options_of
 from retrieval.files import digest
+from trainer.evaluation.config import EvalConfig
 
 
 class _Section(BaseModel):
@@ -72,17 +73,6 @@ class EngineConfig(_Section):
         if self.zero_stage and (self.name == "torch" or not installed):
             raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
         return automatic if self.name == "auto" else self.name
-
-
-class EvalConfig(_Section):
-    """index: what ranks the catalogue; exact is the truth, a FAISS index reports its recall against it.
-    depth: how many items an index returns per user. recall_sample: users whose exact top-k it is compared with.
-    """
-
-    batch_size: int = Field(default=2048, ge=1)
-    index: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
-    depth: int = Field(default=100, ge=20)
-    recall_sample: int = Field(default=1000, ge=1)
 
 
 class ClusterConfig(_Section):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrieval.metrics import METRIC_KEYS
+from retrieval.metrics.summary import best_possible
+from trainer.data.synthetic.users import TARGET_SHARE
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -21,20 +22,31 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def metric_table(reports: Mapping[str, Mapping[str, Any]], split: str = "test") -> str:
-    """Metrics of runs by name (the content of test.json).
+def metric_table(reports: Mapping[str, Mapping[str, Any]], keys: Sequence[str], split: str = "test") -> str:
+    """Metrics of runs by name (the content of test.json), those of `keys`; "-" where a report has no such figure.
 
     Where the data's truth is known a second table, with the history masked, ends with the best possible: the world's
     users do not repeat items, so its bound is for rankings that leave the history out.
     """
-    text = f"\n{split} metrics, full ranking, history not masked\n" + _table(reports)
+    text = f"\n{split} metrics, full ranking, history not masked\n" + _table(reports, keys)
     truth = next((report["truth"] for report in reports.values() if report.get("truth")), None)
     if truth is None:
         return text
     masked = {name: report["masked"] for name, report in reports.items()}
-    return f"{text}\n\n{split} metrics, history masked\n" + _table({**masked, "best possible": truth})
+    best = {"best possible": _best_possible(truth, keys)}
+    return f"{text}\n\n{split} metrics, history masked\n" + _table({**masked, **best}, keys)
 
 
-def _table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    figures = [[name, *(f"{values[key]:.4f}" for key in METRIC_KEYS)] for name, values in metrics.items()]
-    return text_table([["run", *METRIC_KEYS], *figures])
+def _best_possible(truth: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float | None]:
+    """The best possible value of each key, None where the truth does not tell. Older datasets hold four figures."""
+    shares = truth.get(TARGET_SHARE, [])
+    return {key: truth[key] if key in truth else best_possible(key, shares) for key in keys}
+
+
+def _table(metrics: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> str:
+    figures = [[name, *(_figure(values.get(key)) for key in keys)] for name, values in metrics.items()]
+    return text_table([["run", *keys], *figures])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

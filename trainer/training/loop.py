@@ -141,7 +141,7 @@ class Loop:
         with self.engine.whole() as model:
             evaluation = evaluate(model, self.loaded, "validation", self.config.eval)
         metrics = evaluation.metrics()
-        best = self.stopping.update(metrics["NDCG@10"], position.epoch, position.total_steps)
+        best = self.stopping.update(evaluation.criterion, position.epoch, position.total_steps)
         rate = rows / max(seconds, 1e-9)
         record = {
             "loss": losses, "valid": metrics, "rows_per_second": rate,

@@ -203,7 +203,7 @@ def evaluate_choices(
         for split in SPLITS:
             for way in model.inference_choices:
                 model.inference = way
-                results[split][way] = evaluate(model, loaded, split, config.eval)
-    chosen = choose_inference({way: result.metrics() for way, result in results["validation"].items()})
+                results[split][way] = evaluate(model, loaded, split, config.eval, with_lists=True)
+    chosen = choose_inference({way: result.criterion for way, result in results["validation"].items()})
     model.inference = chosen
     return results, chosen

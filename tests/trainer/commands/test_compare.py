@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from models.errors import UserError
-from retrieval.metrics import mean_metrics
+from retrieval.metrics.summary import mean_metrics
 from trainer.commands import compare
 
 RANKS = [1, 2, 11, 20, 21, 0, 3, 10]
@@ -38,10 +38,10 @@ def write_run(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def compared(runs_dir: Path, *names: str) -> int:
+def compared(runs_dir: Path, *arguments: str) -> int:
     parser = argparse.ArgumentParser()
     compare.add_arguments(parser)
-    return compare.run(parser.parse_args([*names, "--runs-dir", str(runs_dir)]))
+    return compare.run(parser.parse_args([*arguments, "--runs-dir", str(runs_dir)]))
 
 
 def section(text: str, title: str) -> list[list[str]]:
@@ -144,6 +144,47 @@ def test_a_report_of_the_masked_metrics_fits_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     (run / "test.json").write_text(json.dumps(mean_metrics(np.array(MASKED))))
     assert compared(tmp_path, "a") == 0
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"MRR@3": (1 + 1 / 2 + 1 / 3) / 8, "Coverage@3": 0.5, "OfAnother@3": 9.0},  # what was reported is checked
+        {"Coverage@3": 0.5},  # nothing that ranks tell
+    ],
+)
+def test_a_report_of_other_metrics_fits(tmp_path: Path, report: dict[str, float]) -> None:
+    run = write_run(tmp_path / "a")
+    (run / "test.json").write_text(json.dumps(report))
+    assert compared(tmp_path, "a") == 0
+
+
+def test_other_metrics_are_computed_from_the_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", rank=np.array([1] * 8))
+    assert compared(tmp_path, "a", "b", "--metrics", "MRR,NDCG", "--ks", "3,1") == 0
+    text = capsys.readouterr().out
+    header, everything, *_ = section(text, "Test metrics, every item ranked")
+    assert header[3:] == ["MRR@3", "NDCG@3", "MRR@1", "NDCG@1"]
+    assert everything == ["a", "all", "8", f"{(1 + 1 / 2 + 1 / 3) / 8:.4f}", f"{(1.5 + 1 / math.log2(3)) / 8:.4f}",
+                          "0.1250", "0.1250"]  # fmt: skip
+    tests = section(text, "Paired t-tests, every item ranked: a minus each other run")[1:]
+    assert [row[:2] for row in tests] == [["b", "NDCG@3"], ["b", "MRR@3"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--metrics", "HR,NDGC"], "unknown metric 'NDGC': did you mean 'NDCG'"),
+        (["--metrics", "HR,Coverage"], "Coverage cannot be computed from saved ranks.*mealrec evaluate"),
+        (["--ks", "ten"], "--ks ten: write whole numbers"),
+        (["--ks", "5,5"], "ks: name at least one, and each once"),
+    ],
+)
+def test_a_metric_that_cannot_be_compared_is_refused(tmp_path: Path, arguments: list[str], says: str) -> None:
+    write_run(tmp_path / "a")
+    with pytest.raises(UserError, match=says):
+        compared(tmp_path, "a", *arguments)
 
 
 def test_seeds_are_one_row_with_mean_and_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import UserError
+from retrieval.metrics.summary import best_possible
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.manifest import load_manifest
 from trainer.data.synthetic.generate import generate
-from trainer.data.synthetic.users import LIKES, REACH, Histories, best_ranking, expected_metrics, histories
+from trainer.data.synthetic.users import (
+    LIKES,
+    REACH,
+    TARGET_SHARE,
+    Histories,
+    best_ranking,
+    expected_metrics,
+    histories,
+)
 from trainer.data.synthetic.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue, vocabulary
 
 TINY = SyntheticOptions(users=60, items=60, topics=3, favourites=2, mean_length=6, width=8, text_width=4, frames=3)
@@ -279,6 +288,11 @@ def test_prepared_world_holds_data_and_truth(tmp_path: Path) -> None:
     places, (part,) = everyone(o)
     assert SyntheticOptions(**manifest.truth["options"]) == o
     assert manifest.truth["HR@10"] == expected_metrics(best_ranking(o, places, part, 20)[1])["HR@10"]
+    shares = manifest.truth[TARGET_SHARE]
+    assert len(shares) == 100
+    assert shares == pytest.approx(best_ranking(o, places, part, 100)[1].mean(axis=0))
+    for key in ("HR@10", "NDCG@10", "HR@20", "NDCG@20"):
+        assert best_possible(key, shares) == pytest.approx(manifest.truth[key])
     assert np.array_equal(dataset.items, part.items[part.items >= 0] + 1)
     truth = {path.stem: np.load(path) for path in (tmp_path / "one/truth").iterdir()}
     assert truth["accidental"].mean() == manifest.truth["accidental_share"]

@@ -19,7 +19,14 @@ from retrieval.files import whole_folder
 from trainer.data.format.manifest import MANIFEST, Manifest, file_info
 from trainer.data.format.table_file import NpyWriter
 from trainer.data.format.writer import Content, write_dataset
-from trainer.data.synthetic.users import BEHAVIOUR_NAMES, best_ranking, expected_metrics, histories
+from trainer.data.synthetic.users import (
+    BEHAVIOUR_NAMES,
+    TARGET_SHARE,
+    TRUTH_DEPTH,
+    best_ranking,
+    expected_metrics,
+    histories,
+)
 from trainer.data.synthetic.world import Array, Catalogue, ItemContent, SyntheticOptions, catalogue
 
 __all__ = ["SyntheticOptions", "generate"]
@@ -32,7 +39,9 @@ def generate(out: Path, options: SyntheticOptions) -> None:
 
     Memory: some tens of bytes per item and per interaction, and one block of content. The manifest's `truth` holds the
     best possible HR@10, NDCG@10, HR@20 and NDCG@20 (expected, for a ranker that knows all that the generator knows,
-    with the user's own history left out), the realised shares of accidents and of cold test targets, and the options.
+    with the user's own history left out), the expected share of targets at ranks 1..100 of that ranking, from which
+    other metrics of ranks have their best possible value, the realised shares of accidents and of cold test targets,
+    and the options.
     Raises UserError: `out` exists and is not empty; a world too small for its histories.
     """
     with whole_folder(out) as work:  # the dataset and its truth appear together
@@ -46,7 +55,7 @@ def generate(out: Path, options: SyntheticOptions) -> None:
 def _interactions(options: SyntheticOptions, places: Catalogue) -> tuple[dict[str, Array], dict[str, Any]]:
     """Columns offsets (U + 1,), items, times, accidental, behaviours (N,), and the truth for the manifest."""
     columns: dict[str, list[Array]] = {"length": [], "items": [], "times": [], "accidental": [], "behaviours": []}
-    probabilities, cold_targets = [], 0
+    probabilities, share, cold_targets = [], np.zeros(TRUTH_DEPTH), 0
     for part in histories(options, places):
         real = part.items >= 0
         columns["length"].append(part.length)
@@ -54,12 +63,15 @@ def _interactions(options: SyntheticOptions, places: Catalogue) -> tuple[dict[st
         columns["times"].append(part.times[real])
         columns["accidental"].append(part.accidental[real])
         columns["behaviours"].append(part.behaviours[real])
-        probabilities.append(best_ranking(options, places, part, 20)[1])
+        probability = best_ranking(options, places, part, TRUTH_DEPTH)[1]
+        probabilities.append(probability[:, :20])
+        share += probability.sum(axis=0) / options.users
         cold_targets += int(places.cold[part.items[np.arange(len(part.length)), part.length - 1]].sum())
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     joined["offsets"] = np.concatenate([[0], np.cumsum(joined.pop("length"))])
     return joined, {
         **expected_metrics(np.concatenate(probabilities)),
+        TARGET_SHARE: share.tolist(),
         "accidental_share": float(joined["accidental"].mean()),
         "cold_target_share": cold_targets / options.users,
         "options": asdict(options),

@@ -26,8 +26,12 @@ BEHAVIOUR_NAMES = ("view", "like")
 #: probability of a like after a chosen interaction, and after an accident
 LIKES = (0.5, 0.02)
 RELEASE_TIME = 1_700_000_000  # cold items appear here; the last two interactions of every user come after it
+#: ranks of the ideal ranking for which the truth tells the share of targets, and its key there
+TRUTH_DEPTH = 100
+TARGET_SHARE = "target_share_at_rank"
 _DAY = 86_400
 _REDRAWS = 2000
+_RANKED_TOGETHER = 512  # users: their candidates take some 20 MB
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,20 @@ def best_ranking(o: SyntheticOptions, places: Catalogue, part: Histories, k: int
     Exact without an (n, I) array: outside the candidates, items are no more probable than k candidates of their topic.
     """
     history = np.where(np.arange(part.items.shape[1]) < part.length[:, None] - 1, part.items, -1)
-    mind = part.mind
-    best = _most_popular(places, k + history.shape[1])[mind.favourites].reshape(len(history), -1)
+    popular = _most_popular(places, k + history.shape[1])
+    blocks = np.array_split(np.arange(len(history)), -(-len(history) // _RANKED_TOGETHER))
+    ranked = [
+        _best_ranking(o, places, popular, part.mind[rows], history[rows], part.length[rows], k) for rows in blocks
+    ]
+    items, probability = (np.concatenate(column) for column in zip(*ranked, strict=True))
+    return items, probability
+
+
+def _best_ranking(
+    o: SyntheticOptions, places: Catalogue, popular: Array, mind: Mind, history: Array, length: Array, k: int
+) -> tuple[Array, Array]:
+    """`best_ranking` of a few users. popular: (T, k + L) items of each topic; history: (n, L) without the target."""
+    best = popular[mind.favourites].reshape(len(history), -1)
     ahead = places.successor(mind.last[:, None], np.arange(1, len(REACH) + 1))
     ahead = np.where(mind.last[:, None] >= 0, ahead, -1)
     candidates = np.sort(np.concatenate([best, ahead], axis=1), axis=1)
@@ -178,10 +194,10 @@ def best_ranking(o: SyntheticOptions, places: Catalogue, part: Histories, k: int
 
     seen = (history >= 0) * choice_probability(o, places, mind, history)
     by_choice = choice_probability(o, places, mind, candidates) / (1 - seen.sum(axis=1, keepdims=True))
-    by_accident = o.accident / (places.items - part.length + 1)[:, None]
+    by_accident = o.accident / (places.items - length + 1)[:, None]
     probability = np.where(usable, (1 - o.accident) * by_choice + by_accident, 0.0)
     # the rest of the catalogue: possible by accident, as far as there are that many items
-    others = (places.items - part.length + 1 - usable.sum(axis=1))[:, None]
+    others = (places.items - length + 1 - usable.sum(axis=1))[:, None]
     rest = np.where(np.arange(k) < others, by_accident, 0.0)
     probability = np.concatenate([probability, rest], axis=1)
     items = np.concatenate([np.where(usable, candidates, -1), np.full((len(history), k), -1)], axis=1)

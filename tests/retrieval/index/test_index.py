@@ -9,7 +9,11 @@ import torch
 
 from models.errors import UserError
 from retrieval.exact import exact_topk
-from retrieval.index import KINDS, Device, FaissIndex, Kind, build_index, load_index, recall_against_exact
+from retrieval.index.build import build_index, load_index, recall_against_exact
+from retrieval.index.faiss_index import Device, FaissIndex
+from retrieval.index.hnsw import Hnsw
+from retrieval.index.ivf import Ivf
+from retrieval.index.kinds import KINDS, parse_options
 
 CHECKSUM = "a" * 64
 
@@ -22,7 +26,7 @@ def clustered(n_items: int = 2000, width: int = 16, seed: int = 0) -> np.ndarray
     return vectors.astype(np.float32)
 
 
-def build(items: np.ndarray, kind: Kind, device: Device = "cpu") -> FaissIndex:
+def build(items: np.ndarray, kind: str, device: Device = "cpu") -> FaissIndex:
     return build_index(items, kind, checksum=CHECKSUM, device=device, threads=1)
 
 
@@ -46,23 +50,21 @@ def test_recall_counts_ties_as_found_and_misses_as_missed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_approximate_indices_find_nearly_all(kind: Kind) -> None:
+def test_approximate_indices_find_nearly_all(kind: str) -> None:
     items, users = clustered(), clustered(100, seed=2)[1:]
     assert recall_against_exact(build(items, kind), users, items, 20) > 0.9
 
 
 def test_more_probes_find_more() -> None:
     items, users = clustered(), clustered(100, seed=2)[1:]
-    recalls = [
-        recall_against_exact(build_index(items, "ivf", checksum=CHECKSUM, nprobe=n, device="cpu"), users, items, 20)
-        for n in (1, 4, 51)
-    ]
+    built = [build_index(items, "ivf", Ivf(nprobe=n), checksum=CHECKSUM, device="cpu") for n in (1, 4, 51)]
+    recalls = [recall_against_exact(index, users, items, 20) for index in built]
     assert recalls == sorted(recalls)
     assert recalls[0] < recalls[-1] == 1.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_item_rows_and_missing_results_are_padding(kind: Kind) -> None:
+def test_ids_are_item_rows_and_missing_results_are_padding(kind: str) -> None:
     items = clustered(6)
     index = build(items, kind)
     scores, ids = index.search(items[1:3], 9)
@@ -73,7 +75,7 @@ def test_ids_are_item_rows_and_missing_results_are_padding(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_index_answers_the_same(kind: Kind, tmp_path: Path) -> None:
+def test_a_saved_index_answers_the_same(kind: str, tmp_path: Path) -> None:
     items, users = clustered(500), clustered(20, seed=3)[1:]
     index = build(items, kind)
     for _ in range(2):  # the second save replaces the first
@@ -120,15 +122,15 @@ def test_a_failed_save_leaves_the_older_index(tmp_path: Path, monkeypatch: pytes
 
 def test_bad_requests_are_refused() -> None:
     items = clustered(50)
-    with pytest.raises(UserError, match="unknown index 'tree'; choose one of flat, ivf, hnsw"):
-        build_index(items, "tree", checksum=CHECKSUM)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"nprobe is 0.*choose 1 to 1"):
-        build_index(items, "ivf", checksum=CHECKSUM, nprobe=0)
-    with pytest.raises(UserError, match="ef_search"):
-        build_index(items, "hnsw", checksum=CHECKSUM, ef_search=0)
+    with pytest.raises(UserError, match="unknown index 'flatt': did you mean 'flat'"):
+        build(items, "flatt")
+    with pytest.raises(UserError, match=r"nprobe is 2.*choose 1 to 1"):
+        build_index(items, "ivf", Ivf(nprobe=2), checksum=CHECKSUM)
+    with pytest.raises(ValueError, match="Hnsw are not the options of ivf"):
+        build_index(items, "ivf", Hnsw(), checksum=CHECKSUM)
     with pytest.raises(UserError, match="no item"):
         build(items[:1], "flat")
-    with pytest.raises(UserError, match="no HNSW index on a GPU"):
+    with pytest.raises(UserError, match="no hnsw index on a GPU"):
         build(items, "hnsw", "gpu")
     broken = items.copy()
     broken[7, 3] = np.nan
@@ -138,6 +140,30 @@ def test_bad_requests_are_refused() -> None:
         build(items, "flat").search(broken, 3)
     with pytest.raises(ValueError, match="width 16"):
         build(items, "flat").search(items[:, :3], 3)
+
+
+def test_options_are_read_from_text_and_refused_by_name() -> None:
+    assert parse_options("ivf", {"nprobe": "4"}) == Ivf(nprobe=4)
+    assert parse_options("ivf", {}) == Ivf()
+    for kind, values, says in (
+        ("ivf", {"nprobe": "0"}, "index ivf: nprobe is 0: it is at least 1"),
+        ("hnsw", {"ef_search": 0}, "ef_search is 0"),
+        ("hnsw", {"ef_search": "wide"}, "index hnsw: ef_search: Input should be a valid integer"),
+        ("hnsw", {"ef_serch": 9}, "hnsw has no option ef_serch: did you mean 'ef_search'"),
+        ("flat", {"nprobe": 3}, "flat has no option nprobe: it has none"),
+        ("ifv", {}, "unknown index 'ifv': did you mean 'ivf'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            parse_options(kind, values)
+
+
+def test_an_index_of_a_kind_that_is_not_registered_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    build(clustered(50), "flat").save(folder)
+    record = (folder / "index.json").read_text().replace('"flat"', '"flatter"')
+    (folder / "index.json").write_text(record)
+    with pytest.raises(UserError, match="unknown index 'flatter': did you mean 'flat'"):
+        load_index(folder, CHECKSUM)
 
 
 def test_a_missing_faiss_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,93 @@
+"""Indices of any registered kind: built, loaded, and measured against exact ranking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from models.errors import UserError
+from retrieval.exact import check_finite, exact_topk
+from retrieval.index.base import IndexKind, Vectors
+from retrieval.index.faiss_index import Device, FaissIndex, Index, IndexRecord, load_faiss
+from retrieval.index.kinds import KINDS
+from retrieval.records import check_file, read_record
+
+_REMEDY = "build it again with `mealrec index`"
+
+
+def build_index(
+    item_vectors: Vectors,
+    kind: str,
+    options: IndexKind | None = None,
+    *,
+    checksum: str,
+    device: Device = "auto",
+    threads: int | None = None,
+) -> FaissIndex:
+    """Index item vectors (I, D) float32, row 0 padding, by `kind` of KINDS.
+
+    options: of that kind, its defaults unless given. checksum: of the model, required again at loading.
+    device "auto" takes a GPU where FAISS reports one and the kind has a GPU form. threads: of FAISS, process-wide.
+    Raises UserError for an unknown kind, where faiss is not installed, on vectors that are not finite, or on options
+    that do not fit the items.
+    """
+    made = options if options is not None else KINDS[kind]()
+    if not isinstance(made, KINDS[kind]):
+        raise ValueError(f"{type(made).__name__} are not the options of {kind}")
+    faiss = load_faiss(threads)
+    check_finite(torch.from_numpy(item_vectors), "item vector")
+    real = np.ascontiguousarray(item_vectors[1:], dtype=np.float32)
+    count, width = real.shape
+    if not count:
+        raise UserError("there is no item to index; the model was exported without items")
+    index, parameters = made.build(faiss, real)
+    index.add(real)
+    record = IndexRecord(
+        kind=kind,
+        parameters=parameters,
+        width=width,
+        count=count,
+        checksum=checksum,
+        file_sha256="",
+        faiss=faiss.__version__,
+    )
+    return FaissIndex(index, record, device, gpu_form=made.gpu_form)
+
+
+def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads: int | None = None) -> FaissIndex:
+    """The index in `folder`, made for the model of `checksum`.
+
+    Raises UserError when it is absent, damaged, of a kind that is not registered, or was built for another model.
+    """
+    faiss = load_faiss(threads)
+    record = cast(IndexRecord, read_record(folder / "index.json", IndexRecord, _REMEDY))
+    if record.checksum != checksum:
+        raise UserError(f"{folder} was built for another model than the one in use; {_REMEDY}")
+    kind = KINDS[record.kind]
+    check_file(folder / "index.faiss", record.file_sha256, _REMEDY)
+    index = faiss.read_index(str(folder / "index.faiss"))
+    return FaissIndex(index, record, device, gpu_form=kind.gpu_form)
+
+
+def recall_against_exact(
+    index: Index, users: Vectors, item_vectors: Vectors, k: int, sample: int = 1000, seed: int = 0
+) -> float:
+    """Share of the exact top-k that `index` finds, over at most `sample` of the users; 0 to 1.
+
+    users: (U, D), item_vectors: (I, D) as indexed. An item that ties with the k-th exact score counts as found.
+    """
+    if len(users) > sample:
+        users = users[np.random.default_rng(seed).choice(len(users), sample, replace=False)]
+    k = min(k, len(item_vectors) - 1)
+    exact_scores, exact_ids = (
+        x.numpy() for x in exact_topk(torch.from_numpy(users), torch.from_numpy(item_vectors), k)
+    )
+    _, ids = index.search(users, k)
+    same = (ids[:, :, None] == exact_ids[:, None, :]).any(axis=2)
+    scores = np.einsum("bd,bkd->bk", users, item_vectors[ids])
+    last = exact_scores[:, -1:]
+    tied = scores >= last - 1e-6 * np.abs(last)
+    return float(((same | tied) & (ids > 0)).mean())

@@ -1,0 +1,128 @@
+"""An index of FAISS, whatever its kind. The only file that imports faiss.
+
+Indices rank by inner product; for cosine, vectors are normalised before (`exact.for_similarity`).
+Item row 0 (padding) is never in an index, so every id that comes out is an item row >= 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.errors import UserError
+from retrieval.exact import check_finite
+from retrieval.files import digest_file, whole_folder
+from retrieval.index.base import Parameters, Vectors
+from retrieval.records import Record
+
+Device = Literal["auto", "cpu", "gpu"]
+Ids = NDArray[np.int64]
+
+_GPU_MAX = 2048  # FAISS on a GPU selects at most this many results, and probes at most this many lists
+
+
+class Index(Protocol):
+    """Items by similarity to a query, exactly or nearly."""
+
+    @property
+    def description(self) -> str:
+        """Kind, parameters and device, in words."""
+
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
+        """Scores (B, k), best first, and item rows (B, k) for queries (B, D).
+
+        Where the index found fewer than k items, the row ends with score -inf and item 0.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write the index into `folder`, which is replaced as a whole."""
+
+
+class IndexRecord(Record):
+    """`index.json`. checksum: of the model whose item vectors are indexed; file_sha256: of `index.faiss`."""
+
+    kind: str
+    parameters: Parameters
+    width: int
+    count: int
+    checksum: str
+    file_sha256: str
+    faiss: str
+
+
+class FaissIndex:
+    """An `Index` made by `build_index` or `load_index`."""
+
+    def __init__(self, index: Any, record: IndexRecord, device: Device, *, gpu_form: bool) -> None:
+        """index: a FAISS index in host memory, without padding. gpu_form: of its kind. device: see `build_index`."""
+        self.record = record
+        self._cpu_index = index
+        self._index, self.device, note = _on_device(index, record.kind, device, gpu_form)
+        parameters = "".join(f" {name}={value}" for name, value in record.parameters.items())
+        self._description = (
+            f"{record.kind}{parameters} on {self.device}{note}, {record.count:,} items of width {record.width}"
+        )
+
+    @property
+    def description(self) -> str:
+        """Kind, parameters and device, in words."""
+        return self._description
+
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
+        """See `Index.search`. Raises UserError on a query that is not finite, or k above 2,048 on a GPU."""
+        if queries.ndim != 2 or queries.shape[1] != self.record.width:
+            raise ValueError(f"queries have shape {queries.shape}, the index has width {self.record.width}")
+        check_finite(torch.from_numpy(queries), "user vector")
+        if self.device == "gpu" and k > _GPU_MAX:
+            raise UserError(f"FAISS on a GPU returns at most {_GPU_MAX:,} items, {k:,} were asked; use --device cpu")
+        if not len(queries):
+            return np.zeros((0, k), dtype=np.float32), np.zeros((0, k), dtype=np.int64)
+        scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        ids = ids.astype(np.int64) + 1  # FAISS counts from 0 and says -1 for nothing
+        scores[ids == 0] = -np.inf
+        return scores, ids
+
+    def save(self, folder: Path) -> None:
+        """See `Index.save`: `index.faiss` and `index.json`, whole or absent."""
+        with whole_folder(folder, replace=True) as new:
+            load_faiss().write_index(self._cpu_index, str(new / "index.faiss"))
+            record = self.record.model_copy(update={"file_sha256": digest_file(new / "index.faiss").sha256})
+            (new / "index.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_faiss(threads: int | None = None) -> Any:
+    """The faiss module. threads: of FAISS, process-wide. Raises UserError where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            "FAISS is not installed; run `pip install 'faiss-cpu>=1.15,<2'` (on a GPU machine 'faiss-gpu>=1.15,<2', "
+            "never both), or rank exactly"
+        ) from None
+    if threads is not None:
+        faiss.omp_set_num_threads(threads)
+    return faiss
+
+
+def _on_device(index: Any, kind: str, device: Device, gpu_form: bool) -> tuple[Any, Literal["cpu", "gpu"], str]:
+    """The index on the chosen device, the device, and a note for the description. Never falls back silently."""
+    faiss = load_faiss()
+    gpus = faiss.get_num_gpus()
+    if device == "cpu" or (device == "auto" and not gpus):
+        return index, "cpu", ""
+    if not gpu_form:
+        if device == "gpu":
+            raise UserError(f"FAISS has no {kind} index on a GPU; use --device cpu, or a kind that has a GPU form")
+        return index, "cpu", f" ({kind} has no GPU form)"
+    if not gpus:
+        raise UserError(
+            "a GPU index was asked for, but FAISS sees no GPU; use --device cpu, or install faiss-gpu "
+            "in place of faiss-cpu on a machine that has one"
+        )
+    if (probes := getattr(index, "nprobe", 0)) > _GPU_MAX:
+        raise UserError(f"FAISS on a GPU probes at most {_GPU_MAX:,} lists, nprobe is {probes:,}; lower --nprobe")
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index), "gpu", ""

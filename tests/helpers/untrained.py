@@ -1,0 +1,33 @@
+"""Systems on a dataset, opened as a run opens them but never trained: their ranks are spread over the catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.contract import System
+from tests.helpers.tiny_runs import MODELS, RUN
+from trainer.batches.loader import Loaded, load
+from trainer.config import recipe
+from trainer.data.format.dataset import Dataset
+from trainer.training.worker import build_model
+
+CPU = torch.device("cpu")
+Opened = tuple[Loaded, System]
+
+
+def opened(data: Path, model: str, *settings: str) -> Opened:
+    """The loaded dataset and the system in eval mode, its parameters enlarged.
+
+    Initial vectors are near 0; scores far apart make rankings independent of rounding.
+    """
+    config = recipe.load("demo", model, [*MODELS.get(model, []), *RUN, *settings], str(data))
+    loaded = load(Dataset.open(data), config.data, CPU, config.seed)
+    built = build_model(config, loaded)
+    if isinstance(built, torch.nn.Module):
+        built.eval()
+        with torch.no_grad():
+            for parameter in built.parameters():
+                parameter.mul_(3)
+    return loaded, built

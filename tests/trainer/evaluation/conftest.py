@@ -1,0 +1,15 @@
+"""A dataset for the tests of evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.tiny_runs import make_dataset
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `make_dataset`; no test writes into it."""
+    return make_dataset(tmp_path_factory.mktemp("evaluation") / "data")

@@ -1,0 +1,100 @@
+"""Top-k lists of every ranker, against the scores of every user and item, and the metrics made of them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.contract import Baseline, SequenceModel
+from models.errors import UserError
+from retrieval.exact import Histories, for_similarity
+from tests.helpers.untrained import Opened, opened
+from trainer.evaluation.config import EvalConfig
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.rankers import IndexRanker, make_ranker
+
+K = 7
+
+
+def best(it: Opened, masked: bool) -> list[list[int]]:
+    """The best K items of each user by plain sorting, without what the user had seen before the test target."""
+    loaded, model = it
+    dataset, lists = loaded.dataset, []
+    (batch,) = loaded.evaluation_batches("test", np.arange(dataset.manifest.users), 1000)
+    with torch.no_grad():
+        if isinstance(model, Baseline):
+            scores = model.scores(batch)
+        else:
+            users, items = (
+                for_similarity(x, model.similarity) for x in (model.user_vectors(batch), model.item_vectors())
+            )
+            scores = users @ items.T
+    for user, row in enumerate(scores.tolist()):
+        known = set(dataset.items[dataset.offsets[user] : dataset.offsets[user + 1] - 1].tolist()) if masked else set()
+        lists.append(sorted(set(range(1, len(row))) - known, key=lambda item: (-row[item], item))[:K])
+    return lists
+
+
+@pytest.mark.parametrize(("model", "index"), [("sasrec", "exact"), ("sasrec", "flat"), ("popularity", "exact")])
+def test_lists_equal_plain_sorting(data: Path, model: str, index: str) -> None:
+    it = opened(data, model)
+    loaded, system = it
+    (batch,) = loaded.evaluation_batches("test", np.arange(80), 1000)
+    offsets, items = loaded.dataset.offsets, loaded.dataset.items
+    known = Histories.of([items[a : b - 1].tolist() for a, b in itertools.pairwise(offsets)])
+    with torch.no_grad():
+        ranker = make_ranker(system, EvalConfig(index=index))
+        ranks, lists = ranker.rank(batch, known, K)
+        again, none = ranker.rank(batch, known, 0)
+    assert lists is not None
+    assert none is None
+    assert torch.equal(ranks.all_items, again.all_items)
+    assert lists.all_items.tolist() == best(it, masked=False)
+    assert lists.history_masked.tolist() == best(it, masked=True)
+
+
+def test_an_index_that_finds_too_few_gives_short_lists(data: Path) -> None:
+    loaded, model = opened(data, "sasrec")
+    assert isinstance(model, SequenceModel)
+    (batch,) = loaded.evaluation_batches("test", np.arange(1), 1)
+    with torch.no_grad():
+        ranker = IndexRanker(model, EvalConfig(index="flat", depth=20))
+        _, whole = ranker.rank(batch, Histories.of([[]]), 20)
+        assert whole is not None
+        seen = whole.all_items[0, [0, 3, 19]].tolist()
+        _, lists = ranker.rank(batch, Histories.of([seen]), 20)
+    assert lists is not None
+    left = [item for item in whole.all_items[0].tolist() if item not in seen]
+    assert lists.history_masked.tolist() == [[*left, 0, 0, 0]]
+
+
+def test_metrics_of_lists_are_reported_at_the_end_whatever_the_batch_size(data: Path) -> None:
+    it = opened(data, "sasrec")
+    asked: dict[str, Any] = {"metrics": ("HR", "Coverage", "Novelty"), "ks": (1, K)}
+    loaded, model = it
+    validation = evaluate(model, loaded, "validation", EvalConfig(**asked))
+    assert list(validation.metrics()) == ["HR@1", f"HR@{K}"], "not asked of a validation"
+    reports = []
+    for size in (7, 80):
+        result = evaluate(model, loaded, "test", EvalConfig(batch_size=size, **asked), with_lists=True)
+        reports.append({key: value for key, value in result.report().items() if key != "seconds"})
+    assert reports[0] == reports[1]
+    (report, _), counts = reports, loaded.dataset.train_counts()
+    keys = ["HR@1", "Coverage@1", "Novelty@1", f"HR@{K}", f"Coverage@{K}", f"Novelty@{K}"]
+    assert [key for key in report if "@" in key] == list(report["masked"]) == keys
+    assert [key for key in report["cold"] if "@" in key] == ["HR@1", f"HR@{K}"], "lists are not of one target"
+    for values, masked in ((report, False), (report["masked"], True)):
+        lists = best(it, masked)
+        assert values[f"Coverage@{K}"] == len({item for row in lists for item in row}) / 60
+        bits = [-np.log2(max(1, counts[row[0]]) / counts.sum()) for row in lists]
+        assert values["Novelty@1"] == pytest.approx(np.mean(bits))
+
+
+def test_an_index_over_a_system_without_vectors_is_refused(data: Path) -> None:
+    with pytest.raises(UserError, match="no item vectors"):
+        make_ranker(opened(data, "popularity")[1], EvalConfig(index="flat"))

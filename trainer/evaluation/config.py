@@ -1,0 +1,54 @@
+"""The section `eval` of a run's configuration."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from models.registry import nearest
+from retrieval.index.kinds import KINDS
+from retrieval.metrics.registry import DEFAULT, MetricChoice
+
+
+class EvalConfig(BaseModel):
+    """metrics, ks: figures that are reported, each metric in the top k for every k; metrics of lists (Coverage,
+    Novelty) are computed at the end alone. Training is steered by NDCG@10 whatever they are.
+    index: what ranks the catalogue; exact is the truth, a FAISS index reports its recall against it.
+    depth: how many items an index returns per user. recall_sample: users whose exact top-k it is compared with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metrics: tuple[str, ...] = DEFAULT.names
+    ks: tuple[int, ...] = DEFAULT.ks
+    batch_size: int = Field(default=2048, ge=1)
+    index: str = "exact"
+    depth: int = Field(default=100, ge=20)
+    recall_sample: int = Field(default=1000, ge=1)
+
+    @property
+    def choice(self) -> MetricChoice:
+        """The figures that are reported."""
+        return MetricChoice(self.metrics, self.ks)
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return MetricChoice(names=names).names
+
+    @field_validator("ks")
+    @classmethod
+    def _distinct_ks(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        return MetricChoice(ks=ks).ks
+
+    @field_validator("index")
+    @classmethod
+    def _known_index(cls, name: str) -> str:
+        if name != "exact" and name not in KINDS:
+            raise ValueError(f"unknown index: {nearest(name, ['exact', *KINDS])}")
+        return name
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> EvalConfig:
+        if self.depth < max(self.ks):
+            raise ValueError(f"depth is {self.depth}, below the largest of ks; set eval.depth={max(self.ks)} or more")
+        return self

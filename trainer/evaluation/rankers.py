@@ -1,0 +1,130 @@
+"""What ranks the catalogue for a batch of users: scores, exact inner products, or an index whose recall is measured."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from models.contract import Baseline, Batch, SequenceModel, System
+from models.errors import UserError
+from retrieval.exact import Histories, Ranks, exact_ranks, exact_topk, for_similarity, score_ranks, score_topk
+from retrieval.index.build import build_index
+from retrieval.index.faiss_index import Index
+from trainer.evaluation.config import EvalConfig
+
+
+class TopLists(NamedTuple):
+    """The best items of each user, best first, (B, k) int64 item rows, 0 where there is none: out of all items, and
+    without the user's own history.
+    """
+
+    all_items: Tensor
+    history_masked: Tensor
+
+
+class Ranker(Protocol):
+    """Ranks of the targets of users, and their top-k lists where they are asked for."""
+
+    def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
+        """Ranks (B,), 1-based, 0 where the target was not found; lists of length k, None for k = 0."""
+
+    def describe(self) -> dict[str, Any] | None:
+        """What ranked, and how near to exact it is; None where it is exact."""
+
+
+def make_ranker(model: System, config: EvalConfig) -> Ranker:
+    """The ranker of `config` for `model`. Raises UserError for an index over a system without item vectors."""
+    if isinstance(model, Baseline):
+        if config.index != "exact":
+            raise UserError(f"eval.index={config.index}: this system has no item vectors to index; use exact")
+        return ScoreRanker(model)
+    assert isinstance(model, SequenceModel)
+    return ExactRanker(model) if config.index == "exact" else IndexRanker(model, config)
+
+
+class ScoreRanker:
+    """Ranks by the scores of a system that has no vectors."""
+
+    def __init__(self, model: Baseline) -> None:
+        self._model = model
+
+    def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
+        """See `Ranker.rank`."""
+        scores = self._model.scores(batch)
+        ranks = score_ranks(scores, batch.target, histories)
+        if not k:
+            return ranks, None
+        return ranks, TopLists(score_topk(scores, k)[1], score_topk(scores, k, histories)[1])
+
+    def describe(self) -> None:
+        """Nothing to say: this is exact."""
+
+
+class ExactRanker:
+    """Ranks by inner products with the whole catalogue."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        self._model = model
+        self._items = for_similarity(model.item_vectors(), model.similarity)
+
+    def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
+        """See `Ranker.rank`."""
+        vectors = for_similarity(self._model.user_vectors(batch), self._model.similarity)
+        ranks = exact_ranks(vectors, self._items, batch.target, histories)
+        if not k:
+            return ranks, None
+        everything, masked = (exact_topk(vectors, self._items, k, exclude)[1] for exclude in (None, histories))
+        return ranks, TopLists(everything, masked)
+
+    def describe(self) -> None:
+        """Nothing to say: this is exact."""
+
+
+class IndexRanker:
+    """Ranks by an index whose recall it measures on a sample. Lists are short where it found too few items."""
+
+    def __init__(self, model: SequenceModel, config: EvalConfig) -> None:
+        self._model, self._config = model, config
+        self._items = for_similarity(model.item_vectors(), model.similarity)
+        self._index: Index = build_index(self._items.cpu().numpy(), config.index, checksum="evaluation")
+        self._found, self._sampled = 0, 0
+
+    def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
+        """See `Ranker.rank`."""
+        vectors = for_similarity(self._model.user_vectors(batch), self._model.similarity)
+        depth = min(self._config.depth, len(self._items) - 1)
+        _, found = self._index.search(vectors.cpu().numpy(), depth)
+        ids = torch.from_numpy(found)
+        hit = ids == batch.target.cpu()[:, None]
+        plain = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
+        user, item = histories.pairs(0, len(ids), len(self._items))
+        # pairs as numbers: a table of users by items would not fit for the catalogues that an index is for
+        row = torch.arange(len(ids))[:, None] * len(self._items)
+        seen = torch.isin(row + ids.clamp(min=0), user * len(self._items) + item)
+        before = (seen & (torch.arange(depth) < plain[:, None] - 1)).sum(1)
+        self._measure_recall(vectors, ids)
+        ranks = Ranks(plain, torch.where(plain > 0, plain - before, 0))
+        if not k:
+            return ranks, None
+        unseen = ids.gather(1, seen.int().sort(dim=1, stable=True)[1])  # seen items go last, others keep their order
+        unseen[torch.arange(depth) >= depth - seen.sum(1)[:, None]] = 0
+        return ranks, TopLists(ids[:, :k], unseen[:, :k])
+
+    def _measure_recall(self, vectors: torch.Tensor, ids: torch.Tensor) -> None:
+        wanted = min(len(ids), self._config.recall_sample - self._sampled)
+        if wanted <= 0:
+            return
+        _, exact = exact_topk(vectors[:wanted], self._items, min(20, len(self._items) - 1))
+        same = (exact.cpu()[:, :, None] == ids[:wanted, None, : exact.shape[1]]).any(2)
+        self._found, self._sampled = self._found + int(same.sum()), self._sampled + same.numel() // exact.shape[1]
+        self._recall_depth = exact.shape[1]
+
+    def describe(self) -> dict[str, Any]:
+        """What ranked, and how near to exact it is."""
+        recall = self._found / max(1, self._sampled * self._recall_depth)
+        return {
+            "kind": self._config.index, "description": self._index.description, "depth": self._config.depth,
+            "recall@20": recall, "recall_users": self._sampled,
+        }  # fmt: skip

@@ -1,0 +1,128 @@
+"""The ranks that a test of a run left behind: read, checked, and joined over seeds."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import UserError
+from retrieval.metrics.base import RankMetric, UserRanks, Values
+from retrieval.metrics.registry import METRICS, MetricChoice, parse_key
+from retrieval.metrics.summary import per_user
+
+#: test.json may be rounded; a figure of other ranks differs by more (one user of 10,000 moves HR@10 by 1e-4)
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class RunRanks:
+    """Test ranks of one run, by ascending user: user, target, rank, rank_masked (U,) integers; cold (U,) bool."""
+
+    name: str
+    user: NDArray[np.integer[Any]]
+    target: NDArray[np.integer[Any]]
+    rank: UserRanks
+    rank_masked: UserRanks
+    cold: NDArray[np.bool_]
+
+    def ranks(self, masked: bool) -> UserRanks:
+        """Ranks among all items, or with the user's own history masked."""
+        return self.rank_masked if masked else self.rank
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs of one system that differ in their seed alone; most groups are of one run."""
+
+    name: str
+    runs: list[RunRanks]
+
+    def per_user(self, masked: bool, choice: MetricChoice) -> dict[str, Values]:
+        """Rank metrics of each user by key, means over seeds."""
+        values = [per_user(run.ranks(masked), choice) for run in self.runs]
+        return {key: np.mean([each[key] for each in values], axis=0) for key in values[0]}
+
+
+def grouped(runs: Sequence[RunRanks]) -> list[SeedGroup]:
+    """Runs joined by the name before -sSEED, in the order of their first run."""
+    groups: dict[str, list[RunRanks]] = {}
+    for entry in runs:
+        groups.setdefault(re.sub(r"-s\d+$", "", entry.name), []).append(entry)
+    return [SeedGroup(name if len(same) > 1 else same[0].name, same) for name, same in groups.items()]
+
+
+def read_run(folder: Path) -> RunRanks:
+    """The test ranks in `folder`, checked against its test.json. Raises UserError naming the file that is wrong."""
+    path = folder / "ranks-test.npz"
+    arrays = _read_arrays(path)
+    integers = [arrays[name] for name in ("user", "target", "rank", "rank_masked")]
+    same_length = len({array.shape for array in arrays.values()}) == 1 and arrays["cold"].ndim == 1
+    if not same_length or arrays["cold"].dtype != bool or any(array.dtype.kind not in "iu" for array in integers):
+        raise UserError(f"{path}: expected integers user, target, rank, rank_masked and booleans cold, of one length")
+    order = np.argsort(arrays["user"])
+    ranks = RunRanks(folder.name, **{name: array[order] for name, array in arrays.items()})
+    if not len(order) or (np.diff(ranks.user) == 0).any() or min(ranks.rank.min(), ranks.rank_masked.min()) < 0:
+        raise UserError(f"{path}: expected at least one user, each user once, and ranks from 1 on (0: not found)")
+    _require_same_figures(folder / "test.json", ranks)
+    return ranks
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    advice = f"test the run first: mealrec evaluate --run {path.parent.name}"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("user", "target", "rank", "rank_masked", "cold")}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {advice}") from error
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({str(error)[:200]}); {advice}") from error
+
+
+def _require_same_figures(path: Path, ranks: RunRanks) -> None:
+    """test.json reports either every item ranked or the history masked; it must fit the ranks next to it."""
+    again = f"test the run again: mealrec evaluate --run {path.parent.name}"
+    try:
+        report = json.loads(path.read_bytes())
+        figures = {key: float(value) for key, value in report.items() if "@" in key}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {again}") from error
+    if not figures:
+        raise UserError(f"{path} holds no metric; {again}")
+    reported = {key: value for key, value in figures.items() if _of_ranks(key)}  # none: metrics of lists alone
+    if reported and not any(_fit(reported, column) for column in (ranks.rank, ranks.rank_masked)):
+        raise UserError(
+            f"{path} does not report the metrics of ranks-test.npz next to it, so one of them is from another test; "
+            f"{again}"
+        )
+
+
+def _of_ranks(key: str) -> tuple[RankMetric, int] | None:
+    """The metric and k of a figure; None where it is not one of ranks, or not of a metric that is known here."""
+    parsed = parse_key(key)
+    metric = METRICS[parsed[0]] if parsed else None
+    return (metric, parsed[1]) if parsed and isinstance(metric, RankMetric) else None
+
+
+def _fit(reported: dict[str, float], ranks: UserRanks) -> bool:
+    known = {key: found for key in reported if (found := _of_ranks(key))}
+    means = [float(metric.per_user(ranks, k).mean()) for metric, k in known.values()]
+    return bool(np.allclose(list(reported.values()), means, rtol=0, atol=TOLERANCE))
+
+
+def require_same_data(first: RunRanks, other: RunRanks) -> None:
+    """Raises UserError where two runs were not tested on the same users, targets and training rows."""
+    for field in ("user", "target", "cold"):
+        if not np.array_equal(getattr(first, field), getattr(other, field)):
+            what = {"user": "users", "target": "targets", "cold": "training rows (cold targets)"}[field]
+            raise UserError(
+                f"runs {first.name} and {other.name} have different test {what}, so their metrics cannot be compared; "
+                "name runs that were trained and tested on the same prepared dataset"
+            )

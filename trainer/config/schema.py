@@ -167,7 +167,7 @@ def _explain(error: ValidationError) -> str:
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path) or "configuration"
         cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, UserError):  # options say by themselves which one is wrong
+        if isinstance(cause, UserError) and path[:1] == ["model"]:  # options say by themselves which one is wrong
             lines.append(str(cause))
             continue
         if problem["type"] == "extra_forbidden":

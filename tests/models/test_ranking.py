@@ -74,6 +74,20 @@ def test_candidates_are_an_id_vector_plus_projected_unit_content(
     assert_same(model(shared), expected, [shared, *model.parameters()])
 
 
+def test_projected_content_learns_under_bf16_autocast() -> None:
+    gradients = []
+    for half in (False, True):
+        model, shared = _candidates(content="text").float(), _shared().float()
+        torch.manual_seed(0)
+        randomise(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            vectors = model(shared)
+        vectors.float().square().sum().backward()  # type: ignore[no-untyped-call]
+        assert model.project is not None
+        gradients.append(model.project.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.05)
+
+
 def test_the_defaults_are_the_shared_table_itself() -> None:
     model, shared = _candidates(), _shared()
     assert model(shared) is shared

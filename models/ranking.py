@@ -102,7 +102,8 @@ class _Projected(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         gradient, start = torch.zeros_like(ctx.like), 0
         for content_IH in _unit_blocks(ctx.table, ctx.field, ctx.like):
-            gradient.addmm_(grad_outputs[0][start : start + len(content_IH)].T, content_IH)
+            block_ID = grad_outputs[0][start : start + len(content_IH)]  # bfloat16 under autocast
+            gradient.addmm_(block_ID.T.to(gradient.dtype), content_IH)
             start += len(content_IH)
         return gradient, None, None
 

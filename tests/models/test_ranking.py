@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models import ranking
 from models.backbone import Backbone
-from models.contract import ModelContext, TrainingInteractions
+from models.contract import Batch, ModelContext, TrainingInteractions
 from models.errors import UserError
 from models.mealrec.model import MealRec
-from models.nn.noise import KeyedNoise
+from models.nn.noise import KeyedNoise, Stream
 from models.options.mealrec import MealRecOptions, TCDOptions
 from models.options.ranking import RankingOptions
 from models.options.sasrec import SASRecOptions
@@ -72,6 +72,20 @@ def test_candidates_are_an_id_vector_plus_projected_unit_content(
     expected = torch.stack([base[i] + model.project @ _content("text", i) for i in range(ITEMS)])
     assert model.project.shape == (HIDDEN, TEXT)
     assert_same(model(shared), expected, [shared, *model.parameters()])
+
+
+def test_projected_content_learns_under_bf16_autocast() -> None:
+    gradients = []
+    for half in (False, True):
+        model, shared = _candidates(content="text").float(), _shared().float()
+        torch.manual_seed(0)
+        randomise(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            vectors = model(shared)
+        vectors.float().square().sum().backward()  # type: ignore[no-untyped-call]
+        assert model.project is not None
+        gradients.append(model.project.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.05)
 
 
 def test_the_defaults_are_the_shared_table_itself() -> None:
@@ -162,46 +176,85 @@ def _backbone(kind: str, options: RankingOptions = ALL) -> Backbone:
     return TedRec(TedRecOptions(hidden=HIDDEN, inner=6, experts=2, similarity=similarity, ranking=options), _context())
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "tedrec-dot", "tedrec-cosine"])
-def test_ranking_loss_is_cross_entropy_of_the_candidates_seen_in_training(kind: str) -> None:
-    model = _backbone(kind).double()
+def _vector(model: Backbone, item: int) -> Tensor:
+    """What ranks `item`: its ID vector, and its projected content of unit length."""
+    candidates = model.candidates
+    vector = model.item_embedding.weight[item] if candidates.own is None else candidates.own[item]
+    return vector if candidates.project is None else vector + candidates.project @ _content("text", item).to(vector)
+
+
+def _score(model: Backbone, user_D: Tensor, history: Sequence[int], item: int) -> Tensor:
+    """By definition: dot product, less the learned amount for each likeness of codes; or cosine over temperature."""
+    vector, candidates = _vector(model, item), model.candidates
+    if model.similarity == "cosine":
+        return (user_D * vector).sum() / (user_D.norm() * vector.norm()) / model.temperature
+    score = (user_D * vector).sum()
+    if candidates.codes is None or candidates.repeat is None:
+        return score
+    for watched in history:
+        score = score - candidates.repeat[0] * (candidates.codes[watched] * candidates.codes[item]).sum().to(score)
+    return score
+
+
+def _loss(model: Backbone, user_BD: Tensor, histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
+    """Mean over rows of -log of the target's share among the items that somebody watched."""
+    rows = []
+    for user_D, history, target in zip(user_BD, histories, targets, strict=True):
+        exponents = [torch.exp(_score(model, user_D, history, item)) for item in SEEN]
+        rows.append(-torch.log(exponents[SEEN.index(target)] / torch.stack(exponents).sum()))
+    return torch.stack(rows).mean()
+
+
+def _cut(batch: Batch, share: float) -> list[list[int]]:
+    """Histories as a training step of a backbone over `_context` sees them, row by row."""
+    histories = []
+    for key, length, items in zip(batch.key, batch.length.tolist(), batch.history.tolist(), strict=True):
+        picked, cut = KeyedNoise(_context().seed).uniform(key[None], (2,), Stream.SHORTENING)[0].tolist()
+        kept = 1 + int(cut * (length - 1)) if picked < share and length > 1 else length
+        histories.append(items[:kept])
+    return histories
+
+
+@pytest.mark.parametrize(
+    ("kind", "repeats"), [("sasrec", 0), ("sasrec", 3), ("tedrec-dot", 0), ("tedrec-dot", 3), ("tedrec-cosine", 0)]
+)
+def test_ranking_loss_is_cross_entropy_of_the_items_seen_in_training(kind: str, repeats: int) -> None:
+    model = _backbone(kind, replace(ALL, repeats=repeats)).double()
     user = torch.randn(3, HIDDEN, dtype=torch.float64).requires_grad_()
-    target = torch.tensor([1, 4, 11])
-    item = model.candidates(model.item_embedding.weight)
-    if kind == "tedrec-cosine":
-        logits = torch.cosine_similarity(user[:, None], item[SEEN][None], dim=2) / model.temperature
-    else:
-        logits = user @ item[SEEN].T
-    expected = F.cross_entropy(logits, torch.tensor([SEEN.index(t) for t in target.tolist()]))
+    batch, targets = make_batch([[3], [1, 2, 3, 5], [6, 6]]), [1, 4, 11]
+    loss = model.ranking_loss(model.ranked_users(user, batch), torch.tensor(targets))
     leaves = [user, *model.candidates.parameters()]
-    assert_same(model.ranking_loss(user, target), expected, leaves)
+    assert_same(loss, _loss(model, user, [[3], [1, 2, 3, 5], [6, 6]], targets), leaves)
 
 
 @pytest.mark.parametrize("kind", ["sasrec", "tedrec-cosine"])
 def test_a_step_reads_the_shortened_rows(kind: str) -> None:
     model, batch = _backbone(kind).eval(), make_batch(HISTORIES)
-    batch = replace(batch, target=torch.tensor(SEEN[:6]))
-    short = shortened(batch, 0.6, KeyedNoise(3))
-    assert short.length.tolist() != batch.length.tolist()
-    expected = model.ranking_loss(model.encode(short), batch.target)
-    torch.testing.assert_close(model(batch)["ranking"], expected)
+    cut = _cut(batch, 0.6)
+    assert any(1 <= len(short) < len(whole) for short, whole in zip(cut, HISTORIES, strict=True))
+    assert any(len(short) == len(whole) > 1 for short, whole in zip(cut, HISTORIES, strict=True))
+    user = model.encode(make_batch(cut))
+    expected = _loss(model, user, cut, SEEN[:6])
+    torch.testing.assert_close(model(replace(batch, target=torch.tensor(SEEN[:6])))["ranking"], expected)
 
 
 def test_mealrec_reads_the_shortened_rows_and_ranks_the_candidates() -> None:
-    def loss(shorten: float, histories: list[list[int]]) -> Tensor:
+    def model_of(shorten: float) -> MealRec:
         options = MealRecOptions(
             backbone="sasrec", sasrec=SASRecOptions(hidden=HIDDEN, inner=6, ranking=replace(ALL, shorten=shorten)),
             tcd=TCDOptions(channels=(8, 16)), steps=3,
         )  # fmt: skip
         torch.manual_seed(0)
-        model, batch = MealRec(options, _context()).eval(), make_batch(histories)
-        assert torch.equal(model.item_vectors(), model.backbone.candidates(model.backbone.item_embedding.weight))
-        value: Tensor = model(replace(batch, target=torch.tensor(SEEN[:6])))["ranking"]
+        return MealRec(options, _context()).eval()
+
+    def loss(model: MealRec, histories: Sequence[Sequence[int]]) -> Tensor:
+        value: Tensor = model(replace(make_batch(histories), target=torch.tensor(SEEN[:6])))["ranking"]
         return value
 
-    short = shortened(make_batch(HISTORIES), 0.6, KeyedNoise(3))
-    cut = [h[:n] for h, n in zip(HISTORIES, short.length.tolist(), strict=True)]
-    torch.testing.assert_close(loss(0.6, HISTORIES), loss(0.0, cut))
+    model = model_of(0.6)
+    vectors = torch.stack([_vector(model.backbone, item) for item in range(1, ITEMS)])
+    torch.testing.assert_close(model.item_vectors()[1:], vectors)
+    torch.testing.assert_close(loss(model, HISTORIES), loss(model_of(0.0), _cut(make_batch(HISTORIES), 0.6)))
 
 
 def test_options_that_mean_nothing_are_refused() -> None:

@@ -17,7 +17,7 @@ from trainer.cli import main
 from trainer.config.schema import DataConfig
 from trainer.data.format import shards
 from trainer.data.format.dataset import Dataset
-from trainer.data.sources.base import SHORTVIDEO_BEHAVIOURS
+from trainer.data.sources.shortvideo import SHORTVIDEO_BEHAVIOURS
 
 MAX_LENGTH = 4
 CPU = torch.device("cpu")

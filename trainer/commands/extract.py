@@ -17,7 +17,7 @@ import polars as pl
 from models.errors import UserError
 from trainer.commands.kinds import add_kinds
 from trainer.data.format.manifest import file_info
-from trainer.data.sources.base import read_items
+from trainer.data.sources.items import read_items
 from trainer.data.storage import is_url
 from trainer.extract.pipeline.execute import Limits, Outcome, Where, extract
 from trainer.extract.pipeline.protocols import Sampling

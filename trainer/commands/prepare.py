@@ -12,7 +12,11 @@ from pathlib import Path
 from trainer.commands.kinds import add_kinds
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, prepare
-from trainer.data.sources import base as importers
+from trainer.data.sources.base import Log
+from trainer.data.sources.microlens import read_microlens
+from trainer.data.sources.recbole import read_recbole
+from trainer.data.sources.shortvideo import read_shortvideo
+from trainer.data.sources.table import read_table
 from trainer.data.synthetic.generate import SyntheticOptions, generate
 
 _KINDS = {
@@ -95,14 +99,14 @@ def report(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _import(args: argparse.Namespace) -> importers.Log:
+def _import(args: argparse.Namespace) -> Log:
     if args.source == "microlens":
-        return importers.read_microlens(args.pairs, args.titles)
+        return read_microlens(args.pairs, args.titles)
     if args.source == "shortvideo":
-        return importers.read_shortvideo(args.interactions)
+        return read_shortvideo(args.interactions)
     if args.source == "recbole":
-        return importers.read_recbole(args.inter)
-    return importers.read_table(args.file, args.user, args.item, args.time)
+        return read_recbole(args.inter)
+    return read_table(args.file, args.user, args.item, args.time)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ SUFFIXES = (
 def locate(items: pl.DataFrame, root: str) -> list[str]:
     """The path or URL of each item's video, "" where there is none.
 
-    items: as `trainer.data.sources.base.read_items`. A `video` there is relative to `root`; other items have the file
+    items: as `trainer.data.sources.items.read_items`. A `video` there is relative to `root`; other items have the file
     `root`/**/ITEM.mp4 (or another of SUFFIXES). A web server that gives no listing is asked for ITEM.mp4.
     Raises UserError: `root` cannot be listed, a scheme that is not read, no item has a video.
     """

@@ -80,7 +80,7 @@ def _why_absent(features: Features, item: str) -> str:
     if features.manifest.failed:
         try:
             with open_file(join(features.root, FAILED_CSV)) as stream:
-                for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):
+                for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline="")):
                     if row.get("item") == item:
                         return f"failed: {row.get('reason')}"
         except (UserError, csv.Error, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from trainer.data.content import from_rows, mean_of
 from trainer.data.features import FEATURES, is_extracted, open_features, unpack
 from trainer.data.format.manifest import file_info
 from trainer.data.format.writer import Content
+from trainer.text_files import open_text
 
 _CHECK_BYTES = 32 << 20
 #: file -> content field, dimensions, what it is
@@ -162,13 +163,14 @@ def _arrays(folder: Path) -> _Folder:
 def _read_ids(folder: Path) -> tuple[list[str], Path]:
     text, listed = folder / "ids.txt", folder / "ids.json"
     path = listed if listed.exists() else text
+    if not path.exists():
+        raise UserError(f"{folder} has neither ids.txt nor ids.json; --features needs one of them, with the items' ids")
+    with open_text(path) as stream:
+        raw = stream.read()
     try:
-        raw = path.read_text(encoding="utf-8")
         ids = json.loads(raw) if path is listed else [line.strip() for line in raw.splitlines()]
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); --features needs ids.txt or ids.json") from None
     except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}); one id a line, or a JSON list of ids") from None
+        raise UserError(f"{path} cannot be read ({error}); it is a JSON list of ids") from None
     if not isinstance(ids, list) or not all(isinstance(item, str | int) and item != "" for item in ids):
         raise UserError(f"{path} has an empty line or an entry that is not an id; one id per row of the arrays")
     return [str(item) for item in ids], path

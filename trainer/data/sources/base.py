@@ -1,25 +1,31 @@
-"""Interaction logs of several formats, read with polars into one shape; nothing is dropped without being counted."""
+"""A source of interactions: what it must offer, the log that it gives, and helpers that read and check tables.
+
+Nothing is dropped without being counted; what is malformed is refused with its file and line.
+"""
 
 from __future__ import annotations
 
-import codecs
+import argparse
 import csv
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
 from models.errors import UserError
+from trainer.text_files import check_text, open_text
 
 
 @dataclass(frozen=True)
 class Log:
-    """An imported log. frame: user (String), item (String), time (Int64), and behaviours (UInt8) where there are any.
+    """Interactions. frame: user (String), item (String), time (Int64), and behaviours (UInt8) where there are any.
 
-    Rows are in the order of the source, except that rows of one whole second keep the order of its fractions.
-    titles: item -> title. dropped: reason -> count. files: what was read.
+    Rows of equal time are in the order of the source; fractions of a second decide before it does.
+    titles: item -> title. behaviour_names: what the bits of behaviours mean, lowest first. dropped: reason -> count.
+    files: what was read.
     """
 
     frame: pl.DataFrame
@@ -29,8 +35,33 @@ class Log:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
+class Source(Protocol):
+    """A format of interaction logs: `mealrec prepare NAME` for the name under which it is registered.
+
+    help: what it reads, in words. example: a whole command, for the help.
+    """
+
+    help: str
+    example: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options that only this source has."""
+        ...
+
+    def read(self, args: argparse.Namespace) -> Log:
+        """The log that these options name. Raises UserError: what is wrong, with file and line, and what to do."""
+        ...
+
+
 def make_log(frame: pl.DataFrame, file: Path, behaviours: bool = False) -> Log:
-    """Check ids and times of a frame of user, item, time and _line; drop duplicates."""
+    """The log of a frame with user, item and time (numbers, text of numbers, or datetimes) read from `file`.
+
+    Rows that are equal in all three are kept once and counted; their `behaviours` (UInt8, bits) are joined.
+    `_line`: the line of each row in the file; without it rows count as lines.
+    Raises UserError with the line: an id that is missing, a time that is none.
+    """
+    if "_line" not in frame.columns:
+        frame = frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
     for column in ("user", "item"):
         refuse_null(frame, column, file)
     frame = _whole_times(frame, file).sort("_exact", maintain_order=True)
@@ -69,7 +100,10 @@ def titles_of(frame: pl.DataFrame) -> dict[str, str]:
 
 
 def read_columns(file: Path, separator: str, names: dict[str, str], extra: Sequence[str] = ()) -> pl.DataFrame:
-    """Columns of a delimited file with a header: `names` maps ours to the file's; plus `_line`."""
+    """Columns of a delimited file with a header, as `read_delimited` gives them.
+
+    names: our name of a column -> the file's. extra: more of the file's columns. Raises UserError: one is not there.
+    """
     header = read_header(file, separator)
     for name in names.values():
         require_column(file, name, header)
@@ -78,8 +112,11 @@ def read_columns(file: Path, separator: str, names: dict[str, str], extra: Seque
 
 
 def read_delimited(file: Path, separator: str, columns: Sequence[str], header: bool = False) -> pl.DataFrame:
-    """A delimited file as columns of strings without surrounding blanks, empty cells null, and `_line`."""
-    _refuse_binary(file)
+    """A delimited file as columns of strings without surrounding blanks, empty cells null, and `_line`.
+
+    columns: their names; header: whether line 1 holds names and no data. Raises UserError with the line of the trouble.
+    """
+    check_text(file)
     quote = '"' if separator == "," else None
     try:
         frame = pl.read_csv(file, has_header=header, separator=separator, quote_char=quote, infer_schema=False)
@@ -101,50 +138,48 @@ def read_delimited(file: Path, separator: str, columns: Sequence[str], header: b
     return frame
 
 
+def read_parquet(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) -> pl.DataFrame:
+    """`columns`, those of `extra` that are there, and `_line` (rows count as lines) of a Parquet file.
+
+    Raises UserError: unreadable, a column that is not there or holds lists or the like, no rows.
+    """
+    try:
+        schema = pl.read_parquet_schema(file)
+        wanted = [require_column(file, name, schema) for name in dict.fromkeys(columns)]
+        wanted += [name for name in extra if name in schema]
+        frame = pl.read_parquet(file, columns=wanted)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{file} cannot be read as Parquet ({error})") from None
+    if frame.is_empty():
+        raise UserError(f"{file} has no rows; is it the right file?")
+    for name, dtype in frame.schema.items():
+        if dtype.is_nested():
+            raise UserError(f"{file}: column {name!r} is {dtype}; one value per row is expected")
+    return frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
+
+
 def read_header(file: Path, separator: str) -> list[str]:
+    """The names of the columns in line 1. Raises UserError: empty, repeated or reserved names."""
     cells = next(csv.reader([first_line(file)], delimiter=separator), [])
     header = [cell.strip() for cell in cells]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice or "" in header or "_line" in header:
-        raise UserError(f"{file}, line 1: column names are empty, twice there or reserved: {twice or header}")
+        raise UserError(f"{file}, line 1: column names are empty, repeated or reserved: {twice or header}")
     return header
 
 
 def first_line(file: Path) -> str:
-    _refuse_binary(file)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    """Line 1 of a text file without its end. Raises UserError: it is blank, or the file is not text."""
+    with open_text(file) as stream:
         line = stream.readline()
     if not line.strip():
         raise UserError(f"{file}, line 1 is empty; expected a header or data")
     return line.rstrip("\r\n")
 
 
-def _refuse_binary(file: Path) -> None:
-    """UserError: cannot be opened, empty, or not UTF-8, with the line of the first bad byte."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
-    try:
-        with file.open("rb") as stream:
-            if not stream.read(1):
-                raise UserError(f"{file} is empty")
-            stream.seek(0)
-            while piece := stream.read(1 << 20):
-                try:
-                    decoder.decode(piece)
-                except UnicodeDecodeError as error:
-                    # error.object starts with what the decoder held back; newlines in that part are none
-                    line += error.object[: error.start].count(b"\n")
-                    raise UserError(f"{file}, line {line} is not UTF-8; convert it, e.g. with iconv") from None
-                line += piece.count(b"\n")
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise UserError(f"{file}, line {line} ends within a character: the file is truncated") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file} ({error.strerror})") from None
-
-
 def _locate(file: Path, separator: str, width: int) -> str | None:
-    """Where a delimited file that polars refuses has the first line of another width; None where there is none."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    """What is wrong with a delimited file that polars refuses: its first line with too many columns, else None."""
+    with open_text(file) as stream:
         quote = '"' if separator == "," else None
         reader = csv.reader(stream, delimiter=separator, quotechar=quote)
         try:
@@ -160,7 +195,7 @@ def _locate(file: Path, separator: str, width: int) -> str | None:
 
 
 def require_column(file: Path, name: str, header: Iterable[str]) -> str:
-    """`name`, if the file has this column; UserError with the nearest name otherwise."""
+    """`name`. Raises UserError with the nearest name where it is not in the header."""
     columns = list(header)
     if name in columns:
         return name
@@ -170,11 +205,12 @@ def require_column(file: Path, name: str, header: Iterable[str]) -> str:
 
 
 def refuse_null(frame: pl.DataFrame, column: str, file: Path) -> None:
+    """Raises UserError with the first line where `column` has no value."""
     refuse_where(frame, pl.col(column).is_null(), column, file, "is missing")
 
 
 def refuse_where(frame: pl.DataFrame, bad: pl.Expr, column: str, file: Path, what: str) -> None:
-    """UserError naming the first line where `bad` holds."""
+    """Raises UserError with the first line where `bad` holds. what: the end of "FILE, line N: COLUMN VALUE ..."."""
     found = frame.filter(bad).head(1)
     if len(found):
         value = found[column][0]

@@ -1,4 +1,4 @@
-"""Tables of items: what `mealrec extract` is to encode."""
+"""Tables of items, for `mealrec extract`: their ids, and their titles and videos where these are known."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import polars as pl
 
-from models.errors import UserError
 from trainer.data.sources.base import (
     first_line,
     read_columns,
     read_delimited,
     read_header,
+    read_parquet,
     refuse_null,
     refuse_where,
     require_column,
 )
 
-#: what a table of items may tell of them
+#: what a table of items may say about them
 _ITEM_COLUMNS = ("title", "video")
 
 
@@ -28,7 +28,11 @@ def read_items(file: Path) -> pl.DataFrame:
     file: CSV, TSV or Parquet with a column `item`, and `title` and `video` (path or URL) where it has them;
     MicroLens's `item,title` without a header; or one id a line. Raises UserError: file, line, and what is wrong.
     """
-    frame = _parquet_items(file) if file.suffix.lower() in (".parquet", ".pq") else _text_items(file)
+    if file.suffix.lower() in (".parquet", ".pq"):
+        frame = read_parquet(file, ["item"], _ITEM_COLUMNS)
+        frame = frame.with_columns(pl.exclude("_line").cast(pl.String))
+    else:
+        frame = _text_items(file)
     refuse_null(frame, "item", file)
     refuse_where(frame, pl.col("item").is_duplicated(), "item", file, "is there twice")
     absent = [pl.lit(None, pl.String).alias(name) for name in _ITEM_COLUMNS if name not in frame.columns]
@@ -49,16 +53,3 @@ def _text_items(file: Path) -> pl.DataFrame:
     if all(cell.isidentifier() for cell in cells):
         require_column(file, "item", cells)
     return read_delimited(file, separator, ["item", "title"])
-
-
-def _parquet_items(file: Path) -> pl.DataFrame:
-    try:
-        header = pl.read_parquet_schema(file)
-        require_column(file, "item", header)
-        frame = pl.read_parquet(file, columns=["item", *(name for name in _ITEM_COLUMNS if name in header)])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{file} cannot be read as Parquet ({error})") from None
-    nested = [name for name in frame.columns if frame.schema[name].is_nested()]
-    if nested or frame.is_empty():
-        raise UserError(f"{file} has no rows" if not nested else f"{file}: column {nested[0]!r} is not text")
-    return frame.with_columns(pl.all().cast(pl.String), _line=pl.int_range(1, pl.len() + 1))

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import polars as pl
 
 from trainer.data.sources.base import Log, first_line, make_log, read_delimited, refuse_null, titles_of
 from trainer.data.sources.table import read_table
+
+
+class MicroLens:
+    """`mealrec prepare microlens`."""
+
+    help = "MicroLens: pairs as TSV (user<TAB>item item ...) or CSV (user,item,timestamp)"
+    example = (
+        "mealrec prepare microlens --pairs MicroLens-50k_pairs.tsv --titles MicroLens-50k_titles.csv "
+        "--text minilm --segments 5 --out data/microlens"
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--pairs", type=Path, required=True, help="the TSV or CSV of interactions")
+        parser.add_argument("--titles", type=Path, help="item,title CSV")
+
+    def read(self, args: argparse.Namespace) -> Log:
+        return read_microlens(args.pairs, args.titles)
 
 
 def read_microlens(pairs: Path, titles: Path | None = None) -> Log:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from models.errors import UserError
 from trainer.data.sources.base import Log, make_log, read_columns, read_header, require_column
+
+
+class RecBole:
+    """`mealrec prepare recbole`."""
+
+    help = "RecBole atomic file with user_id, item_id, timestamp"
+    example = "mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--inter", type=Path, required=True, help="the .inter file")
+
+    def read(self, args: argparse.Namespace) -> Log:
+        return read_recbole(args.inter)
 
 
 def read_recbole(inter: Path) -> Log:

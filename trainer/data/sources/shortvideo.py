@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,19 @@ from trainer.data.sources.base import Log, make_log, read_columns, read_header, 
 #: shortvideo's behaviour columns, in bit order
 SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")
 _TRUE, _FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
+
+
+class Shortvideo:
+    """`mealrec prepare shortvideo`."""
+
+    help = "Shortvideo: user_id, pid, exposed_time and behaviour columns"
+    example = "mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--interactions", type=Path, required=True, help="the CSV of interactions")
+
+    def read(self, args: argparse.Namespace) -> Log:
+        return read_shortvideo(args.interactions)
 
 
 def read_shortvideo(interactions: Path) -> Log:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import polars as pl
 
-from models.errors import UserError
-from trainer.data.sources.base import Log, first_line, make_log, read_columns, require_column
+from trainer.data.sources.base import Log, first_line, make_log, read_columns, read_parquet
+
+
+class Table:
+    """`mealrec prepare table`."""
+
+    help = "any CSV, TSV or Parquet file with a user, an item and a time column"
+    example = "mealrec prepare table --file log.parquet --user user --item video --time seen_at --out data/log"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--file", type=Path, required=True, help="CSV, TSV or Parquet")
+        for column in ("user", "item", "time"):
+            parser.add_argument(f"--{column}", required=True, metavar="COLUMN", help=f"name of the {column} column")
+
+    def read(self, args: argparse.Namespace) -> Log:
+        return read_table(args.file, args.user, args.item, args.time)
 
 
 def read_table(file: Path, user: str, item: str, time: str) -> Log:
@@ -20,17 +35,6 @@ def read_table(file: Path, user: str, item: str, time: str) -> Log:
 
 
 def _parquet(file: Path, names: dict[str, str]) -> pl.DataFrame:
-    try:
-        header = pl.read_parquet_schema(file)
-        for name in names.values():
-            require_column(file, name, header)
-        frame = pl.read_parquet(file, columns=list(dict.fromkeys(names.values())))
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{file} cannot be read as Parquet ({error})") from None
-    if frame.is_empty():
-        raise UserError(f"{file} has no rows; is it the right file?")
-    for name in (names["user"], names["item"]):
-        if frame.schema[name].is_nested():
-            raise UserError(f"{file}: column {name!r} is {frame.schema[name]}; ids are text or numbers")
+    frame = read_parquet(file, names.values())
     ids = [pl.col(names[ours]).cast(pl.String).alias(ours) for ours in ("user", "item")]
-    return frame.select(*ids, pl.col(names["time"]).alias("time"), _line=pl.int_range(1, pl.len() + 1))
+    return frame.select(*ids, pl.col(names["time"]).alias("time"), "_line")

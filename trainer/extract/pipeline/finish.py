@@ -20,6 +20,7 @@ from trainer.data.format.shards import ShardWriter, block_rows, item_spec
 from trainer.data.format.writer import provenance
 from trainer.extract.pipeline.protocols import Arrays
 from trainer.extract.pipeline.units import TIMES, Job
+from trainer.extract.pipeline.unknown import UnknownTitles
 from trainer.extract.pipeline.work import UNFINISHED, Work
 from trainer.files import write_text
 from trainer.progress import Progress
@@ -45,16 +46,14 @@ def finish(
     reader = _Reader(work, job, held)
     shapes = reader.shapes(positions[:1])
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
-    means = _means(reader, positions, step, shapes) if job.zero_rows_are_mean else {}
+    unknown = _unknown(reader, positions, step, shapes) if job.zero_rows_are_mean else None
     shutil.rmtree(out / "shards", ignore_errors=True)  # of an end that was cut off
     times: list[list[float] | None] = []
-    unknown = 0
     progress = Progress("writing shards", len(positions))
     with ShardWriter(out, "items") as shards:
         for start, block, shown in reader.blocks(positions, step):
-            fields = _filled(block, means)
+            fields = unknown.fill(block) if unknown else block
             count = len(next(iter(fields.values())))
-            unknown += int((~block["text"].any(axis=-1)).sum()) if means else 0
             present = {f"{field}_present": np.ones(count, np.bool_) for field in fields}
             rows = np.arange(start + 1, start + 1 + count, dtype=np.int32)
             arrays: dict[str, NDArray[Any]] = {"rows": rows, **{str(f): a for f, a in fields.items()}, **present}
@@ -68,7 +67,7 @@ def finish(
         items=len(positions),
         failed=len(work.failed),
         encoder=encoder,
-        unknown=unknown,
+        unknown=unknown.count if unknown else 0,
         content={field: FeatureInfo(shape=shape, kind=job.kinds[field]) for field, shape in shapes.items()},
         settings=job.settings,
         shards=shards.shards,
@@ -137,32 +136,12 @@ class _Reader:
         return self._held[number]
 
 
-def _means(
+def _unknown(
     reader: _Reader, positions: NDArray[np.int64], step: int, shapes: Mapping[ContentField, tuple[int, ...]]
-) -> dict[ContentField, NDArray[np.float64]]:
-    """The mean over vectors that are not all zero, of the fields that are not themselves means of another."""
-    own: tuple[ContentField, ...] = ("text", "sequence")
-    sums = {field: np.zeros(shapes[field][-1]) for field in own if field in shapes}
-    counts = dict.fromkeys(sums, 0)
+) -> UnknownTitles:
+    """The titles without a known word, from a pass over all vectors. Raises UserError: there are no others."""
+    unknown = UnknownTitles({field: shape[-1] for field, shape in shapes.items()})
     for _, fields, _ in reader.blocks(positions, step):
-        for field in sums:
-            vectors = fields[field].reshape(-1, fields[field].shape[-1]).astype(np.float64)
-            known = vectors.any(axis=1)
-            sums[field] += vectors[known].sum(axis=0)
-            counts[field] += int(known.sum())
-    if not all(counts.values()):
-        raise UserError("no title has a word that the encoder knows: is it an encoder for this language?")
-    return {field: total / counts[field] for field, total in sums.items()}
-
-
-def _filled(fields: Fields, means: Mapping[ContentField, NDArray[np.float64]]) -> Fields:
-    """The same with the mean for vectors of zeros; `visual` is again the mean of the sequence."""
-    if not means:
-        return fields
-    filled = dict(fields)
-    for field, mean in means.items():
-        known = fields[field].any(axis=-1, keepdims=True)
-        filled[field] = np.where(known, fields[field], mean.astype(np.float16))
-    if "sequence" in means:
-        filled["visual"] = filled["sequence"].astype(np.float32).mean(axis=1).astype(np.float16)
-    return filled
+        unknown.add(fields)
+    unknown.check()
+    return unknown

@@ -7,6 +7,7 @@ one batch, and kept together on disk as soon as they are encoded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,19 @@ TITLE_KINDS: dict[ContentField, str] = {
     "visual": "segments mean",
     "visual_layers": "segments layers mean",
 }
+
+
+#: encoders with a name of their own, by what they encode; any other is a model's hub name or folder
+ENCODERS = {"videos": ("videomae", "efficientnet-lite0"), "titles": ("bert", "minilm", "glove")}
+
+
+def model_folder(encoder: str) -> Path | None:
+    """The absolute path of the folder that is given as an encoder; None where a name is given.
+
+    A folder that is called like one of ENCODERS is given as ./NAME.
+    """
+    named = any(encoder in names for names in ENCODERS.values())
+    return None if named or not Path(encoder).is_dir() else Path(encoder).absolute()
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def blocks(features: Features) -> Iterator[Block]:
         yield from read_shard(shard)
 
 
-def unpack(features: Features, folder: Path) -> dict[ContentField, NDArray[Any]]:
+def read_vectors(features: Features, folder: Path) -> dict[ContentField, NDArray[Any]]:
     """Vectors of the items by field, (n, ...) float16 in row order, memory-mapped from files made in `folder`.
 
     Raises as `blocks`.

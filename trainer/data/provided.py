@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.contract import ContentField
 from models.errors import UserError
 from trainer.data.content import from_rows, mean_of
-from trainer.data.features import FEATURES, is_extracted, open_features, unpack
+from trainer.data.features import FEATURES, is_extracted, open_features, read_vectors
 from trainer.data.format.manifest import file_info
 from trainer.data.format.writer import Content
 from trainer.text_files import open_text
@@ -138,7 +138,7 @@ def _extracted(root: str, scratch: Path) -> _Folder:
     manifest = features.manifest
     arrays = {
         name: (array, manifest.content[name].kind, manifest.made_by)
-        for name, array in unpack(features, scratch).items()
+        for name, array in read_vectors(features, scratch).items()
     }
     titled = features.items.filter(features.items["title"].is_not_null()).select("item", "title")
     ids = features.items["item"].to_list()

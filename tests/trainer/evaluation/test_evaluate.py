@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(data: Path, model: str, *settings: str) -> Opened:
     """A model that was never trained: its ranks are spread over the catalogue, which is what is wanted here."""
     config = make_config(data, model, *settings)
-    loaded = load(Dataset.open(data), config.data, CPU, config.seed)
+    loaded = load(Dataset.open(data), CPU, seed=config.seed, loader=config.data.loader)
     built = build_model(config, loaded).eval()
     with torch.no_grad():  # initial vectors are near 0; scores far apart make rankings independent of rounding
         for parameter in built.parameters():

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.extract.pipeline.protocols import Sampling, Unusable
-from trainer.extract.video.fetch import Deadline, Source, open_source
+from trainer.extract.video.video_file import Deadline, VideoFile, open_video_file
 
 #: containers that hold what they show; not playlists and patterns (hls, concat, dash, image2, sdp), which make FFmpeg
 #: open other files. Sound files are here to be told apart from files that are no media at all
@@ -45,7 +45,7 @@ def sample(source: str, how: Sampling) -> tuple[list[NDArray[np.uint8]], NDArray
     Raises Unusable: the file cannot be read, is no video, is damaged at these frames, or takes too long.
     """
     deadline = Deadline(how.timeout)
-    with open_source(source, deadline, how.max_bytes) as opened:
+    with open_video_file(source, deadline, how.max_bytes) as opened:
         try:
             video = _Video(opened)
             times = video.middle + (np.arange(how.frames) - (how.frames - 1) / 2) / how.fps
@@ -82,8 +82,8 @@ class _Pass:
 class _Video:
     """The video stream of an open file: its length, and its frames from any time on."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, file: VideoFile) -> None:
+        self._file = file
         self._open()
         context = self.stream.codec_context
         # HEVC's "non-reference" frames are referred to in higher temporal layers; byte 21 of hvcC counts the layers
@@ -97,16 +97,16 @@ class _Video:
         self.middle = self.seconds / 2
 
     def _open(self) -> None:
-        self._source.seek(0)
+        self._file.seek(0)
         limits = {"max_pixels": str(MAX_PIXELS)}
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", **limits}
         try:
-            self.container = av.open(self._source, "r", options=options, metadata_errors="replace")
+            self.container = av.open(self._file, "r", options=options, metadata_errors="replace")
         except av.FFmpegError as error:
-            self._source.check()
+            self._file.check()
             refused = isinstance(error, av.error.ArgumentError)
             raise Unusable(f"not a video: {'a format that is not read' if refused else error.strerror}") from error
-        self._source.check()
+        self._file.check()
         pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         videos = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
         if not videos:
@@ -150,15 +150,15 @@ class _Video:
         while True:
             try:
                 for packet in self.container.demux(self.stream):
-                    self._source.check()
+                    self._file.check()
                     if packet.size and _stamp(packet) != NEVER:
                         yield packet
             except IndexError:
-                self._source.check()
+                self._file.check()
                 continue  # PyAV's, at the end of a file in which a stream appeared on the way
             except av.FFmpegError:
                 pass  # as the end: what is missing is seen by those who miss it
-            return self._source.check()
+            return self._file.check()
 
     def _packets_from_start(self) -> Iterator[_Packet]:
         """Packets of a container that has just been opened, from the first key frame on."""

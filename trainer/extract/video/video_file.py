@@ -72,7 +72,7 @@ class Deadline:
         raise AssertionError("unreachable")
 
 
-class Source:
+class VideoFile:
     """What FFmpeg reads from: a file with random access that ends with the deadline.
 
     Its errors are kept in `failure`, and FFmpeg is told that the file ends: an exception that goes through FFmpeg may
@@ -119,7 +119,7 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_source(source: str, deadline: Deadline, max_bytes: int) -> Iterator[Source]:
+def open_video_file(source: str, deadline: Deadline, max_bytes: int) -> Iterator[VideoFile]:
     """The file at a local path or URL; a remote one that gives no parts is copied to a temporary file.
 
     Raises Unusable: it is not there, empty, no file, cannot be read, too large to be copied, too slow.
@@ -134,7 +134,7 @@ def open_source(source: str, deadline: Deadline, max_bytes: int) -> Iterator[Sou
         else:
             file = deadline.persist(lambda: _opened(local))
         stack.callback(file.close)
-        opened = Source(file, deadline, remote)
+        opened = VideoFile(file, deadline, remote)
         empty = not opened.read(1)
         opened.check()
         if empty:
@@ -186,7 +186,7 @@ def _with_random_access(source: str, deadline: Deadline, max_bytes: int) -> IO[b
 
 
 def _copied(stream: IO[bytes], deadline: Deadline, max_bytes: int) -> IO[bytes]:
-    copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by open_source
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by open_video_file
     try:
         while block := deadline.wait_for(lambda: stream.read(COPIED_AT_ONCE)):
             copy.write(block)

@@ -21,14 +21,14 @@ Vectors = NDArray[np.float64]
 FIELDS: tuple[ContentField, ...] = ("visual", "text")
 
 
-class Neighbour(NamedTuple):
+class SimilarRow(NamedTuple):
     """row: of the features' items (1..n); similarity: -1..1."""
 
     row: int
     similarity: float
 
 
-def nearest(features: Features, row: int, k: int) -> dict[ContentField, list[Neighbour]]:
+def nearest(features: Features, row: int, k: int) -> dict[ContentField, list[SimilarRow]]:
     """The k items most like the one in `row`, best first, by each of FIELDS that the features have.
 
     Similarity is the cosine of vectors that are standardised per dimension over all items of the features, in float64;
@@ -67,6 +67,6 @@ def _directions(vectors: NDArray[Any], of_all: MeanAndDeviation) -> Vectors:
     return np.asarray(x_NV / np.where(length_N1 > 0, length_N1, 1.0))
 
 
-def _best(scores: NDArray[np.float64], row: int, k: int) -> list[Neighbour]:
+def _best(scores: NDArray[np.float64], row: int, k: int) -> list[SimilarRow]:
     order = np.argsort(-scores, kind="stable") + 1
-    return [Neighbour(int(near), float(scores[near - 1])) for near in order[: k + 1] if near != row][:k]
+    return [SimilarRow(int(near), float(scores[near - 1])) for near in order[: k + 1] if near != row][:k]

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, or go on with what an earlier start has left; say what came out and where it is."""
+    """Extract, or continue an earlier start; print what came out and where it is."""
     for name in ("batch_size", "loaders", "encoders", "frames", "fps", "timeout", "segments"):
         value = getattr(args, name, None)
         if value is not None and not 0 < value < math.inf:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             place=_place(args),
         )
     except KeyboardInterrupt:
-        print("what is done is kept: the same command goes on from there", file=sys.stderr)
+        print("what is done is kept: the same command continues from there", file=sys.stderr)
         raise
     print(report(outcome, args.out))
     return 0
@@ -88,7 +88,7 @@ def report(outcome: Outcome, out: Path) -> str:
         lines.append(f"{manifest.failed:,} items failed: {outcome.reasons} (each one is in {out}/failed.csv)")
     if manifest.unknown:
         lines.append(
-            f"{manifest.unknown:,} items hold no word that the encoder knows: they have the mean of the others"
+            f"{manifest.unknown:,} items hold no word that the encoder knows: their vectors are the mean of the others"
         )
     work = outcome.load_seconds + outcome.encode_seconds
     if outcome.items and work:
@@ -120,7 +120,7 @@ def _place(args: argparse.Namespace) -> str:
 
 
 def _folders(args: argparse.Namespace) -> tuple[Path, ...]:
-    """What every node must see."""
+    """Local folders that every node must be able to read."""
     model = model_folder(args.encoder)
     videos = Path(args.videos).absolute() if args.kind == "videos" and not is_url(args.videos) else None
     return tuple(folder for folder in (model, videos) if folder)

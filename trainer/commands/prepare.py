@@ -76,7 +76,7 @@ def report(manifest: Manifest) -> str:
 def _from_source(source: Source, args: argparse.Namespace) -> Manifest:
     names = [field.name for field in dataclasses.fields(PrepareOptions)]
     options = PrepareOptions(**{name: getattr(args, name) for name in names} | {"features": tuple(args.features)})
-    of_titles = _of_titles(args)  # tells of a mistake before a long reading
+    of_titles = _of_titles(args)  # refuses a wrong encoder before a long log is read
     return prepare(source.read(args), args.out, options, shlex.join(["mealrec", *sys.argv[1:]]), of_titles)
 
 

@@ -102,7 +102,7 @@ def _joined(name: ContentField, folders: list[_Folder], item_ids: Sequence[str])
         array, its_kind, its_encoder = folder.arrays[name]
         if (array.shape[1:], its_kind, its_encoder) != (first.shape[1:], kind, encoder):
             raise UserError(
-                f"{folders[0].name} and {folder.name} both give {name!r}, but not the same: {kind} "
+                f"{folders[0].name} and {folder.name} both give {name!r}, but of different kinds: {kind} "
                 f"{first.shape[1:]} of {encoder}, {its_kind} {array.shape[1:]} of {its_encoder}; leave one out"
             )
         parts.append(from_rows(array, _rows(folder, item_ids), kind, encoder))
@@ -148,7 +148,7 @@ def _extracted(root: str, scratch: Path) -> _Folder:
 def _arrays(folder: Path) -> _Folder:
     ids, id_file = _read_ids(folder)
     if len(set(ids)) < len(ids):
-        raise UserError(f"{id_file} holds {len(ids) - len(set(ids))} ids twice; keep one row per item")
+        raise UserError(f"{id_file} repeats {len(ids) - len(set(ids))} ids; keep one row per item")
     found = _Folder(str(folder), ids, sources={id_file.name: file_info(id_file).sha256})
     for name, (field_name, dimensions, kind) in _FILES.items():
         path = folder / name
@@ -190,5 +190,5 @@ def _checked(path: Path, dimensions: int, length: int, id_file: Path) -> NDArray
     for start in range(0, length, step):
         finite = np.isfinite(array[start : start + step]).reshape(-1, int(np.prod(array.shape[1:]))).all(axis=1)
         if not finite.all():
-            raise UserError(f"{path}, row {start + int(np.argmin(finite))} (from 0) holds NaN or infinity; mend it")
+            raise UserError(f"{path}, row {start + int(np.argmin(finite))} (from 0) holds NaN or infinity; correct it")
     return np.asarray(array)

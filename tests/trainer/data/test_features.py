@@ -61,7 +61,7 @@ def test_folders_that_do_not_agree(made: Path, tmp_path: Path) -> None:
         ]
     ):
         edit(tmp_path / "more", **changes)
-        with pytest.raises(UserError, match=rf"made and .*more both give 'text', but not the same: .*{words}"):
+        with pytest.raises(UserError, match=rf"made and .*more both give 'text', but of different kinds: .*{words}"):
             numbers([made, tmp_path / "more"], ["i0"], tmp_path / f"x{number}")
 
 

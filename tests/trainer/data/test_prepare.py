@@ -188,7 +188,7 @@ NAN[1, 1, 2] = np.nan
     ("ids", "arrays", "message"),
     [
         (["a", "b"], {"frames": FRAMES}, r"frames\.npy has 3 rows, ids\.json has 2 ids"),
-        (["a", "b", "a"], {"frames": FRAMES}, r"ids\.json holds 1 ids twice"),
+        (["a", "b", "a"], {"frames": FRAMES}, r"ids\.json repeats 1 ids"),
         (["a", "b", "c"], {"frames": NAN}, r"frames\.npy, row 1 \(from 0\) holds NaN"),
         (["a", "b", "c"], {"video": FRAMES}, r"video\.npy is float32 \(3, 2, 4\)"),
         (["a", "b", "c"], {"video": np.ones((3, 2), np.int64)}, r"video\.npy is int64"),

@@ -176,7 +176,7 @@ def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[
     finite = np.isfinite(values).reshape(stop - start, -1).all(axis=1)
     if not (finite | ~present).all():
         bad = start + int(np.argmax(~finite & present))
-        raise UserError(f"content {field!r} of item number {bad} is NaN or infinite; mend it or leave the item out")
+        raise UserError(f"content {field!r} of item number {bad} is NaN or infinite; correct it or leave the item out")
     return values.astype(np.float32, copy=False), present
 
 

@@ -215,4 +215,4 @@ def refuse_where(frame: pl.DataFrame, bad: pl.Expr, column: str, file: Path, wha
     if len(found):
         value = found[column][0]
         shown = "" if value is None else f" {str(value)[:80]!r}"
-        raise UserError(f"{file}, line {found['_line'][0]}: {column}{shown} {what}; mend or remove this line")
+        raise UserError(f"{file}, line {found['_line'][0]}: {column}{shown} {what}; correct or remove this line")

@@ -17,7 +17,7 @@ from trainer.progress import Progress
 
 Vectors = NDArray[np.float64]
 
-#: fields with one vector per item: what neighbours are found by
+#: fields with one vector per item, by which neighbours are found
 FIELDS: tuple[ContentField, ...] = ("visual", "text")
 
 
@@ -32,8 +32,8 @@ def nearest(features: Features, row: int, k: int) -> dict[ContentField, list[Sim
     """The k items most like the one in `row`, best first, by each of FIELDS that the features have.
 
     Similarity is the cosine of vectors that are standardised per dimension over all items of the features, in float64;
-    0 for an item whose vector is the mean. Equal ones: the lower row first. The item itself is left out. Holds one
-    block, and one number per item and field.
+    0 for an item whose vector is the mean. Equal ones: the lower row first. The item itself is left out. Memory: one
+    block of vectors, and one number per item and field.
     Raises UserError naming the shard that is missing or damaged.
     """
     fields = [field for field in FIELDS if field in features.manifest.content]

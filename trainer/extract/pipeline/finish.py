@@ -33,8 +33,8 @@ def finish(
 ) -> FeatureManifest:
     """Write shards, items.parquet, failed.csv and, last, features.json to `work.out`; then remove its parts.
 
-    held: how many parts are held while a block is put together. Raises UserError where no item is done, or where no
-    vector is anything but zero.
+    held: how many parts are kept in memory while a block is put together. Raises UserError where no item is done, or
+    where all vectors are zeros.
     """
     out = work.out
     work.write_failures()
@@ -47,7 +47,7 @@ def finish(
     shapes = reader.shapes(positions[:1])
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
     unknown = _unknown(reader, positions, step, shapes) if job.zero_rows_are_mean else None
-    shutil.rmtree(out / "shards", ignore_errors=True)  # of an end that was cut off
+    shutil.rmtree(out / "shards", ignore_errors=True)  # left by a finish that was interrupted
     times: list[list[float] | None] = []
     progress = Progress("writing shards", len(positions))
     with ShardWriter(out, "items") as shards:
@@ -78,14 +78,14 @@ def finish(
         with (out / name).open("rb") as file:
             os.fsync(file.fileno())
     write_text(out / FEATURES, manifest.dumps())
-    for left in out.glob(".*.*"):  # what a kill left of a file that was being written
+    for left in out.glob(".*.*"):  # temporary files of a process that was killed while it wrote
         left.unlink()
     shutil.rmtree(out / UNFINISHED)
     return manifest
 
 
 def reasons(work: Work) -> str:
-    """How many items have failed for which reason, most frequent first; of a reason with details, its first words."""
+    """How many items have failed for which reason, most frequent first; what follows a colon in one is left out."""
     counts = Counter(reason.partition(":")[0] for reason in work.failed.values())
     shown = [f"{count:,} {reason}" for reason, count in counts.most_common(5)]
     return "; ".join([*shown, *(["..."] if len(counts) > 5 else [])])

@@ -80,4 +80,4 @@ def _fill_unknown(arrays: _Fields) -> None:
         for field, filled in unknown.fill({field: array[part] for field, array in arrays.items()}).items():
             arrays[field][part] = filled
     if unknown.count:
-        print(f"{unknown.count:,} titles hold no word that the encoder knows: they have the mean of the others")
+        print(f"{unknown.count:,} titles hold no word that the encoder knows: their vectors are the mean of the others")

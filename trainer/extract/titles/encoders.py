@@ -20,7 +20,7 @@ from trainer.extract.titles.minilm import ENCODER, SentenceModel, minilm_package
 
 _BERT = "google-bert/bert-base-uncased"
 _BATCH = 32
-#: tokens of a title that are read by an encoder that sets no limit itself
+#: most tokens of a title, for an encoder that sets no limit itself
 _LONGEST = 512
 _EXACT = {"dtype": torch.float32, "use_safetensors": True}
 
@@ -140,7 +140,7 @@ def _sentence_transformer(source: str, device: str) -> Any:
         model = sentence_transformers.SentenceTransformer(source, device=device, model_kwargs=_EXACT)
     for path, module in zip([entry["path"] for entry in _modules(source) or []], model, strict=True):
         if hasattr(module, "auto_model"):
-            _weights(type(module.auto_model), source, subfolder=path)  # only to hear of those that are missing
+            _weights(type(module.auto_model), source, subfolder=path)  # only to find out which weights are missing
     return model
 
 
@@ -149,7 +149,7 @@ def _weights(model_class: Any, source: str, **where: str) -> Any:
         model, found = model_class.from_pretrained(
             source, output_loading_info=True, trust_remote_code=False, **_EXACT, **where
         )
-    # the pooler comes after the last hidden state, which is all that is used here
+    # only the last hidden state is used, and the pooler comes after it
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(
@@ -173,10 +173,11 @@ def _tokenizer(source: str) -> Any:
     with _opening(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         first = tokenizer("a title")["input_ids"][0]
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of missing files
+    # transformers returns a tokenizer without words when files are missing
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"the encoder {source} has no tokenizer; put its files there (tokenizer.save_pretrained)")
     if first != tokenizer.cls_token_id or tokenizer.pad_token_id is None:
-        raise UserError(f"the encoder {source}: its tokenizer puts no [CLS] token in front, or cannot pad; mend it")
+        raise UserError(f"the encoder {source}: its tokenizer puts no [CLS] in front, or cannot pad; take another")
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -219,14 +220,14 @@ def _modules_file(source: str) -> Path | None:
     try:
         return Path(hf_hub_download(source, "modules.json"))
     except errors.EntryNotFoundError as error:
-        # no network is no answer: only who asks to do without it takes what was downloaded for all there is
+        # without a network it is unknown whether the file exists; only with HF_HUB_OFFLINE=1 does the cache decide
         if isinstance(error, errors.LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
             raise
         return None
 
 
 def _transformers() -> Any:
-    """The package, told to keep its notes and loading bars to itself."""
+    """The package transformers, with its log messages and loading bars switched off."""
     try:
         import sentence_transformers  # noqa: F401 - the extra that brings transformers brings both
         import transformers
@@ -242,7 +243,7 @@ def _transformers() -> Any:
 def _opening(source: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # each file's parser and the hub's client have errors of their own; all mean: not usable
+    except Exception as error:  # parsers and the hub's client have their own; all mean that it cannot be used
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"the encoder {source} cannot be loaded ({reason}); give the hub name of a text encoder (needs the "

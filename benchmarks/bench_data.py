@@ -16,7 +16,6 @@ from models.contract import Batch, ItemTable
 from models.options.base import ContentField
 from trainer.batches.loader import Placement, load
 from trainer.batches.plan import Plan
-from trainer.config.schema import DataConfig
 from trainer.data.format import splits
 from trainer.data.format.dataset import Dataset, map_array
 from trainer.data.format.manifest import FileInfo, ShardInfo, file_info
@@ -127,15 +126,15 @@ def loaders(settings: Settings) -> Result:
 def _loader(dataset: Dataset, placement: Placement, device: torch.device, settings: Settings) -> Result:
     if placement == "stream" and not installed("webdataset"):
         return {"missing": "webdataset not installed"}
-    loaded = load(dataset, DataConfig(loader=placement), device, seed=0)
-    plan = Plan(loaded.source.rows, _BATCH)
+    loaded = load(dataset, device, seed=0, loader=placement)
+    plan = Plan(loaded.training_rows.count, _BATCH)
     epoch = 0
 
     def pass_over(content: bool) -> None:
         nonlocal epoch
         epoch += 1
         for step in range(plan.steps):
-            batch = loaded.source.batch(epoch, plan.positions(step))
+            batch = loaded.training_rows.batch(epoch, plan.positions(step))
             if content:
                 _read_content(loaded.table, batch)
 

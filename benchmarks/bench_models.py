@@ -98,7 +98,7 @@ class Training:
         assert isinstance(model, SequenceModel), "a baseline is not trained"
         self.model = model
         self.engine = build_engine(self.model, config, loaded.device)
-        self.plan = Plan(loaded.source.rows, config.train.batch_size)
+        self.plan = Plan(loaded.training_rows.count, config.train.batch_size)
         self.done = 0
         self._sums: dict[str, Tensor] = {}
 
@@ -111,7 +111,7 @@ class Training:
             micro = []
             for positions, weight in self.plan.share(step, 0, 1, self.config.train.accumulation):
                 with self.batches:
-                    micro.append((self.loaded.source.batch(epoch + 1, positions), weight))
+                    micro.append((self.loaded.training_rows.batch(epoch + 1, positions), weight))
             for name, value in self.engine.step(micro).items():
                 self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self.done += 1
@@ -131,7 +131,10 @@ def configuration(settings: Settings, name: str) -> RunConfig:
 def prepare(settings: Settings, name: str) -> Training:
     """Data, model and engine of the model measured as `name`."""
     config, device = configuration(settings, name), choose_device(settings.device)
-    loaded = load(Dataset.open(settings.data), config.data, device, config.seed)
+    loaded = load(
+        Dataset.open(settings.data), device,
+        seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
+    )  # fmt: skip
     try:
         return Training(config, loaded)
     except UserError as error:  # the data lacks what this system is made of

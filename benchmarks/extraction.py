@@ -33,6 +33,7 @@ from benchmark import ROOT, _git, _hardware
 sys.path.insert(0, str(ROOT))
 
 from cluster.ray_data import stream
+from trainer.durations import in_words
 from trainer.extract.pipeline import units as jobs
 from trainer.extract.pipeline.protocols import Sampling
 from trainer.extract.pipeline.units import Unit
@@ -252,7 +253,7 @@ def report(result: Result) -> str:
     ]  # fmt: skip
     for name, each in result["encode"].items():
         lines.append(
-            f"| {name} | {each['s']:.3g} a {each['what']} | {1 / each['s']:,.2f} | {_minutes(1000 * each['s'])} |"
+            f"| {name} | {each['s']:.3g} a {each['what']} | {1 / each['s']:,.2f} | {in_words(1000 * each['s'])} |"
         )
     lines += [
         "", "## The pipeline (Ray Data)", "",
@@ -276,10 +277,6 @@ def report(result: Result) -> str:
         f"decoding is all. Loading is {share:.0%} of the work with {both['encoder']}, encoding {1 - share:.0%}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

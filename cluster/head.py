@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from cluster.failures import PreflightError
 from cluster.session import LOOPBACK, ROOT, private_environment, require_plain_path
 
@@ -147,11 +149,10 @@ def _stop(process: subprocess.Popen[bytes], mark: str) -> None:
 
 
 def processes_of(mark: str) -> list[int]:
-    """Processes that were started by the head with this mark (Linux; elsewhere none are found)."""
-    wanted = f"{_MARK}={mark}".encode()
+    """Processes that were started by the head with this mark, zombies and those of other users left out."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == mark:
+                found.append(process.pid)
     return found

@@ -22,6 +22,12 @@ LAYERS = {
     "cluster": {"cluster"},
     "trainer": set(PACKAGES),
 }
+#: parts of trainer that know nothing of these others
+INNER = {
+    "trainer/data/": ("trainer.extract", "trainer.batches", "trainer.config", "trainer.training", "trainer.commands"),
+    "trainer/batches/": ("trainer.extract", "trainer.config", "trainer.training", "trainer.commands"),
+    "trainer/extract/": ("trainer.batches", "trainer.config", "trainer.training", "trainer.commands"),
+}
 #: the only place that imports a heavy library: a file, or all files of a folder
 HOMES = {
     "ray": "cluster/",
@@ -105,6 +111,14 @@ def test_layers(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     ours = {name.partition(".")[0] for name in imported(parse(path))} & set(PACKAGES)
     assert ours <= LAYERS[package], f"{package} imports {ours - LAYERS[package]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_layers_within_trainer(path: Path) -> None:
+    here = path.relative_to(ROOT).as_posix()
+    unknown = next((others for folder, others in INNER.items() if here.startswith(folder)), ())
+    found = [name for name in imported(parse(path)) if name.startswith(tuple(f"{other}." for other in unknown))]
+    assert found == [], here
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

@@ -5,56 +5,58 @@ from __future__ import annotations
 import sys
 import time
 
+from tqdm import tqdm
+
+from trainer.durations import in_words
+
 _QUIET_S = 5.0
 _LINE_EVERY_S, _BAR_EVERY_S = 2.0, 0.2
-_WIDTH = 24
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    monitor_interval = 0  # tqdm's thread would redraw bars that are not updated; it gets in the way of forks
 
 
 class Progress:
-    """Reports `done` of `total`, the rate and the time left; prints nothing within the first five seconds.
+    """Reports how much of `total` is done, the rate and the time left; prints nothing within the first five seconds.
 
-    already: how much of the total was done before, which says nothing of the rate.
+    already: how much of the total was done before, which does not count for the rate.
     """
 
     def __init__(self, label: str, total: int, already: int = 0) -> None:
         self._label, self._total, self._already = label, total, already
         self._start = time.monotonic()
-        self._next = self._start + _QUIET_S
-        self._bar = sys.stderr.isatty()
-        self._shown = False
+        self._next_line = self._start + _QUIET_S
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = _Bar(
+                desc=label, total=total, initial=already, delay=_QUIET_S, mininterval=_BAR_EVERY_S, miniters=1,
+                smoothing=0, dynamic_ncols=True, file=sys.stderr,
+            )  # fmt: skip
 
     def update(self, done: int) -> None:
         """Say that `done` of the total are done; a line at most every two seconds, a bar five times a second."""
-        now = time.monotonic()
-        ends_bar = self._shown and done >= self._total
-        if (now < self._next and not ends_bar) or done <= self._already:
-            return
-        rate = (done - self._already) / (now - self._start)
-        text = f"{done:,} of {self._total:,} ({_rate(rate)}/s, {_duration((self._total - done) / rate)} left)"
-        if self._bar:
-            full = round(_WIDTH * min(1.0, done / max(1, self._total)))
-            sys.stderr.write(f"\r\x1b[K{self._label} [{'#' * full}{'.' * (_WIDTH - full)}] {text}")
-            sys.stderr.flush()
-            self._shown = True
+        done = min(done, self._total)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
             if done >= self._total:
                 self.close()
-        else:
-            print(f"{self._label}: {text}", file=sys.stderr, flush=True)
-        self._next = now + (_BAR_EVERY_S if self._bar else _LINE_EVERY_S)
+            return
+        now = time.monotonic()
+        if now < self._next_line or done <= self._already:
+            return
+        rate = (done - self._already) / (now - self._start)
+        left = in_words((self._total - done) / rate)
+        print(
+            f"{self._label}: {done:,} of {self._total:,} ({_rate(rate)}/s, {left} left)", file=sys.stderr, flush=True
+        )
+        self._next_line = now + _LINE_EVERY_S
 
     def close(self) -> None:
         """End the line of a bar, so that what follows begins a new one."""
-        if self._shown:
-            sys.stderr.write("\n")
-            sys.stderr.flush()
-            self._shown = False
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from tests.helpers.tiny_runs import MODELS, RUN
 from trainer.batches.loader import Loaded, load
 from trainer.config import recipe
 from trainer.data.format.dataset import Dataset
-from trainer.training.worker import build_model
+from trainer.training.build import build_model
 
 CPU = torch.device("cpu")
 Opened = tuple[Loaded, System]
@@ -23,7 +23,7 @@ def opened(data: Path, model: str, *settings: str) -> Opened:
     Initial vectors are near 0; scores far apart make rankings independent of rounding.
     """
     config = recipe.load("demo", model, [*MODELS.get(model, []), *RUN, *settings], str(data))
-    loaded = load(Dataset.open(data), config.data, CPU, config.seed)
+    loaded = load(Dataset.open(data), CPU, seed=config.seed, loader=config.data.loader)
     built = build_model(config, loaded)
     if isinstance(built, torch.nn.Module):
         built.eval()

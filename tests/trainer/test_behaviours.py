@@ -14,10 +14,9 @@ import torch
 from models.contract import Batch
 from trainer.batches.loader import Loaded, load
 from trainer.cli import main
-from trainer.config.schema import DataConfig
 from trainer.data.format import shards
 from trainer.data.format.dataset import Dataset
-from trainer.data.sources.base import SHORTVIDEO_BEHAVIOURS
+from trainer.data.sources.shortvideo import SHORTVIDEO_BEHAVIOURS
 
 MAX_LENGTH = 4
 CPU = torch.device("cpu")
@@ -84,7 +83,7 @@ def _named(dataset: Dataset, batch: Batch) -> list[tuple[str, tuple[Entry, ...],
 
 
 def _load(dataset: Dataset, loader: str) -> Loaded:
-    return load(dataset, DataConfig.model_validate({"loader": loader, "stream_window": 2}), CPU, seed=3)
+    return load(dataset, CPU, seed=3, loader=loader, window=2)
 
 
 def test_the_manifest_names_behaviours_in_bit_order(dataset: Dataset) -> None:
@@ -99,12 +98,12 @@ def test_training_rows_carry_the_behaviours_of_the_log(log: Path, dataset: Datas
         for place in range(1, len(entries) - 2)
     )
     assert any(len(entries) > MAX_LENGTH + 3 for entries in _raw(log).values()), "some histories are cut"
-    source = _load(dataset, loader).source
+    source = _load(dataset, loader).training_rows
     for epoch in (1, 2):
         got = Counter(
             row
-            for start in range(0, source.rows, 30)
-            for row in _named(dataset, source.batch(epoch, np.arange(start, min(start + 30, source.rows))))
+            for start in range(0, source.count, 30)
+            for row in _named(dataset, source.batch(epoch, np.arange(start, min(start + 30, source.count))))
         )
         assert got == expected
 
@@ -128,6 +127,6 @@ def test_a_log_without_behaviours_gives_zeros(tmp_path: Path, log: Path) -> None
     dataset = Dataset.open(tmp_path / "data")
     assert (dataset.manifest.behaviours, dataset.behaviours) == ((), None)
     for loader in ("resident", "stream"):
-        batch = _load(dataset, loader).source.batch(1, np.arange(5))
+        batch = _load(dataset, loader).training_rows.batch(1, np.arange(5))
         assert (batch.behaviours.shape, batch.behaviours.dtype) == (batch.history.shape, torch.uint8)
         assert not batch.behaviours.any()

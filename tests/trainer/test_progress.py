@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -20,6 +21,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     return now
 
 
@@ -41,14 +43,29 @@ def test_a_bar_on_a_terminal(clock: list[float], monkeypatch: pytest.MonkeyPatch
     written = Terminal()
     monkeypatch.setattr(sys, "stderr", written)
     shown = Progress("reading", 24)
-    for second, done in ((6, 6), (6.1, 7), (100, 12), (100.1, 24)):
+    for second, done in ((4, 3), (6, 6), (6.1, 7), (100, 12), (100.1, 30)):
         clock[0] = 100.0 + second
         shown.update(done)
     shown.close()
-    frames = written.getvalue().replace("\x1b[K", "").split("\r")
-    assert frames == [
-        "",
-        "reading [" + "#" * 6 + "." * 18 + "] 6 of 24 (1/s, 18 s left)",
-        "reading [" + "#" * 12 + "." * 12 + "] 12 of 24 (0.12/s, 100 s left)",
-        "reading [" + "#" * 24 + "] 24 of 24 (0.24/s, 0 s left)\n",
+    frames = written.getvalue().split("\r")
+    assert [re.sub(r"\|.*\|", "", frame) for frame in frames if frame.strip()] == [
+        "reading:  25% 6/24 [00:06<00:18,  1.00it/s]",
+        "reading:  50% 12/24 [01:40<01:40,  8.33s/it]",
+        "reading: 100% 24/24 [01:40<00:00,  4.17s/it]\n",
     ]
+
+
+def test_a_short_task_shows_no_bar_and_what_was_done_before_counts_for_no_rate(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Terminal()
+    monkeypatch.setattr(sys, "stderr", written)
+    short = Progress("reading", 2)
+    clock[0] += 4
+    short.update(2)
+    assert written.getvalue() == ""
+    shown = Progress("reading", 1000, already=900)
+    clock[0] += 10
+    shown.update(950)
+    assert "95%" in written.getvalue()
+    assert "00:10<00:10,  5.00it/s" in written.getvalue()

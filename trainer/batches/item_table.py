@@ -32,7 +32,7 @@ def load_table(dataset: Dataset, device: torch.device, resident: bool) -> ItemTa
     def place(array: NDArray[Any]) -> Tensor:
         if resident:
             return torch.from_numpy(np.array(array)).to(device)
-        return torch.from_numpy(array)  # a gather reads only the pages of its rows; float16 travels to their device
+        return torch.from_numpy(array)  # a gather reads only the pages of its rows, and sends float16 to their device
 
     return TensorTable(
         n_items,

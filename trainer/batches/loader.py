@@ -1,6 +1,6 @@
 """Batches from a prepared dataset: rows by random access to the sequences, or streamed from row shards.
 
-Both give the same `Batch`; where the sequences lie (device, host, shards) is decided once, from the configuration.
+Both give the same `Batch`; where the sequences are (device, host, shards) is decided once, when they are loaded.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -19,26 +19,23 @@ from models.contract import Batch, ItemTable
 from trainer.batches.item_table import load_table, table_bytes
 from trainer.batches.plan import Order, Rows, ShuffledOrder, WindowOrder
 from trainer.batches.stream import ShardWindows
-from trainer.config.schema import DataConfig
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import Split, target_positions
 
+#: where content and sequences are: in memory of the device, in memory-mapped files, or (training rows) in shards
 Placement = Literal["resident", "mmap", "stream"]
+Loader = Literal["auto"] | Placement
 
 
 def host_memory_available() -> int:
-    """Bytes of memory that a new process can have without swapping (0 where the system does not say)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
+    """Bytes of memory that a new process can have without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
-def choose_placement(config: DataConfig, dataset: Dataset, device: torch.device) -> Placement:
-    """The configured placement; auto is resident where content and sequences take at most half of the free memory."""
-    if config.loader != "auto":
-        return config.loader
+def choose_placement(loader: Loader, dataset: Dataset, device: torch.device) -> Placement:
+    """The placement asked for; auto is resident where content and sequences take at most half of the free memory."""
+    if loader != "auto":
+        return loader
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_available()
     needed = table_bytes(dataset.manifest) + 8 * (len(dataset.items) + 2 * len(dataset.offsets))
     return "resident" if needed <= free // 2 else "mmap"
@@ -89,10 +86,10 @@ def training_keys(rows: Tensor, epoch: int, total: Tensor | int) -> Tensor:
     return rows + epoch * total
 
 
-class RowSource(ABC):
+class TrainingRows(ABC):
     """Training rows by their position in an epoch's order."""
 
-    rows: int
+    count: int
 
     @abstractmethod
     def batch(self, epoch: int, positions: Rows) -> Batch:
@@ -103,12 +100,12 @@ class RowSource(ABC):
         """Which training rows those are (for reports)."""
 
 
-class RandomAccess(RowSource):
+class RandomAccess(TrainingRows):
     """Rows computed from the sequences, resident on the device or memory-mapped on the host."""
 
     def __init__(self, dataset: Dataset, sequences: Sequences, device: torch.device, seed: int) -> None:
-        self.rows = dataset.manifest.train_rows
-        self._order: Order = ShuffledOrder(self.rows, seed)
+        self.count = dataset.manifest.train_rows
+        self._order: Order = ShuffledOrder(self.count, seed)
         self._sequences, self._device = sequences, device
 
     def batch(self, epoch: int, positions: Rows) -> Batch:
@@ -120,12 +117,12 @@ class RandomAccess(RowSource):
         return self._order(epoch, positions)
 
 
-class Streamed(RowSource):
+class Streamed(TrainingRows):
     """Rows read from WebDataset shards, a window of shards at a time, in the plan's order."""
 
     def __init__(self, dataset: Dataset, device: torch.device, window: int, seed: int) -> None:
         self._windows = ShardWindows(dataset, window, seed)
-        self.rows = dataset.manifest.train_rows
+        self.count = dataset.manifest.train_rows
         self._device = device
 
     @property
@@ -135,7 +132,7 @@ class Streamed(RowSource):
     def batch(self, epoch: int, positions: Rows) -> Batch:
         row, columns = self._windows.take(epoch, positions)
         user, history, length, target = (torch.from_numpy(column).long() for column in columns[:4])
-        key = training_keys(torch.from_numpy(row), epoch, self.rows)
+        key = training_keys(torch.from_numpy(row), epoch, self.count)
         behaviours = torch.from_numpy(columns[4]) if len(columns) > 4 else torch.zeros_like(history, dtype=torch.uint8)
         return Batch(user, history, length, target, key, behaviours).to(self._device)
 
@@ -150,7 +147,7 @@ class Loaded:
     dataset: Dataset
     placement: Placement
     table: ItemTable
-    source: RowSource
+    training_rows: TrainingRows
     sequences: Sequences
     device: torch.device
 
@@ -163,14 +160,17 @@ class Loaded:
             yield self.sequences.evaluation_batch(user, at).to(self.device)
 
 
-def load(dataset: Dataset, config: DataConfig, device: torch.device, seed: int) -> Loaded:
-    """Open the item table and the rows of `dataset` where `config` and the free memory want them."""
-    placement = choose_placement(config, dataset, device)
+def load(dataset: Dataset, device: torch.device, *, seed: int, loader: Loader = "auto", window: int = 4) -> Loaded:
+    """Open the item table and the rows of `dataset` for a model on `device`.
+
+    seed: of the order of the rows. loader: see `choose_placement`. window: shards shuffled together by "stream".
+    """
+    placement = choose_placement(loader, dataset, device)
     table = load_table(dataset, device, resident=placement == "resident")
     sequences = Sequences.of(dataset, device if placement == "resident" else torch.device("cpu"))
-    source: RowSource
+    rows: TrainingRows
     if placement == "stream":
-        source = Streamed(dataset, device, config.stream_window, seed)
+        rows = Streamed(dataset, device, window, seed)
     else:
-        source = RandomAccess(dataset, sequences, device, seed)
-    return Loaded(dataset, placement, table, source, sequences, device)
+        rows = RandomAccess(dataset, sequences, device, seed)
+    return Loaded(dataset, placement, table, rows, sequences, device)

@@ -17,10 +17,10 @@ import polars as pl
 from models.errors import UserError
 from trainer.commands.kinds import add_kinds
 from trainer.data.format.manifest import file_info
-from trainer.data.sources.base import read_items
+from trainer.data.sources.items import read_items
 from trainer.data.storage import is_url
 from trainer.extract.pipeline.execute import Limits, Outcome, Where, extract
-from trainer.extract.pipeline.protocols import Sampling
+from trainer.extract.pipeline.protocols import ENCODERS, Sampling, model_folder
 from trainer.extract.pipeline.units import Job
 from trainer.extract.titles.job import TitleJob
 from trainer.extract.video.locate import locate
@@ -35,8 +35,8 @@ _KINDS = {
         "mealrec extract titles --titles titles.csv --encoder bert --out title/",
     ),
 }
-#: encoders that are looked up before folders, and how many items are encoded at a time
-_DEFAULTS = {"videos": ("videomae, efficientnet-lite0", 16), "titles": ("bert, minilm, glove", 64)}
+#: how many items are encoded at a time
+_UNITS = {"videos": 16, "titles": 64}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_videos(made["videos"])
     _add_titles(made["titles"])
     for name, sub in made.items():
-        known, unit = _DEFAULTS[name]
+        known = ", ".join(ENCODERS[name])
         sub.add_argument(
             "--encoder", required=True, metavar="NAME", help=f"{known}, or a model of transformers (hub name or folder)"
         )
-        _add_common(sub, unit)
+        _add_common(sub, _UNITS[name])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, or go on with what an earlier start has left; say what came out and where it is."""
+    """Extract, or continue an earlier start; print what came out and where it is."""
     for name in ("batch_size", "loaders", "encoders", "frames", "fps", "timeout", "segments"):
         value = getattr(args, name, None)
         if value is not None and not 0 < value < math.inf:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             place=_place(args),
         )
     except KeyboardInterrupt:
-        print("what is done is kept: the same command goes on from there", file=sys.stderr)
+        print("what is done is kept: the same command continues from there", file=sys.stderr)
         raise
     print(report(outcome, args.out))
     return 0
@@ -88,7 +88,7 @@ def report(outcome: Outcome, out: Path) -> str:
         lines.append(f"{manifest.failed:,} items failed: {outcome.reasons} (each one is in {out}/failed.csv)")
     if manifest.unknown:
         lines.append(
-            f"{manifest.unknown:,} items hold no word that the encoder knows: they have the mean of the others"
+            f"{manifest.unknown:,} items hold no word that the encoder knows: their vectors are the mean of the others"
         )
     work = outcome.load_seconds + outcome.encode_seconds
     if outcome.items and work:
@@ -102,8 +102,8 @@ def report(outcome: Outcome, out: Path) -> str:
 
 
 def _job(args: argparse.Namespace) -> Job:
-    # of a local folder other processes, and other nodes, need the whole path
-    encoder = str(Path(args.encoder).absolute()) if _is_folder(args.encoder) else args.encoder
+    # other processes, and other nodes, need the absolute path of a local folder
+    encoder = str(model_folder(args.encoder) or args.encoder)
     if args.kind == "titles":
         return TitleJob(encoder, args.segments, args.layers)
     try:
@@ -120,17 +120,10 @@ def _place(args: argparse.Namespace) -> str:
 
 
 def _folders(args: argparse.Namespace) -> tuple[Path, ...]:
-    """What every node must see."""
-    named = [args.encoder] if _is_folder(args.encoder) else []
-    if args.kind == "videos" and not is_url(args.videos):
-        named.append(args.videos)
-    return tuple(Path(folder).absolute() for folder in named)
-
-
-def _is_folder(encoder: str) -> bool:
-    """Whether a model's folder is meant; a folder that is called like an encoder of ours is given as ./NAME."""
-    names = [name for known, _ in _DEFAULTS.values() for name in known.split(", ")]
-    return encoder not in names and Path(encoder).is_dir()
+    """Local folders that every node must be able to read."""
+    model = model_folder(args.encoder)
+    videos = Path(args.videos).absolute() if args.kind == "videos" and not is_url(args.videos) else None
+    return tuple(folder for folder in (model, videos) if folder)
 
 
 def _sha256(file: Path) -> str:

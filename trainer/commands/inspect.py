@@ -20,8 +20,8 @@ from retrieval.files import write_text
 from trainer.data.features import FEATURES, Features, is_extracted, open_features
 from trainer.data.storage import join, open_file
 from trainer.extract.inspect import pictures
-from trainer.extract.inspect.neighbours import Neighbour, nearest
-from trainer.extract.inspect.page import Frames, Near, Neighbours, Part, render
+from trainer.extract.inspect.neighbours import SimilarRow, nearest
+from trainer.extract.inspect.page import FolderSection, Frames, Neighbour, NeighbourList, render
 from trainer.extract.pipeline.protocols import Unusable
 from trainer.extract.pipeline.work import FAILED_CSV
 from trainer.progress import Progress
@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     if not holding:
         raise UserError(_unknown(args.item, folders, absent))
     title = _titles(folders, [args.item]).get(args.item, "")
-    parts = [_part(features, args.item, args.neighbours, folders) for features in holding]
+    sections = [_section(features, args.item, args.neighbours, folders) for features in holding]
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(args.out, render(args.item, title, parts, absent))
+        write_text(args.out, render(args.item, title, sections, absent))
     except OSError as error:
         raise UserError(f"cannot write {args.out} ({error.strerror}); choose another --out") from None
     print(f"written to {args.out}; open it in a browser")
@@ -80,7 +80,7 @@ def _why_absent(features: Features, item: str) -> str:
     if features.manifest.failed:
         try:
             with open_file(join(features.root, FAILED_CSV)) as stream:
-                for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):
+                for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline="")):
                     if row.get("item") == item:
                         return f"failed: {row.get('reason')}"
         except (UserError, csv.Error, UnicodeDecodeError) as error:
@@ -96,17 +96,17 @@ def _unknown(item: str, folders: Sequence[Features], absent: Mapping[str, str]) 
     return f"no features of item {item!r}: {where}{'' if 'failed: ' in where else hint}"
 
 
-def _part(features: Features, item: str, k: int, folders: Sequence[Features]) -> Part:
+def _section(features: Features, item: str, k: int, folders: Sequence[Features]) -> FolderSection:
     row = features.items.row(by_predicate=pl.col("item") == item, named=True)
     content = features.manifest.content
-    return Part(
-        name=features.root,
+    return FolderSection(
+        folder=features.root,
         made_by=features.manifest.encoder,
         facts=_facts(features, row),
         frames=_frames(features, row) if row["times"] else None,
         neighbours=[
-            Neighbours(content[field].kind, _near(features, near, folders, pictured=field == "visual"))
-            for field, near in nearest(features, row["row"], k).items()
+            NeighbourList(content[field].kind, _neighbours(features, similar, folders, pictured=field == "visual"))
+            for field, similar in nearest(features, row["row"], k).items()
         ],
     )
 
@@ -126,19 +126,21 @@ def _frames(features: Features, row: Mapping[str, Any]) -> Frames:
     return Frames(row["times"], shown)
 
 
-def _near(features: Features, found: Sequence[Neighbour], folders: Sequence[Features], pictured: bool) -> list[Near]:
-    rows = [features.items.row(near.row - 1, named=True) for near in found]
+def _neighbours(
+    features: Features, similar: Sequence[SimilarRow], folders: Sequence[Features], pictured: bool
+) -> list[Neighbour]:
+    rows = [features.items.row(each.row - 1, named=True) for each in similar]
     titles = _titles(folders, [row["item"] for row in rows])
     progress = Progress("pictures of neighbours", len(rows))
     made = []
-    for near, row in zip(found, rows, strict=True):
+    for each, row in zip(similar, rows, strict=True):
         picture = trouble = ""
         if pictured and row["times"]:
             try:
                 picture = pictures.thumbnail(row["source"])
             except Unusable as error:
                 trouble = str(error)
-        made.append(Near(row["item"], titles.get(row["item"], ""), near.similarity, picture, trouble))
+        made.append(Neighbour(row["item"], titles.get(row["item"], ""), each.similarity, picture, trouble))
         progress.update(len(made))
     progress.close()
     return made

@@ -4,72 +4,50 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import shlex
 import sys
 import typing
 from pathlib import Path
 
+from models.errors import UserError
 from trainer.commands.kinds import add_kinds
 from trainer.data.format.manifest import Manifest, load_manifest
-from trainer.data.prepare import PrepareOptions, prepare
-from trainer.data.sources import base as importers
+from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare
+from trainer.data.sources.base import Source
+from trainer.data.sources.registry import SOURCES
 from trainer.data.synthetic.generate import SyntheticOptions, generate
+from trainer.extract.pipeline.protocols import ENCODERS, model_folder
+from trainer.extract.titles import encoders
+from trainer.extract.titles.content import TitleContent
 
-_KINDS = {
-    "microlens": (
-        "MicroLens: pairs as TSV (user<TAB>item item ...) or CSV (user,item,timestamp)",
-        "mealrec prepare microlens --pairs MicroLens-50k_pairs.tsv --titles MicroLens-50k_titles.csv "
-        "--text minilm --segments 5 --out data/microlens",
-    ),
-    "shortvideo": (
-        "Shortvideo: user_id, pid, exposed_time and behaviour columns",
-        "mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short",
-    ),
-    "recbole": (
-        "RecBole atomic file with user_id, item_id, timestamp",
-        "mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m",
-    ),
-    "table": (
-        "any CSV, TSV or Parquet file with a user, an item and a time column",
-        "mealrec prepare table --file log.parquet --user user --item video --time seen_at --out data/log",
-    ),
-    "synthetic": (
-        "a generated world whose truth is known",
-        "mealrec prepare synthetic --users 10000 --items 2000 --out data/demo",
-    ),
-}
+_SYNTHETIC = (
+    "a generated world whose truth is known",
+    "mealrec prepare synthetic --users 10000 --items 2000 --out data/demo",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sources and their options to the parser of `mealrec prepare`."""
+    kinds = {name: (SOURCES[name].help, SOURCES[name].example) for name in SOURCES} | {"synthetic": _SYNTHETIC}
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "examples:\n" + "\n".join(f"  {example}" for _, example in _KINDS.values())
-    made = add_kinds(parser, "source", _KINDS)
-    made["microlens"].add_argument("--pairs", type=Path, required=True, help="the TSV or CSV of interactions")
-    made["microlens"].add_argument("--titles", type=Path, help="item,title CSV")
-    made["shortvideo"].add_argument("--interactions", type=Path, required=True, help="the CSV of interactions")
-    made["recbole"].add_argument("--inter", type=Path, required=True, help="the .inter file")
-    made["table"].add_argument("--file", type=Path, required=True, help="CSV, TSV or Parquet")
-    for column in ("user", "item", "time"):
-        made["table"].add_argument(f"--{column}", required=True, metavar="COLUMN", help=f"name of the {column} column")
+    parser.epilog = "examples:\n" + "\n".join(f"  {example}" for _, example in kinds.values())
+    made = add_kinds(parser, "source", kinds)
     for name, sub in made.items():
+        if name in SOURCES:
+            SOURCES[name].add_arguments(sub)
         sub.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
-        if name == "synthetic":
-            _add_fields(sub)
-        else:
+        if name in SOURCES:
             _add_selection(sub)
+            sub.set_defaults(make=functools.partial(_from_source, SOURCES[name]))
+        else:
+            _add_fields(sub)
+            sub.set_defaults(make=_generated)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset, print its statistics, what was dropped and why, and where it is."""
-    if args.source == "synthetic":
-        names = [field.name for field in dataclasses.fields(SyntheticOptions)]
-        generate(args.out, SyntheticOptions(**{name: getattr(args, name) for name in names}))
-        manifest = load_manifest(args.out)
-    else:
-        names = [field.name for field in dataclasses.fields(PrepareOptions)]
-        options = PrepareOptions(**{name: getattr(args, name) for name in names} | {"features": tuple(args.features)})
-        manifest = prepare(_import(args), args.out, options, shlex.join(["mealrec", *sys.argv[1:]]))
+    manifest: Manifest = args.make(args)
     print(report(manifest))
     print(f"written to {args.out}")
     return 0
@@ -95,14 +73,31 @@ def report(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _import(args: argparse.Namespace) -> importers.Log:
-    if args.source == "microlens":
-        return importers.read_microlens(args.pairs, args.titles)
-    if args.source == "shortvideo":
-        return importers.read_shortvideo(args.interactions)
-    if args.source == "recbole":
-        return importers.read_recbole(args.inter)
-    return importers.read_table(args.file, args.user, args.item, args.time)
+def _from_source(source: Source, args: argparse.Namespace) -> Manifest:
+    names = [field.name for field in dataclasses.fields(PrepareOptions)]
+    options = PrepareOptions(**{name: getattr(args, name) for name in names} | {"features": tuple(args.features)})
+    of_titles = _of_titles(args)  # refuses a wrong encoder before a long log is read
+    return prepare(source.read(args), args.out, options, shlex.join(["mealrec", *sys.argv[1:]]), of_titles)
+
+
+def _generated(args: argparse.Namespace) -> Manifest:
+    names = [field.name for field in dataclasses.fields(SyntheticOptions)]
+    generate(args.out, SyntheticOptions(**{name: getattr(args, name) for name in names}))
+    return load_manifest(args.out)
+
+
+def _of_titles(args: argparse.Namespace) -> TitlesToContent | None:
+    if args.segments is not None and args.segments < 1:
+        raise UserError(f"--segments {args.segments}: give a number of at least 1")
+    if args.text is None:
+        if args.segments:
+            raise UserError("--segments cuts the titles that --text embeds: add --text minilm")
+        if args.layers:
+            raise UserError("--layers keeps the states of the encoder that --text runs: add --text minilm")
+        return None
+    encoder = str(model_folder(args.text) or args.text)
+    encoders.describe(encoder, args.layers)
+    return TitleContent(encoder, args.segments, args.layers)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +118,12 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="what `mealrec extract` made (path or URL), or ids.txt or ids.json beside frames.npy, video.npy, "
         "text.npy, *_layers.npy; may be given several times",
     )
-    add("--text", choices=["minilm"], help="embed titles (needs the extra `text`)")
+    known = ", ".join(ENCODERS["titles"])
+    add(
+        "--text",
+        metavar="NAME",
+        help=f"embed titles with {known}, or another text encoder, as `mealrec extract titles --encoder` does",
+    )
     add("--segments", type=int, metavar="K", help="cut titles into K overlapping windows, each embedded")
     add("--layers", action="store_true", help="keep the encoder's layer states too (IISAN)")
 

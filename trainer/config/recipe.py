@@ -17,6 +17,7 @@ from models.errors import UserError
 from models.registry import nearest
 from models.systems import options_class
 from trainer.config.schema import RunConfig, parse
+from trainer.text_files import open_text
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -74,8 +75,9 @@ def _read(recipe: str) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"unknown recipe {recipe!r}: {nearest(recipe, names())} (or give a path to a .yaml file)")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with open_text(path) as stream:
+            values = yaml.safe_load(stream.read())
+    except (UserError, yaml.YAMLError) as error:
         raise UserError(f"cannot read recipe {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"recipe {path} is not a mapping of sections")

@@ -36,8 +36,8 @@ class FeatureInfo(Frozen):
 
 
 class FeatureManifest(Listed):
-    """The whole of `features.json` (docs/features.md). settings: what decides the vectors, beside the encoder; unknown:
-    items of which the encoder knows nothing, which have the mean of the others."""
+    """The whole of `features.json` (docs/features.md). settings: what the vectors depend on besides the encoder;
+    unknown: how many items hold no word that the encoder knows, and have the mean of the others."""
 
     schema_version: int
     items: int = Field(ge=1)
@@ -52,7 +52,7 @@ class FeatureManifest(Listed):
 
     @property
     def made_by(self) -> str:
-        """The encoder and what it was given: equal for vectors that may stand beside each other."""
+        """The encoder and its frame rate; only vectors for which this is equal may be joined to one field."""
         fps = self.settings.get("fps")
         return self.encoder if fps is None else f"{self.encoder}, {fps:g} frames per second"
 
@@ -98,7 +98,7 @@ def blocks(features: Features) -> Iterator[Block]:
         yield from read_shard(shard)
 
 
-def unpack(features: Features, folder: Path) -> dict[ContentField, NDArray[Any]]:
+def read_vectors(features: Features, folder: Path) -> dict[ContentField, NDArray[Any]]:
     """Vectors of the items by field, (n, ...) float16 in row order, memory-mapped from files made in `folder`.
 
     Raises as `blocks`.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -14,17 +13,19 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
-from trainer.data.content import title_content
 from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
 from trainer.data.format.writer import Content, write_dataset
 from trainer.data.provided import Given, feature_content
 from trainer.data.selection import codes, k_core, sample_users
 from trainer.data.sources.base import Log
 
+#: makes content of titles (None where an item has none); may keep files in a folder that is there as long as needed
+TitlesToContent = Callable[[Sequence[str | None], Path], Mapping[ContentField, Content]]
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What is kept of a log, and which content its items get. segments needs text; features excludes what it makes."""
+    """What is kept of a log, and folders with the vectors of its items."""
 
     k_core: int = 4
     core_on: CoreOn = "both"
@@ -32,19 +33,12 @@ class PrepareOptions:
     seed: int = 0
     max_length: int = 10
     features: tuple[str, ...] = ()
-    text: Literal["minilm"] | None = None
-    segments: int | None = None
-    layers: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("k_core", "max_length", "segments"):
+        for name in ("k_core", "max_length"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
-        if self.segments and not self.text:
-            raise UserError("--segments cuts the titles that --text embeds: add --text minilm")
-        if self.layers and not self.text:
-            raise UserError("--layers keeps the states of the encoder that --text runs: add --text minilm")
         # checked here, before a long import: numpy's generator takes no negative seed
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: give a number of at least 0")
@@ -60,10 +54,13 @@ class _Kept:
     behaviours: NDArray[np.uint8] | None
 
 
-def prepare(log: Log, out: Path, options: PrepareOptions, command: str) -> Manifest:
+def prepare(
+    log: Log, out: Path, options: PrepareOptions, command: str, of_titles: TitlesToContent | None = None
+) -> Manifest:
     """Write `log` as a prepared dataset to `out` (docs/dataset-format.md).
 
     Users are sampled first, then the k-core is taken over what is left, so that it holds in the dataset itself.
+    of_titles: makes content of the items' titles, beside what `options.features` gives. command: for the manifest.
     Raises UserError: nothing left, content that does not fit, `out` not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before minutes of embedding, not after
@@ -71,22 +68,31 @@ def prepare(log: Log, out: Path, options: PrepareOptions, command: str) -> Manif
     kept, lost = _select(log, options)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.features-", dir=_existing_parent(out)) as scratch:
         given = feature_content(options.features, kept.item_ids, Path(scratch))
-        return _write(log, kept, lost, given, out, options, command)
+        known = {**given.titles, **log.titles}
+        titles = [known.get(item) for item in kept.item_ids]
+        if of_titles:
+            given = replace(given, content=_both(given.content, of_titles(titles, Path(scratch)), options.features))
+        return _write(log, kept, lost, given, titles, out, options, command)
 
 
 def _write(
-    log: Log, kept: _Kept, lost: Mapping[str, int], given: Given, out: Path, options: PrepareOptions, command: str
+    log: Log,
+    kept: _Kept,
+    lost: Mapping[str, int],
+    given: Given,
+    titles: Sequence[str | None],
+    out: Path,
+    options: PrepareOptions,
+    command: str,
 ) -> Manifest:
-    known = {**given.titles, **log.titles}
-    titles = [known.get(item) for item in kept.item_ids]
     return write_dataset(
         out,
         user_ids=kept.user_ids,
         item_ids=kept.item_ids,
         offsets=kept.offsets,
         items=kept.items,
-        content=_content(titles, given.content, options),
-        item_titles=titles if known else None,
+        content=given.content,
+        item_titles=titles,
         times=kept.times,
         behaviours=kept.behaviours,
         behaviour_names=log.behaviour_names,
@@ -159,16 +165,14 @@ def _dense(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
     return joined["code"].to_numpy(), names
 
 
-def _content(
-    titles: Sequence[str | None], given: Mapping[ContentField, Content], options: PrepareOptions
+def _both(
+    given: Mapping[ContentField, Content], made: Mapping[ContentField, Content], folders: Sequence[str]
 ) -> dict[ContentField, Content]:
-    if not options.text:
-        return dict(given)
-    made = title_content(titles, options.segments, options.layers)
-    twice = sorted(made.keys() & given.keys())
-    if twice:
-        folders = ", ".join(options.features)
-        raise UserError(f"--text and --segments make {', '.join(twice)}, which {folders} holds as well; choose one")
+    in_both = sorted(made.keys() & given.keys())
+    if in_both:
+        raise UserError(
+            f"--text and --segments make {', '.join(in_both)}, which {', '.join(folders)} holds as well; choose one"
+        )
     return {**given, **made}
 
 

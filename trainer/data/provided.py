@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from models.errors import UserError
 from models.options.base import ContentField
 from trainer.data.content import from_rows, mean_of
-from trainer.data.features import FEATURES, is_extracted, open_features, unpack
+from trainer.data.features import FEATURES, is_extracted, open_features, read_vectors
 from trainer.data.format.manifest import file_info
 from trainer.data.format.writer import Content
+from trainer.text_files import open_text
 
 _CHECK_BYTES = 32 << 20
 #: file -> content field, dimensions, what it is
@@ -101,7 +102,7 @@ def _joined(name: ContentField, folders: list[_Folder], item_ids: Sequence[str])
         array, its_kind, its_encoder = folder.arrays[name]
         if (array.shape[1:], its_kind, its_encoder) != (first.shape[1:], kind, encoder):
             raise UserError(
-                f"{folders[0].name} and {folder.name} both give {name!r}, but not the same: {kind} "
+                f"{folders[0].name} and {folder.name} both give {name!r}, but of different kinds: {kind} "
                 f"{first.shape[1:]} of {encoder}, {its_kind} {array.shape[1:]} of {its_encoder}; leave one out"
             )
         parts.append(from_rows(array, _rows(folder, item_ids), kind, encoder))
@@ -137,7 +138,7 @@ def _extracted(root: str, scratch: Path) -> _Folder:
     manifest = features.manifest
     arrays = {
         name: (array, manifest.content[name].kind, manifest.made_by)
-        for name, array in unpack(features, scratch).items()
+        for name, array in read_vectors(features, scratch).items()
     }
     titled = features.items.filter(features.items["title"].is_not_null()).select("item", "title")
     ids = features.items["item"].to_list()
@@ -147,7 +148,7 @@ def _extracted(root: str, scratch: Path) -> _Folder:
 def _arrays(folder: Path) -> _Folder:
     ids, id_file = _read_ids(folder)
     if len(set(ids)) < len(ids):
-        raise UserError(f"{id_file} holds {len(ids) - len(set(ids))} ids twice; keep one row per item")
+        raise UserError(f"{id_file} repeats {len(ids) - len(set(ids))} ids; keep one row per item")
     found = _Folder(str(folder), ids, sources={id_file.name: file_info(id_file).sha256})
     for name, (field_name, dimensions, kind) in _FILES.items():
         path = folder / name
@@ -162,13 +163,14 @@ def _arrays(folder: Path) -> _Folder:
 def _read_ids(folder: Path) -> tuple[list[str], Path]:
     text, listed = folder / "ids.txt", folder / "ids.json"
     path = listed if listed.exists() else text
+    if not path.exists():
+        raise UserError(f"{folder} has neither ids.txt nor ids.json; --features needs one of them, with the items' ids")
+    with open_text(path) as stream:
+        raw = stream.read()
     try:
-        raw = path.read_text(encoding="utf-8")
         ids = json.loads(raw) if path is listed else [line.strip() for line in raw.splitlines()]
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); --features needs ids.txt or ids.json") from None
     except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}); one id a line, or a JSON list of ids") from None
+        raise UserError(f"{path} cannot be read ({error}); it is a JSON list of ids") from None
     if not isinstance(ids, list) or not all(isinstance(item, str | int) and item != "" for item in ids):
         raise UserError(f"{path} has an empty line or an entry that is not an id; one id per row of the arrays")
     return [str(item) for item in ids], path
@@ -188,5 +190,5 @@ def _checked(path: Path, dimensions: int, length: int, id_file: Path) -> NDArray
     for start in range(0, length, step):
         finite = np.isfinite(array[start : start + step]).reshape(-1, int(np.prod(array.shape[1:]))).all(axis=1)
         if not finite.all():
-            raise UserError(f"{path}, row {start + int(np.argmin(finite))} (from 0) holds NaN or infinity; mend it")
+            raise UserError(f"{path}, row {start + int(np.argmin(finite))} (from 0) holds NaN or infinity; correct it")
     return np.asarray(array)

@@ -52,7 +52,7 @@ class Loop:
     def __init__(self, config: RunConfig, loaded: Loaded, engine: Engine, run_dir: Path, progress: Progress) -> None:
         self.config, self.loaded, self.engine, self.run_dir = config, loaded, engine, run_dir
         self.rank, self.size = world()
-        self.plan = Plan(loaded.source.rows, config.train.batch_size)
+        self.plan = Plan(loaded.training_rows.count, config.train.batch_size)
         self.store = CheckpointStore(run_dir / "checkpoints")
         self.stopping = EarlyStopping(config.train.patience)
         self.progress = progress
@@ -100,7 +100,7 @@ class Loop:
         shares = self.plan.share(step, self.rank, self.size, self.config.train.accumulation)
         try:
             terms = self.engine.step(
-                [(self.loaded.source.batch(self.position.epoch, rows), weight) for rows, weight in shares]
+                [(self.loaded.training_rows.batch(self.position.epoch, rows), weight) for rows, weight in shares]
             )
         except NonFiniteError:
             self._report_non_finite(step)
@@ -126,7 +126,7 @@ class Loop:
     def _report_non_finite(self, step: int) -> None:
         if self.rank == 0:
             epoch, position = self.position.epoch, self.plan.positions(step)
-            rows = self.loaded.source.row_ids(epoch, position)
+            rows = self.loaded.training_rows.row_ids(epoch, position)
             write_json(self.run_dir / "nonfinite.json", {"epoch": epoch, "step": step, "training_rows": rows.tolist()})
 
     def _totals(self, sums: dict[str, Tensor]) -> dict[str, float]:

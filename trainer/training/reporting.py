@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+from trainer.durations import in_words
+
 
 class Progress:
     """Prints at most one line per `interval` seconds inside an epoch, and one per epoch."""
@@ -36,7 +38,7 @@ class Progress:
         """One line at the end of an epoch; eta: seconds until the last epoch at this speed."""
         self.say(
             f"epoch {epoch}/{self._epochs} {_terms(losses)} {rows_per_second:,.0f} rows/s | {valid} | "
-            f"at most {_duration(eta)} left"
+            f"at most {in_words(eta)} left"
         )
 
     def say(self, text: str) -> None:
@@ -48,9 +50,3 @@ class Progress:
 
 def _terms(losses: Mapping[str, float]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

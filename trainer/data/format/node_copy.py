@@ -17,7 +17,7 @@ _STREAMED = ("shards/", "table/")
 
 
 def default_cache() -> Path:
-    """Where datasets from URLs are kept unless told otherwise."""
+    """The default folder for local copies of datasets at URLs."""
     return Path.home() / ".cache" / "mealrec"
 
 
@@ -35,7 +35,8 @@ def materialise(source: str, cache_dir: Path) -> Path:
     target = cache_dir / manifest.fingerprint[:32]
     with locked(cache_dir / f"{target.name}.lock"):
         if not target.exists():
-            for stale in cache_dir.glob(f".{target.name}.partial-*"):  # of a killed process: the lock is ours
+            # left by a process that was killed; no other writes them now, as this one holds the lock
+            for stale in cache_dir.glob(f".{target.name}.partial-*"):
                 shutil.rmtree(stale)
             with whole_folder(target) as work:
                 _copy(source, manifest, work)

@@ -1,4 +1,4 @@
-"""WebDataset shards of blocks: written, and read with nothing of them trusted.
+"""WebDataset shards of blocks: writing them, and reading them without trusting their content.
 
 A block is one sample of several `KEY.NAME.npy` members, hundreds of rows long. Reading checks every tar header before
 webdataset sees it, so links, devices, sparse or extended headers, paths, other extensions and pickles never get in.
@@ -33,7 +33,7 @@ BlockSpec = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 BLOCK_ROWS = 512
 BLOCKS_PER_SHARD = 16
-#: no member is larger: a header that claims more is refused before anything is read for it
+#: largest size of a member; one whose header claims more is refused before its data is read
 MAX_MEMBER_BYTES = 32 << 20
 #: the member that holds the row numbers of a block, consecutive over all shards of a kind
 INDEX = {"items": "rows", "rows": "row"}
@@ -115,7 +115,7 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard to read: where it is and what the manifest says of it. first_row: of its first block."""
+    """One shard to read: where it is and what the manifest says about it. first_row: number of its first row."""
 
     source: str
     kind: Kind
@@ -163,7 +163,7 @@ def read_shard(shard: Shard) -> Iterator[Block]:
                 yield block
             guard.finish(shard.file)
         except (UserError, tarfile.TarError, ValueError) as error:
-            # webdataset appends to the arguments of errors that pass through it: keep the guard's own words
+            # webdataset changes the arguments of exceptions that pass through it: take the message that the guard kept
             message = guard.problem or (str(error) if isinstance(error, UserError) else f"{shard.source}: {error}")
             raise UserError(f"{message}; prepare or copy the dataset again") from None
     if row != shard.first_row + shard.rows:
@@ -225,7 +225,7 @@ class _GuardedTar:
     def _pull(self, size: int) -> bytes:
         try:
             piece = self._stream.read(size)
-        except Exception as error:  # each protocol's client has errors of its own; all mean that reading failed
+        except Exception as error:  # the client of each protocol has its own exceptions; all mean that reading failed
             raise self._fail(f"cannot be read ({type(error).__name__}: {error})") from None
         self._digest.update(piece)
         return piece
@@ -252,7 +252,7 @@ def _decode_block(sample: Mapping[str, Any], shard: Shard, first_row: int) -> Bl
     if any(len(array) != len(index) for array in block.values()):
         raise UserError(f"{where} has members of different lengths")
     if not np.array_equal(index, np.arange(first_row, first_row + len(index))):
-        raise UserError(f"{where} does not start at row {first_row}: a shard is missing, twice there or swapped")
+        raise UserError(f"{where} does not start at row {first_row}: a shard is missing, repeated or swapped")
     return block
 
 

@@ -16,7 +16,7 @@ from trainer.data.format.manifest import ContentInfo
 
 
 class NpyWriter:
-    """Appends rows to a .npy file of known shape: bounded memory, where a memory map would count every page."""
+    """Appends rows to a .npy file of known shape. Not a memory map: its written pages would count as memory in use."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
         self._stream = path.open("wb")
@@ -65,5 +65,5 @@ def standardise(values: NDArray[np.float32], present: NDArray[np.bool_], info: C
     """Raw values (n, *shape) as the table holds them: standardised, zeros where not present, float16."""
     scaled = (values - np.asarray(info.mean, np.float32)) / np.asarray(info.std, np.float32)
     scaled[~present] = 0
-    # an item outside training may lie anywhere; float16 ends at 65504 and infinity would poison every batch
+    # items outside training may have any values; beyond 65504 float16 is infinite, which would spoil every batch
     return np.clip(scaled, -65504, 65504).astype(np.float16)

@@ -33,6 +33,7 @@ from trainer.data.format.manifest import (
 )
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec, row_spec
 from trainer.data.format.table_file import TableWriter, standardise
+from trainer.data.mean_and_deviation import MeanAndDeviation
 from trainer.progress import Progress
 
 _CHUNK_BYTES = 32 << 20
@@ -175,36 +176,24 @@ def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[
     finite = np.isfinite(values).reshape(stop - start, -1).all(axis=1)
     if not (finite | ~present).all():
         bad = start + int(np.argmax(~finite & present))
-        raise UserError(f"content {field!r} of item number {bad} is NaN or infinite; mend it or leave the item out")
+        raise UserError(f"content {field!r} of item number {bad} is NaN or infinite; correct it or leave the item out")
     return values.astype(np.float32, copy=False), present
 
 
-def _moments(
-    field: str, content: Content, counts: NDArray[np.int64], step: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Mean and std (shape[-1],) over items with training occurrences and content, and how many items have none.
-
-    Merges blocks by Chan, Golub and LeVeque (1979): a sum of squares would cancel for content far from zero.
-    """
+def _statistics(field: str, content: Content, counts: NDArray[np.int64], step: int) -> tuple[MeanAndDeviation, int]:
+    """Mean and deviation over items with training occurrences and content, and how many items have no content."""
     width = content.shape[-1]
-    n, mean, m2, missing = 0, np.zeros(width), np.zeros(width), 0
+    found, missing = MeanAndDeviation(width), 0
     n_items = len(counts) - 1
     progress = Progress(f"statistics of {field}", n_items)
     for start, stop in _chunks({"text": content}, n_items, step):
         values, present = _read(field, content, start, stop)
         missing += int((~present).sum())
-        used = values[present & (counts[start + 1 : stop + 1] > 0)].reshape(-1, width).astype(np.float64)
-        if len(used):
-            block_mean = used.mean(axis=0)
-            delta = block_mean - mean
-            total = n + len(used)
-            m2 += ((used - block_mean) ** 2).sum(axis=0) + delta**2 * n * len(used) / total
-            mean += delta * len(used) / total
-            n = total
+        used = present & (counts[start + 1 : stop + 1] > 0)
+        found.add(values[used].reshape(-1, width).astype(np.float64))
         progress.update(stop)
-    std = np.sqrt(m2 / max(n, 1))
-    # a dimension that does not vary stays at zero instead of blowing up rounding errors
-    return mean, np.where(std > 1e-6, std, 1.0), missing
+    progress.close()
+    return found, missing
 
 
 def _write_content(
@@ -216,14 +205,14 @@ def _write_content(
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
     infos: dict[ContentField, ContentInfo] = {}
     for field, c in content.items():
-        mean, std, missing = _moments(field, c, counts, step)
+        found, missing = _statistics(field, c, counts, step)
         infos[field] = ContentInfo(
             shape=c.shape,
             kind=c.kind,
             encoder=c.encoder,
             missing=missing,
-            mean=tuple(mean.tolist()),
-            std=tuple(std.tolist()),
+            mean=tuple(found.mean_V.tolist()),
+            std=tuple(found.deviation_V.tolist()),
         )
     progress = Progress("writing item content", n_items)
     with TableWriter(work, n_items, shapes) as table, ShardWriter(work, "items") as shards:

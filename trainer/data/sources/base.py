@@ -1,31 +1,31 @@
-"""Interaction logs of several formats, read with polars into one shape; nothing is dropped without being counted."""
+"""A source of interactions: what it must offer, the log that it gives, and helpers that read and check tables.
+
+Nothing is dropped without being counted; what is malformed is refused with its file and line.
+"""
 
 from __future__ import annotations
 
-import codecs
+import argparse
 import csv
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
 from models.errors import UserError
-
-#: shortvideo's behaviour columns, in bit order
-SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")
-#: what a table of items may tell of them
-_ITEM_COLUMNS = ("title", "video")
-_TRUE, _FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
+from trainer.text_files import check_text, open_text
 
 
 @dataclass(frozen=True)
 class Log:
-    """An imported log. frame: user (String), item (String), time (Int64), and behaviours (UInt8) where there are any.
+    """Interactions. frame: user (String), item (String), time (Int64), and behaviours (UInt8) where there are any.
 
-    Rows are in the order of the source, except that rows of one whole second keep the order of its fractions.
-    titles: item -> title. dropped: reason -> count. files: what was read.
+    Rows of equal time are in the order of the source; fractions of a second decide before it does.
+    titles: item -> title. behaviour_names: what the bits of behaviours mean, lowest first. dropped: reason -> count.
+    files: what was read.
     """
 
     frame: pl.DataFrame
@@ -35,111 +35,35 @@ class Log:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def read_microlens(pairs: Path, titles: Path | None = None) -> Log:
-    """MicroLens: `user<TAB>item item ...` (chronological, no times) or the official `user,item,timestamp` CSV.
+class Source(Protocol):
+    """A format of interaction logs: `mealrec prepare NAME` for the name under which it is registered.
 
-    titles: `item,title` with or without a header. Raises UserError naming file and line.
+    help: what it reads, in words. example: a whole command, for the help.
     """
-    if "\t" in _first_line(pairs):
-        lines = _read(pairs, "\t", ["user", "items"])
-        _refuse_null(lines, "items", pairs)
-        frame = lines.with_columns(pl.col("items").str.split(" ")).explode("items").filter(pl.col("items") != "")
-        order = pl.int_range(pl.len())
-        log = _finish(frame.select("user", pl.col("items").alias("item"), order.alias("time"), "_line"), pairs)
-    else:
-        log = read_table(pairs, "user", "item", "timestamp")
-    if titles is None:
-        return log
-    table = _read(titles, ",", ["item", "title"])
-    if table.row(0)[:2] == ("item", "title"):
-        table = table.slice(1)
-    _refuse_null(table, "item", titles)
-    return Log(log.frame, (pairs, titles), _titles(table), dropped=log.dropped)
+
+    help: str
+    example: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options that only this source has."""
+        ...
+
+    def read(self, args: argparse.Namespace) -> Log:
+        """The log that these options name. Raises UserError: what is wrong, with file and line, and what to do."""
+        ...
 
 
-def read_shortvideo(interactions: Path) -> Log:
-    """Shortvideo's interaction CSV: ids, time, the behaviours that the file has (as bits) and titles."""
-    header = _header(interactions, ",")
-    names = tuple(name for name in SHORTVIDEO_BEHAVIOURS if name in header)
-    extra = [*names, *(["title"] if "title" in header else [])]
-    frame = _columns(interactions, ",", {"user": "user_id", "item": "pid", "time": "exposed_time"}, extra)
-    bits = pl.lit(0, pl.UInt8)
-    for bit, name in enumerate(names):
-        text = pl.col(name).fill_null("0").str.to_lowercase()
-        _refuse(frame, ~text.is_in([*_TRUE, *_FALSE]), name, interactions, "is neither true nor false")
-        bits = bits | pl.when(text.is_in(_TRUE)).then(pl.lit(1 << bit, pl.UInt8)).otherwise(pl.lit(0, pl.UInt8))
-    log = _finish(frame.with_columns(bits.alias("behaviours")), interactions, behaviours=bool(names))
-    titles = _titles(frame) if "title" in extra else {}
-    return Log(log.frame, log.files, titles, names, log.dropped)
+def make_log(frame: pl.DataFrame, file: Path, behaviours: bool = False) -> Log:
+    """The log of a frame with user, item and time (numbers, text of numbers, or datetimes) read from `file`.
 
-
-def read_recbole(inter: Path) -> Log:
-    """A RecBole atomic `.inter` file: tab-separated, header `name:type`, with user_id, item_id, timestamp."""
-    header = _header(inter, "\t")
-    for cell in header:
-        if cell.count(":") != 1:
-            raise UserError(f"{inter}, line 1: column {cell!r} is not name:type as in RecBole atomic files")
-    typed = {cell.split(":")[0]: cell for cell in header}
-    wanted = {"user": "user_id", "item": "item_id", "time": "timestamp"}
-    names = {ours: typed[_present(inter, theirs, typed)] for ours, theirs in wanted.items()}
-    return _finish(_columns(inter, "\t", names), inter)
-
-
-def read_table(file: Path, user: str, item: str, time: str) -> Log:
-    """A CSV, TSV or Parquet file with the columns `user`, `item`, `time` (numbers or, in Parquet, datetimes)."""
-    names = {"user": user, "item": item, "time": time}
-    if file.suffix.lower() in (".parquet", ".pq"):
-        return _finish(_parquet(file, names), file)
-    separator = "\t" if file.suffix.lower() == ".tsv" or "\t" in _first_line(file) else ","
-    return _finish(_columns(file, separator, names), file)
-
-
-def read_items(file: Path) -> pl.DataFrame:
-    """Items: columns item, title and video (String, the last two null where unknown), in the order of the file.
-
-    file: CSV, TSV or Parquet with a column `item`, and `title` and `video` (path or URL) where it has them;
-    MicroLens's `item,title` without a header; or one id a line. Raises UserError: file, line, and what is wrong.
+    Rows that are equal in all three are kept once and counted; their `behaviours` (UInt8, bits) are joined.
+    `_line`: the line of each row in the file; without it rows count as lines.
+    Raises UserError with the line: an id that is missing, a time that is none.
     """
-    frame = _parquet_items(file) if file.suffix.lower() in (".parquet", ".pq") else _text_items(file)
-    _refuse_null(frame, "item", file)
-    _refuse(frame, pl.col("item").is_duplicated(), "item", file, "is there twice")
-    absent = [pl.lit(None, pl.String).alias(name) for name in _ITEM_COLUMNS if name not in frame.columns]
-    return frame.with_columns(absent).select("item", *_ITEM_COLUMNS)
-
-
-def _text_items(file: Path) -> pl.DataFrame:
-    first = _first_line(file)
-    separator = "\t" if "\t" in first else ","
-    cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
-    if "item" in cells:
-        header = _header(file, separator)
-        retry = {"source", "reason"} <= {*header} and "video" not in header  # the failed.csv of an extraction
-        extra = ["source"] if retry else [name for name in _ITEM_COLUMNS if name in header]
-        return _columns(file, separator, {"item": "item"}, extra).rename({"source": "video"} if retry else {})
-    if file.suffix.lower() == ".txt" or len(cells) == 1:
-        return _read(file, "\t", ["item"])
-    if all(cell.isidentifier() for cell in cells):
-        _present(file, "item", cells)
-    return _read(file, separator, ["item", "title"])
-
-
-def _parquet_items(file: Path) -> pl.DataFrame:
-    try:
-        header = pl.read_parquet_schema(file)
-        _present(file, "item", header)
-        frame = pl.read_parquet(file, columns=["item", *(name for name in _ITEM_COLUMNS if name in header)])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{file} cannot be read as Parquet ({error})") from None
-    nested = [name for name in frame.columns if frame.schema[name].is_nested()]
-    if nested or frame.is_empty():
-        raise UserError(f"{file} has no rows" if not nested else f"{file}: column {nested[0]!r} is not text")
-    return frame.with_columns(pl.all().cast(pl.String), _line=pl.int_range(1, pl.len() + 1))
-
-
-def _finish(frame: pl.DataFrame, file: Path, behaviours: bool = False) -> Log:
-    """Check ids and times of a frame of user, item, time and _line; drop duplicates."""
+    if "_line" not in frame.columns:
+        frame = frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
     for column in ("user", "item"):
-        _refuse_null(frame, column, file)
+        refuse_null(frame, column, file)
     frame = _whole_times(frame, file).sort("_exact", maintain_order=True)
     key = ["user", "item", "time"]
     if behaviours:
@@ -154,7 +78,7 @@ def _whole_times(frame: pl.DataFrame, file: Path) -> pl.DataFrame:
     time = pl.col("time")
     if frame.schema["time"].is_temporal():
         exact = frame.with_columns(time.cast(pl.Datetime("us")).dt.epoch("us").alias("_exact"))
-        _refuse_null(exact, "time", file)
+        refuse_null(exact, "time", file)
         return exact.with_columns((pl.col("_exact") // 1_000_000).alias("time"))
     whole = frame.with_columns(time.cast(pl.Int64, strict=False).alias("_exact"))
     if frame.schema["time"].is_integer() or frame.schema["time"] == pl.String:
@@ -164,29 +88,35 @@ def _whole_times(frame: pl.DataFrame, file: Path) -> pl.DataFrame:
         raise UserError(f"{file}: the time column is {frame.schema['time']}; give numbers such as Unix seconds")
     real = frame.with_columns(time.cast(pl.Float64, strict=False).alias("_exact"))
     bad = ~(pl.col("_exact").is_finite() & (pl.col("_exact").abs() < 2.0**63)).fill_null(False)
-    _refuse(real, bad, "time", file, "is not a time; give numbers such as Unix seconds")
+    refuse_where(real, bad, "time", file, "is not a time; give numbers such as Unix seconds")
     # integers beside fractions go through Float64 only for the order: 2^53 seconds is far beyond any calendar
     return real.with_columns(pl.col("_exact").floor().cast(pl.Int64).alias("time"))
 
 
-def _titles(frame: pl.DataFrame) -> dict[str, str]:
+def titles_of(frame: pl.DataFrame) -> dict[str, str]:
     """The first title of each item that has one."""
     known = frame.filter(pl.col("title").is_not_null()).unique("item", keep="first", maintain_order=True)
     return dict(known.select("item", "title").iter_rows())
 
 
-def _columns(file: Path, separator: str, names: dict[str, str], extra: Sequence[str] = ()) -> pl.DataFrame:
-    """Columns of a delimited file with a header: `names` maps ours to the file's; plus `_line`."""
-    header = _header(file, separator)
+def read_columns(file: Path, separator: str, names: dict[str, str], extra: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of a delimited file with a header, as `read_delimited` gives them.
+
+    names: our name of a column -> the file's. extra: more of the file's columns. Raises UserError: one is not there.
+    """
+    header = read_header(file, separator)
     for name in names.values():
-        _present(file, name, header)
-    frame = _read(file, separator, header, header=True)
+        require_column(file, name, header)
+    frame = read_delimited(file, separator, header, header=True)
     return frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), *extra, "_line")
 
 
-def _read(file: Path, separator: str, columns: Sequence[str], header: bool = False) -> pl.DataFrame:
-    """A delimited file as columns of strings without surrounding blanks, empty cells null, and `_line`."""
-    _refuse_binary(file)
+def read_delimited(file: Path, separator: str, columns: Sequence[str], header: bool = False) -> pl.DataFrame:
+    """A delimited file as columns of strings without surrounding blanks, empty cells null, and `_line`.
+
+    columns: their names; header: whether line 1 holds names and no data. Raises UserError with the line of the trouble.
+    """
+    check_text(file)
     quote = '"' if separator == "," else None
     try:
         frame = pl.read_csv(file, has_header=header, separator=separator, quote_char=quote, infer_schema=False)
@@ -208,67 +138,48 @@ def _read(file: Path, separator: str, columns: Sequence[str], header: bool = Fal
     return frame
 
 
-def _parquet(file: Path, names: dict[str, str]) -> pl.DataFrame:
+def read_parquet(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) -> pl.DataFrame:
+    """`columns`, those of `extra` that are there, and `_line` (rows count as lines) of a Parquet file.
+
+    Raises UserError: unreadable, a column that is not there or holds lists or the like, no rows.
+    """
     try:
-        header = pl.read_parquet_schema(file)
-        for name in names.values():
-            _present(file, name, header)
-        frame = pl.read_parquet(file, columns=list(dict.fromkeys(names.values())))
+        schema = pl.read_parquet_schema(file)
+        wanted = [require_column(file, name, schema) for name in dict.fromkeys(columns)]
+        wanted += [name for name in extra if name in schema]
+        frame = pl.read_parquet(file, columns=wanted)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{file} cannot be read as Parquet ({error})") from None
     if frame.is_empty():
         raise UserError(f"{file} has no rows; is it the right file?")
-    for name in (names["user"], names["item"]):
-        if frame.schema[name].is_nested():
-            raise UserError(f"{file}: column {name!r} is {frame.schema[name]}; ids are text or numbers")
-    ids = [pl.col(names[ours]).cast(pl.String).alias(ours) for ours in ("user", "item")]
-    return frame.select(*ids, pl.col(names["time"]).alias("time"), _line=pl.int_range(1, pl.len() + 1))
+    for name, dtype in frame.schema.items():
+        if dtype.is_nested():
+            raise UserError(f"{file}: column {name!r} is {dtype}; one value per row is expected")
+    return frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
 
 
-def _header(file: Path, separator: str) -> list[str]:
-    cells = next(csv.reader([_first_line(file)], delimiter=separator), [])
+def read_header(file: Path, separator: str) -> list[str]:
+    """The names of the columns in line 1. Raises UserError: empty, repeated or reserved names."""
+    cells = next(csv.reader([first_line(file)], delimiter=separator), [])
     header = [cell.strip() for cell in cells]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice or "" in header or "_line" in header:
-        raise UserError(f"{file}, line 1: column names are empty, twice there or reserved: {twice or header}")
+        raise UserError(f"{file}, line 1: column names are empty, repeated or reserved: {twice or header}")
     return header
 
 
-def _first_line(file: Path) -> str:
-    _refuse_binary(file)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+def first_line(file: Path) -> str:
+    """Line 1 of a text file without its end. Raises UserError: it is blank, or the file is not text."""
+    with open_text(file) as stream:
         line = stream.readline()
     if not line.strip():
         raise UserError(f"{file}, line 1 is empty; expected a header or data")
     return line.rstrip("\r\n")
 
 
-def _refuse_binary(file: Path) -> None:
-    """UserError: cannot be opened, empty, or not UTF-8, with the line of the first bad byte."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
-    try:
-        with file.open("rb") as stream:
-            if not stream.read(1):
-                raise UserError(f"{file} is empty")
-            stream.seek(0)
-            while piece := stream.read(1 << 20):
-                try:
-                    decoder.decode(piece)
-                except UnicodeDecodeError as error:
-                    # error.object starts with what the decoder held back; newlines in that part are none
-                    line += error.object[: error.start].count(b"\n")
-                    raise UserError(f"{file}, line {line} is not UTF-8; convert it, e.g. with iconv") from None
-                line += piece.count(b"\n")
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise UserError(f"{file}, line {line} ends within a character: the file is truncated") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file} ({error.strerror})") from None
-
-
 def _locate(file: Path, separator: str, width: int) -> str | None:
-    """Where a delimited file that polars refuses has the first line of another width; None where there is none."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    """What is wrong with a delimited file that polars refuses: its first line with too many columns, else None."""
+    with open_text(file) as stream:
         quote = '"' if separator == "," else None
         reader = csv.reader(stream, delimiter=separator, quotechar=quote)
         try:
@@ -283,8 +194,8 @@ def _locate(file: Path, separator: str, width: int) -> str | None:
     return None
 
 
-def _present(file: Path, name: str, header: Iterable[str]) -> str:
-    """`name`, if the file has this column; UserError with the nearest name otherwise."""
+def require_column(file: Path, name: str, header: Iterable[str]) -> str:
+    """`name`. Raises UserError with the nearest name where it is not in the header."""
     columns = list(header)
     if name in columns:
         return name
@@ -293,14 +204,15 @@ def _present(file: Path, name: str, header: Iterable[str]) -> str:
     raise UserError(f"{file}, line 1 has no column {name!r}{hint} It has: {', '.join(columns)}")
 
 
-def _refuse_null(frame: pl.DataFrame, column: str, file: Path) -> None:
-    _refuse(frame, pl.col(column).is_null(), column, file, "is missing")
+def refuse_null(frame: pl.DataFrame, column: str, file: Path) -> None:
+    """Raises UserError with the first line where `column` has no value."""
+    refuse_where(frame, pl.col(column).is_null(), column, file, "is missing")
 
 
-def _refuse(frame: pl.DataFrame, bad: pl.Expr, column: str, file: Path, what: str) -> None:
-    """UserError naming the first line where `bad` holds."""
+def refuse_where(frame: pl.DataFrame, bad: pl.Expr, column: str, file: Path, what: str) -> None:
+    """Raises UserError with the first line where `bad` holds. what: the end of "FILE, line N: COLUMN VALUE ..."."""
     found = frame.filter(bad).head(1)
     if len(found):
         value = found[column][0]
         shown = "" if value is None else f" {str(value)[:80]!r}"
-        raise UserError(f"{file}, line {found['_line'][0]}: {column}{shown} {what}; mend or remove this line")
+        raise UserError(f"{file}, line {found['_line'][0]}: {column}{shown} {what}; correct or remove this line")

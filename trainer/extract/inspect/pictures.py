@@ -20,7 +20,7 @@ _THUMBNAIL_TIMEOUT_S = 5.0
 def sampled(source: str, count: int, fps: float) -> tuple[list[str], list[float]]:
     """The `count` frames that are sampled of a video at `fps`, as data: URIs, and the time of each in seconds.
 
-    Raises Unusable where the video cannot be read (any more), UserError where the extra `video` is not installed.
+    Raises Unusable where the video cannot be read (or no longer), UserError where the extra `video` is not installed.
     """
     return _pictures(source, frames=count, fps=fps)
 
@@ -44,7 +44,7 @@ def _pictures(source: str, **how: Any) -> tuple[list[str], list[float]]:
         raise UserError(f"frames are shown with PyAV and Pillow ({error}): pip install 'mealrec[video]'") from None
     try:
         frames, times = decode.sample(source, Sampling(**how))
-    except UserError as error:  # a protocol whose client is not installed
+    except UserError as error:  # the package for this kind of URL is not installed
         raise Unusable(str(error)) from error
     made = []
     for frame in frames:

@@ -25,14 +25,15 @@ from trainer.extract.pipeline.work import UNFINISHED, Work
 from trainer.progress import Progress
 
 _FAILURES_EVERY_S = 10.0
-#: items that are tried alone before those whose process died are counted
+#: items that are tried one by one before those whose process died again are recorded as failed
 _ALONE = 256
 DIED = "the process that worked on it died (a crash of the decoder, or out of memory)"
 
 
 @dataclass(frozen=True)
 class Where:
-    """What executes an extraction. loaders, encoders: None takes all CPUs and GPUs; inline: in this process, no Ray."""
+    """What executes an extraction. loaders, encoders: how many processes, None for as many as there are CPUs and GPUs;
+    launcher: "inline" is this process, without Ray; folders: that every node must be able to read."""
 
     launcher: Literal["ray", "inline"] = "ray"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -69,7 +70,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a start of an extraction did. items: encoded in it; seconds, shares of the work, peak MiB of each stage."""
+    """What one start of an extraction did. items: how many it encoded; seconds: from start to end; load_seconds,
+    encode_seconds: work of all processes; load_mib, encode_mib: peak memory of one process; reasons: of failures."""
 
     manifest: FeatureManifest
     items: int
@@ -92,7 +94,7 @@ def extract(
     sources: Mapping[str, str],
     place: str = "",
 ) -> Outcome:
-    """Encode items into `out`, or go on where an earlier start of the same was ended.
+    """Encode items into `out`, or continue an earlier start of the same extraction.
 
     items: gives item, title and source of each; called when the extraction begins, and to try failed items again.
     place: where the sources are; an extraction is not continued with another.
@@ -101,10 +103,10 @@ def extract(
     encoder = job.encoder
     settings = {**job.settings, "encoder_model": encoder, "batch_size": limits.unit, "place": place}
     settings["sources"] = dict(sources)
-    limits.most_failures(1)  # a mistake there is told before anything starts
+    limits.most_failures(1)  # reports a mistake in --max-failures before anything starts
     _refuse_other(out)
     with sole_writer(out):
-        _refuse_other(out)  # another start may have ended while this one waited
+        _refuse_other(out)  # another process may have finished while this one waited
         started = time.monotonic()
         try:
             work = Work.resume(out, settings) or Work.begin(out, items(), settings)
@@ -138,13 +140,13 @@ def _leave_nothing(out: Path) -> None:
 
 def _refuse_other(out: Path) -> None:
     if (out / FEATURES).exists():
-        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # its removal may have been cut off
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # its removal may have been interrupted
         done = open_features(str(out)).manifest
         raise UserError(f"{out} holds a finished extraction ({done.items:,} items); choose another --out or remove it")
     if not out.exists():
         return
     known = {UNFINISHED, "shards", "failed.csv", "items.parquet"}
-    # hidden files are ours: the lock, and what a kill leaves of a file that was being written
+    # hidden files are ours: the lock, and temporary files of a process that was killed while it wrote
     if not out.is_dir() or {path.name for path in out.iterdir() if not path.name.startswith(".")} - known:
         raise UserError(f"{out} exists and is neither empty nor an unfinished extraction; choose another --out")
 
@@ -160,7 +162,7 @@ def _work_off(work: Work, job: Job, limits: Limits, where: Where) -> None:
             "every process that worked on these items died: too little memory (fewer --loaders, a smaller "
             "--batch-size), or a decoder or driver that crashes; Ray's logs are in /tmp/ray/session_latest/logs"
         )
-    # Now each item is alone: one whose process dies every time takes nobody along.
+    # Now each item is a unit of its own: one that kills its process every time does not make others fail.
     for start in range(0, len(lost), _ALONE):
         _pass(work, job, lost[start : start + _ALONE], where, most)
         tried = {position for unit in lost[start : start + _ALONE] for position in unit.positions}

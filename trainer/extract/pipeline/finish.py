@@ -21,6 +21,7 @@ from trainer.data.format.shards import ShardWriter, block_rows, item_spec
 from trainer.data.format.writer import provenance
 from trainer.extract.pipeline.protocols import Arrays
 from trainer.extract.pipeline.units import TIMES, Job
+from trainer.extract.pipeline.unknown import UnknownTitles
 from trainer.extract.pipeline.work import UNFINISHED, Work
 from trainer.progress import Progress
 
@@ -32,8 +33,8 @@ def finish(
 ) -> FeatureManifest:
     """Write shards, items.parquet, failed.csv and, last, features.json to `work.out`; then remove its parts.
 
-    held: how many parts are held while a block is put together. Raises UserError where no item is done, or where no
-    vector is anything but zero.
+    held: how many parts are kept in memory while a block is put together. Raises UserError where no item is done, or
+    where all vectors are zeros.
     """
     out = work.out
     work.write_failures()
@@ -45,16 +46,14 @@ def finish(
     reader = _Reader(work, job, held)
     shapes = reader.shapes(positions[:1])
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
-    means = _means(reader, positions, step, shapes) if job.zero_rows_are_mean else {}
-    shutil.rmtree(out / "shards", ignore_errors=True)  # of an end that was cut off
+    unknown = _unknown(reader, positions, step, shapes) if job.zero_rows_are_mean else None
+    shutil.rmtree(out / "shards", ignore_errors=True)  # left by a finish that was interrupted
     times: list[list[float] | None] = []
-    unknown = 0
     progress = Progress("writing shards", len(positions))
     with ShardWriter(out, "items") as shards:
         for start, block, shown in reader.blocks(positions, step):
-            fields = _filled(block, means)
+            fields = unknown.fill(block) if unknown else block
             count = len(next(iter(fields.values())))
-            unknown += int((~block["text"].any(axis=-1)).sum()) if means else 0
             present = {f"{field}_present": np.ones(count, np.bool_) for field in fields}
             rows = np.arange(start + 1, start + 1 + count, dtype=np.int32)
             arrays: dict[str, NDArray[Any]] = {"rows": rows, **{str(f): a for f, a in fields.items()}, **present}
@@ -68,7 +67,7 @@ def finish(
         items=len(positions),
         failed=len(work.failed),
         encoder=encoder,
-        unknown=unknown,
+        unknown=unknown.count if unknown else 0,
         content={field: FeatureInfo(shape=shape, kind=job.kinds[field]) for field, shape in shapes.items()},
         settings=job.settings,
         shards=shards.shards,
@@ -79,14 +78,14 @@ def finish(
         with (out / name).open("rb") as file:
             os.fsync(file.fileno())
     write_text(out / FEATURES, manifest.dumps())
-    for left in out.glob(".*.*"):  # what a kill left of a file that was being written
+    for left in out.glob(".*.*"):  # temporary files of a process that was killed while it wrote
         left.unlink()
     shutil.rmtree(out / UNFINISHED)
     return manifest
 
 
 def reasons(work: Work) -> str:
-    """How many items have failed for which reason, most frequent first; of a reason with details, its first words."""
+    """How many items have failed for which reason, most frequent first; what follows a colon in one is left out."""
     counts = Counter(reason.partition(":")[0] for reason in work.failed.values())
     shown = [f"{count:,} {reason}" for reason, count in counts.most_common(5)]
     return "; ".join([*shown, *(["..."] if len(counts) > 5 else [])])
@@ -137,32 +136,12 @@ class _Reader:
         return self._held[number]
 
 
-def _means(
+def _unknown(
     reader: _Reader, positions: NDArray[np.int64], step: int, shapes: Mapping[ContentField, tuple[int, ...]]
-) -> dict[ContentField, NDArray[np.float64]]:
-    """The mean over vectors that are not all zero, of the fields that are not themselves means of another."""
-    own: tuple[ContentField, ...] = ("text", "sequence")
-    sums = {field: np.zeros(shapes[field][-1]) for field in own if field in shapes}
-    counts = dict.fromkeys(sums, 0)
+) -> UnknownTitles:
+    """The titles without a known word, from a pass over all vectors. Raises UserError: there are no others."""
+    unknown = UnknownTitles({field: shape[-1] for field, shape in shapes.items()})
     for _, fields, _ in reader.blocks(positions, step):
-        for field in sums:
-            vectors = fields[field].reshape(-1, fields[field].shape[-1]).astype(np.float64)
-            known = vectors.any(axis=1)
-            sums[field] += vectors[known].sum(axis=0)
-            counts[field] += int(known.sum())
-    if not all(counts.values()):
-        raise UserError("no title has a word that the encoder knows: is it an encoder for this language?")
-    return {field: total / counts[field] for field, total in sums.items()}
-
-
-def _filled(fields: Fields, means: Mapping[ContentField, NDArray[np.float64]]) -> Fields:
-    """The same with the mean for vectors of zeros; `visual` is again the mean of the sequence."""
-    if not means:
-        return fields
-    filled = dict(fields)
-    for field, mean in means.items():
-        known = fields[field].any(axis=-1, keepdims=True)
-        filled[field] = np.where(known, fields[field], mean.astype(np.float16))
-    if "sequence" in means:
-        filled["visual"] = filled["sequence"].astype(np.float32).mean(axis=1).astype(np.float16)
-    return filled
+        unknown.add(fields)
+    unknown.check()
+    return unknown

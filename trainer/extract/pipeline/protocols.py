@@ -1,4 +1,4 @@
-"""What the parts of an extraction know of each other.
+"""The types that the modules of an extraction share.
 
 A *unit* is a few items that are loaded together by one task on a CPU (decoded videos, or titles), encoded together in
 one batch, and kept together on disk as soon as they are encoded.
@@ -7,6 +7,7 @@ one batch, and kept together on disk as soon as they are encoded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,18 +29,31 @@ TITLE_KINDS: dict[ContentField, str] = {
 }
 
 
+#: encoders with a name of their own, by what they encode; any other is a model's hub name or folder
+ENCODERS = {"videos": ("videomae", "efficientnet-lite0"), "titles": ("bert", "minilm", "glove")}
+
+
+def model_folder(encoder: str) -> Path | None:
+    """The absolute path of the folder that is given as an encoder; None where a name is given.
+
+    A folder that is called like one of ENCODERS is given as ./NAME.
+    """
+    named = any(encoder in names for names in ENCODERS.values())
+    return None if named or not Path(encoder).is_dir() else Path(encoder).absolute()
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames are taken of a video, and what it may cost (MealRec 5.1.3: 5 frames, 1 per second)."""
+    """Which frames are taken of a video, and the limits for one video (MealRec 5.1.3: 5 frames, 1 per second)."""
 
     frames: int = 5
     fps: float = 1.0  # frames taken per second
     timeout: float = 60.0  # seconds for one video
-    max_bytes: int = 2 << 30  # copied at most of a remote file that cannot be read in parts
+    max_bytes: int = 2 << 30  # most that is copied of a file on a server without range requests
 
 
 class Unusable(Exception):
-    """This item cannot be used; the message is its reason in failed.csv: short, and the same for the same trouble."""
+    """This item cannot be used; the message is the reason in failed.csv: short, and equal for equal causes."""
 
 
 class VideoEncoder(Protocol):
@@ -52,7 +66,7 @@ class VideoEncoder(Protocol):
 
 
 class Preparation(Protocol):
-    """Frames to what the encoder takes, done where they are decoded: less to send."""
+    """Turns frames into the encoder's input in the process that decodes them, so that less data is sent."""
 
     def __call__(self, frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """K frames (height, width, 3), RGB, of any size, resized and cropped for the encoder: (K, h, w, 3)."""

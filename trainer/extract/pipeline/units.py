@@ -34,7 +34,7 @@ class Unit:
 
 
 class Job(Protocol):
-    """An extraction, apart from where it runs and what it keeps. Travels to other processes."""
+    """What an extraction computes, whatever executes it; is sent to other processes."""
 
     kinds: ClassVar[dict[ContentField, str]]
 
@@ -45,7 +45,7 @@ class Job(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the vectors: an extraction is not continued under others."""
+        """Everything that the vectors depend on: an extraction is only continued with equal settings."""
         ...
 
     @property
@@ -74,7 +74,7 @@ def pack(arrays: Arrays) -> bytes:
 
 
 def unpack(data: bytes) -> Arrays:
-    """The arrays of `pack`; raises ValueError and the like for anything else, and loads no pickle."""
+    """The arrays of `pack`; raises ValueError and the like for any other bytes. Never unpickles."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -82,8 +82,8 @@ def unpack(data: bytes) -> Arrays:
 def load_unit(unit: Unit, one: Callable[[str], Arrays]) -> bytes:
     """The packed arrays that `one` gives for each source of a unit; where it raises, the reason.
 
-    Unusable tells it in words. Anything else is a bug or a lack of memory, but of one item, which stops nothing: its
-    reason says what and where. UserError (a package that is missing) is the same for all items, and is raised.
+    The reason is the message of Unusable. Any other exception is a bug or a lack of memory; it concerns one item and
+    stops nothing, and the reason says what happened where. UserError (a missing package) concerns all and is raised.
     """
     started = time.perf_counter()
     loaded: list[Arrays] = []
@@ -120,7 +120,7 @@ def _encode(vectors: Callable[[Arrays], dict[ContentField, NDArray[np.float32]]]
     kept = {name: loaded[name] for name in (POSITIONS, TIMES) if name in loaded}
     failed = dict(zip(loaded[FAILED].tolist(), loaded[REASONS].tolist(), strict=True))
     if len(loaded[POSITIONS]):
-        with np.errstate(over="ignore"):  # seen right below
+        with np.errstate(over="ignore"):  # infinity is found right below
             fields = {str(name): array.astype(np.float16) for name, array in vectors(loaded).items()}
         finite = np.logical_and.reduce([np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in fields.values()])
         failed |= dict.fromkeys(loaded[POSITIONS][~finite].tolist(), "the encoder gave NaN, or more than float16 holds")

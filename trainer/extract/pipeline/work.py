@@ -1,4 +1,4 @@
-"""An extraction on disk while it goes on: `OUT/unfinished`, with what was asked and a file per unit that is encoded."""
+"""The state of an unfinished extraction on disk: `OUT/unfinished`, with its settings and one file per encoded unit."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ class Work:
 
     @classmethod
     def begin(cls, out: Path, items: pl.DataFrame, settings: dict[str, Any]) -> Work:
-        """A new one in `out`, which may hold nothing else."""
+        """Begin an extraction in `out`, which may hold nothing else."""
         folder = out / UNFINISHED
-        shutil.rmtree(folder, ignore_errors=True)  # of a beginning that was cut off
+        shutil.rmtree(folder, ignore_errors=True)  # left by a start that was interrupted
         (folder / _PARTS).mkdir(parents=True)
         items.write_parquet(folder / _LIST)
-        write_json(folder / _SETTINGS, settings)  # last: with it the extraction has begun
+        write_json(folder / _SETTINGS, settings)  # last: this file marks that the extraction has begun
         return cls(out, items)
 
     @classmethod
     def resume(cls, out: Path, settings: dict[str, Any]) -> Work | None:
-        """The one that `out` holds, None where there is none.
+        """The unfinished extraction in `out`, None where there is none.
 
         Raises UserError: it was begun with other settings, or its list of items is damaged.
         """
@@ -92,14 +92,14 @@ class Work:
         self._note(path)
 
     def give_up_on(self, positions: Sequence[int], reason: str) -> None:
-        """Note that these items have failed, for a reason that none of the stages could tell."""
+        """Note that these items have failed, for a reason that the stages could not record themselves."""
         nothing = {POSITIONS: np.zeros(0, np.int64), COST: np.zeros(4)}
         self.keep(
             pack({**nothing, FAILED: np.array(positions, np.int64), REASONS: np.array([reason] * len(positions))})
         )
 
     def try_again(self, items: pl.DataFrame) -> None:
-        """What has failed is left to do; `items` as at the beginning, for where their files are now."""
+        """Make the failed items to do again. items: as at the beginning; gives the present locations of their files."""
         failed = np.zeros(len(self.items), np.bool_)
         failed[list(self.failed)] = True
         sources = pl.when(pl.Series(failed)).then(items["source"]).otherwise(self.items["source"])
@@ -112,7 +112,7 @@ class Work:
     def units(self, size: int) -> list[Unit]:
         """What is left to do, in units of at most `size` items.
 
-        Where a unit ends does not depend on what is done: an item is encoded in the same company after a resume.
+        The borders of units do not depend on what is done: a resume encodes an item in the same batch as before.
         """
         left = ~self.done
         left[list(self.failed)] = False
@@ -132,11 +132,11 @@ class Work:
         return sorted((self._folder / _PARTS).glob("[0-9]*.npz"))
 
     def part(self, number: int) -> Arrays:
-        """The arrays of one of them."""
+        """The arrays of part `number`."""
         return unpack((self._folder / _PARTS / f"{number:08d}.npz").read_bytes())
 
     def costs(self) -> NDArray[np.float64]:
-        """(parts, 4): seconds of loading and of encoding, and peak MiB of the processes that did."""
+        """(parts, 4): seconds of loading and of encoding, and peak MiB of the loading and of the encoding process."""
         return np.stack(self._costs) if self._costs else np.zeros((0, 4))
 
     def write_failures(self) -> None:

@@ -16,11 +16,11 @@ from models.errors import UserError
 from models.options.base import ContentField
 from trainer.extract.pipeline.protocols import TitleEncoder
 from trainer.extract.titles import glove
-from trainer.extract.titles import minilm as text
+from trainer.extract.titles.minilm import ENCODER, SentenceModel, minilm_package, segments, token_means
 
 _BERT = "google-bert/bert-base-uncased"
 _BATCH = 32
-#: tokens of a title that are read by an encoder that sets no limit itself
+#: most tokens of a title, for an encoder that sets no limit itself
 _LONGEST = 512
 _EXACT = {"dtype": torch.float32, "use_safetensors": True}
 
@@ -37,32 +37,32 @@ def describe(name: str, layers: bool) -> str:
     """
     if name == "glove":
         if layers:
-            raise UserError("--layers keeps the states of a network, and --encoder glove has none; leave one out")
+            raise UserError("--layers keeps the states of a network, and the encoder glove is none; leave --layers out")
         glove.folder()
         return f"{glove.PACKAGE} (mean of the tokens)"
     if name == "minilm":
-        text.minilm_package()
-        return text.ENCODER
+        minilm_package()
+        return ENCODER
     source = _BERT if name == "bert" else name
     modules = _modules(source)
     if modules is None:
         _tokenizer(source)
         return f"{source} ([CLS] of the last hidden state)"
     if layers and not modules[0]["type"].endswith(".Transformer"):
-        raise UserError(f"--encoder {name} has no layers ({modules[0]['type']}); leave --layers out")
+        raise UserError(f"the encoder {name} has no layers ({modules[0]['type']}); leave --layers out")
     return f"{source} (sentence-transformers)"
 
 
-def load(name: str, segments: int | None, layers: bool, device: str, threads: int | None) -> TitleEncoder:
+def load(name: str, n_segments: int | None, layers: bool, device: str, threads: int | None) -> TitleEncoder:
     """The encoder `name` of `describe`, in float32 on `device`, with `threads` CPU threads (None: torch's own choice).
 
-    segments: also K windows over each title's words, encoded like titles. layers: also every hidden state's mean over
-    the text's tokens. Raises UserError: as `describe`, and weights that are missing or do not fit.
+    n_segments: also so many windows over each title's words, encoded like titles. layers: also the mean of every hidden
+    state over the text's tokens. Raises UserError: as `describe`, and weights that are missing or do not fit.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     describe(name, layers)
-    return _Titles(_encoder(_BERT if name == "bert" else name, layers, device), segments)
+    return _Titles(_encoder(_BERT if name == "bert" else name, layers, device), n_segments)
 
 
 def zero_rows_are_mean(name: str) -> bool:
@@ -73,12 +73,12 @@ def zero_rows_are_mean(name: str) -> bool:
 class _Titles:
     """Fields of titles from an encoder of texts; equal texts are encoded once."""
 
-    def __init__(self, encode: Encode, segments: int | None) -> None:
-        self._encode, self._segments = encode, segments
+    def __init__(self, encode: Encode, n_segments: int | None) -> None:
+        self._encode, self._n_segments = encode, n_segments or 0
 
     def __call__(self, titles: list[str]) -> dict[ContentField, NDArray[np.float32]]:
-        count = self._segments or 0
-        windows = [window for title in titles for window in (text.segments(title, count) if count else [])]
+        count = self._n_segments
+        windows = [window for title in titles for window in (segments(title, count) if count else [])]
         distinct = sorted(dict.fromkeys(titles + windows), key=len)  # little padding within a batch
         number = {words: row for row, words in enumerate(distinct)}
         title = np.asarray([number[words] for words in titles])
@@ -115,7 +115,7 @@ class _FirstToken:
                 out = self._model(**inputs, output_hidden_states=self._layers)
                 vectors.append(out.last_hidden_state[:, 0].cpu().numpy())
                 if self._layers:
-                    states.append(text.token_means(out.hidden_states, inputs["attention_mask"]))
+                    states.append(token_means(out.hidden_states, inputs["attention_mask"]))
         return np.concatenate(vectors), np.concatenate(states) if self._layers else None
 
 
@@ -125,11 +125,11 @@ def _encoder(source: str, layers: bool, device: str) -> Encode:
         return lambda texts: (words.encode(texts), None)
     _transformers()
     if source == "minilm":
-        model = text.SentenceModel.minilm(device)
+        model = SentenceModel.minilm(device)
     elif _modules(source) is None:
         return _FirstToken(source, layers, device)
     else:
-        model = text.SentenceModel(_sentence_transformer(source, device))
+        model = SentenceModel(_sentence_transformer(source, device))
     return lambda texts: model.encode(texts, layers)
 
 
@@ -140,7 +140,7 @@ def _sentence_transformer(source: str, device: str) -> Any:
         model = sentence_transformers.SentenceTransformer(source, device=device, model_kwargs=_EXACT)
     for path, module in zip([entry["path"] for entry in _modules(source) or []], model, strict=True):
         if hasattr(module, "auto_model"):
-            _weights(type(module.auto_model), source, subfolder=path)  # only to hear of those that are missing
+            _weights(type(module.auto_model), source, subfolder=path)  # only to find out which weights are missing
     return model
 
 
@@ -149,11 +149,11 @@ def _weights(model_class: Any, source: str, **where: str) -> Any:
         model, found = model_class.from_pretrained(
             source, output_loading_info=True, trust_remote_code=False, **_EXACT, **where
         )
-    # the pooler comes after the last hidden state, which is all that is used here
+    # only the last hidden state is used, and the pooler comes after it
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(
-            f"--encoder {source}: {len(missing)} of its weights are missing and would be random "
+            f"the encoder {source}: {len(missing)} of its weights are missing and would be random "
             f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); take the complete model"
         )
     return model
@@ -167,16 +167,17 @@ def _tokenizer(source: str) -> Any:
     reads_both_ways = not getattr(config, "is_decoder", False) and not getattr(config, "is_encoder_decoder", False)
     if type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING or not reads_both_ways:
         raise UserError(
-            f"--encoder {source}: {config.model_type} is no text encoder with a [CLS] token, such as BERT, RoBERTa or "
-            "MPNet; for others give a sentence-transformers model, which brings its own pooling"
+            f"the encoder {source}: {config.model_type} is no text encoder with a [CLS] token, such as BERT, RoBERTa "
+            "or MPNet; for others give a sentence-transformers model, which brings its own pooling"
         )
     with _opening(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         first = tokenizer("a title")["input_ids"][0]
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of missing files
-        raise UserError(f"--encoder {source} has no tokenizer; put its files there (tokenizer.save_pretrained)")
+    # transformers returns a tokenizer without words when files are missing
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"the encoder {source} has no tokenizer; put its files there (tokenizer.save_pretrained)")
     if first != tokenizer.cls_token_id or tokenizer.pad_token_id is None:
-        raise UserError(f"--encoder {source}: its tokenizer puts no [CLS] token in front, or cannot pad; mend it")
+        raise UserError(f"the encoder {source}: its tokenizer puts no [CLS] in front, or cannot pad; take another")
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -194,7 +195,7 @@ def _longest(tokenizer: Any, model: Any) -> int:
 def _modules(source: str) -> list[dict[str, str]] | None:
     """What a sentence-transformers model is made of; None for a plain transformers model."""
     if not Path(source).is_dir() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
-        raise UserError(f"--encoder {source}: there is no such folder")
+        raise UserError(f"the encoder {source}: there is no such folder")
     _transformers()
     with _opening(source):
         found = None if source == _BERT else _modules_file(source)
@@ -206,7 +207,7 @@ def _modules(source: str) -> list[dict[str, str]] | None:
             raise ValueError("modules.json lists none")
     foreign = [kind for kind in kinds if not kind.startswith("sentence_transformers.")]
     if foreign:
-        raise UserError(f"--encoder {source} brings code of its own ({foreign[0]}), which is not run; take another")
+        raise UserError(f"the encoder {source} brings code of its own ({foreign[0]}), which is not run; take another")
     return modules
 
 
@@ -219,14 +220,14 @@ def _modules_file(source: str) -> Path | None:
     try:
         return Path(hf_hub_download(source, "modules.json"))
     except errors.EntryNotFoundError as error:
-        # no network is no answer: only who asks to do without it takes what was downloaded for all there is
+        # without a network it is unknown whether the file exists; only with HF_HUB_OFFLINE=1 does the cache decide
         if isinstance(error, errors.LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
             raise
         return None
 
 
 def _transformers() -> Any:
-    """The package, told to keep its notes and loading bars to itself."""
+    """The package transformers, with its log messages and loading bars switched off."""
     try:
         import sentence_transformers  # noqa: F401 - the extra that brings transformers brings both
         import transformers
@@ -242,9 +243,10 @@ def _transformers() -> Any:
 def _opening(source: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # each file's parser and the hub's client have errors of their own; all mean: not usable
+    except Exception as error:  # parsers and the hub's client have their own; all mean that it cannot be used
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
-            f"--encoder {source} cannot be loaded ({reason}); give the hub name of a text encoder (needs the network, "
-            "or HF_HUB_OFFLINE=1 and an earlier download) or a folder with config.json, tokenizer and model.safetensors"
+            f"the encoder {source} cannot be loaded ({reason}); give the hub name of a text encoder (needs the "
+            "network, or HF_HUB_OFFLINE=1 and an earlier download) or a folder with config.json, tokenizer and "
+            "model.safetensors"
         ) from None

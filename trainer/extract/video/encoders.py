@@ -29,17 +29,17 @@ class _Family:
     reads: Literal["cls", "pooled", "tubelets"]
     #: whether all hidden states are tokens of one width, so that they can be stacked
     layers: bool = True
-    #: whether it takes images of its config's image_size alone
+    #: whether it takes only images of the image_size in its configuration
     one_size: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-#: by model_type. Heads that many checkpoints lack (ViT's pooler) are left out, so that no random weights come in
+#: by model_type. Heads that many checkpoints lack (such as ViT's pooler) are left out: their weights would be random
 _FAMILIES = {
     "videomae": _Family("VideoMAEModel", "tubelets"),
     "vit": _Family("ViTModel", "cls", arguments={"add_pooling_layer": False}),
     "deit": _Family("DeiTModel", "cls", arguments={"add_pooling_layer": False}),
-    # fine-tuned BEiT reads the normalised mean of its patches, the others [CLS]: its pooler knows which
+    # BEiT's pooler gives the normalised mean of the patches if the model is fine-tuned, else [CLS]
     "beit": _Family("BeitModel", "pooled"),
     "dinov2": _Family("Dinov2Model", "cls", one_size=False),
     "dinov2_with_registers": _Family("Dinov2WithRegistersModel", "cls", one_size=False),
@@ -127,12 +127,12 @@ def _model(source: str, family: _Family, config: Any) -> Any:
             source,
             config=config,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # they are named below; transformers would name them in its log alone
+            ignore_mismatched_sizes=True,  # reported below; transformers itself would only log them
             output_loading_info=True,
             **family.arguments,
         )
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    # mask tokens are of use in pre-training alone: nothing is masked here
+    # mask tokens are only used in pre-training
     random = sorted(key for key in lacking if not key.endswith("mask_token"))
     if random:
         more = f" and {len(random) - 3} more" if len(random) > 3 else ""
@@ -203,7 +203,7 @@ def _processor(source: str, kind: str) -> Any:
 def _transformers(what: str, source: str) -> Iterator[Any]:
     """The library, without its reports and progress bars, its errors as one UserError."""
     try:
-        import PIL  # noqa: F401 - image processors need it, and say so only when they are made
+        import PIL  # noqa: F401 - image processors need it, but fail only when they are made
         import transformers
     except ImportError as error:
         raise UserError(f"encoder {source} needs packages ({error}): pip install transformers pillow") from None
@@ -213,7 +213,7 @@ def _transformers(what: str, source: str) -> Iterator[Any]:
     log.disable_progress_bar()
     try:
         yield transformers
-    except Exception as error:  # whatever a wrong name, a broken file or the network makes of it: it has no one class
+    except Exception as error:  # wrong names, broken files and the network raise exceptions without a common class
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if Path(source).is_dir():
             advice = "give a folder made by save_pretrained, with config.json, preprocessor_config.json and weights"

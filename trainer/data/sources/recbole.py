@@ -1,0 +1,34 @@
+"""RecBole: an atomic `.inter` file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from models.errors import UserError
+from trainer.data.sources.base import Log, make_log, read_columns, read_header, require_column
+
+
+class RecBole:
+    """`mealrec prepare recbole`."""
+
+    help = "RecBole atomic file with user_id, item_id, timestamp"
+    example = "mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--inter", type=Path, required=True, help="the .inter file")
+
+    def read(self, args: argparse.Namespace) -> Log:
+        return read_recbole(args.inter)
+
+
+def read_recbole(inter: Path) -> Log:
+    """A RecBole atomic `.inter` file: tab-separated, header `name:type`, with user_id, item_id, timestamp."""
+    header = read_header(inter, "\t")
+    for cell in header:
+        if cell.count(":") != 1:
+            raise UserError(f"{inter}, line 1: column {cell!r} is not name:type as in RecBole atomic files")
+    typed = {cell.split(":")[0]: cell for cell in header}
+    wanted = {"user": "user_id", "item": "item_id", "time": "timestamp"}
+    names = {ours: typed[require_column(inter, theirs, typed)] for ours, theirs in wanted.items()}
+    return make_log(read_columns(inter, "\t", names), inter)

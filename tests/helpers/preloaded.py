@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 
-import deepspeed.module_inject  # noqa: F401
-import deepspeed.runtime.zero.stage3  # noqa: F401
+import deepspeed.module_inject
+import deepspeed.runtime.zero.stage3
 import deepspeed.runtime.zero.stage_1_and_2  # noqa: F401
 import torch._dynamo
 import torch._functorch.partitioners

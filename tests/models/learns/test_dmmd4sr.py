@@ -13,8 +13,6 @@ import pytest
 from tests.helpers.learning import make_world, train
 from trainer.data.format.dataset import Dataset
 
-pytestmark = pytest.mark.slow
-
 _SETTINGS = ("train.epochs=6", "model.hidden=32", "model.inner=64")
 
 
@@ -39,6 +37,7 @@ def test_beats_popularity(tmp_path: Path) -> None:
     assert report["HR@10"] > 1.5 * _popularity(data)
 
 
+@pytest.mark.long
 def test_fused_content_helps_where_histories_end_in_new_items(tmp_path: Path) -> None:
     gains = []
     for seed in (1, 2):

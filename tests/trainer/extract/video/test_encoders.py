@@ -242,4 +242,6 @@ for name in sys.argv[1:]:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    transformers.utils.logging.enable_progress_bar()  # whatever the tests before this one did
+    vision.load(folders[0], False, "cpu", None)
     assert transformers.utils.logging.is_progress_bar_enabled()

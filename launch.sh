@@ -72,11 +72,11 @@ plain_path() {
 }
 
 run_tests() {
-    local shared="not alone and not long"
+    local shared="not alone and not long" files
     if [ "$1" = long ]; then
         shared="not alone"
     fi
-    export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+    export OMP_NUM_THREADS=1
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
@@ -84,8 +84,8 @@ run_tests() {
     "$venv/bin/python" -m pytest -q -m "$shared" -n auto --dist loadfile --no-loadscope-reorder --durations=10 \
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
         --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
-    grep -rlZ 'mark\.alone' tests --include='*.py' |
-        xargs -0 "$venv/bin/python" -m pytest -q -m alone --durations=10
+    mapfile -t files < <(grep -rl 'mark\.alone' tests --include='*.py' | sort)
+    "$venv/bin/python" -m pytest -q -m alone --durations=10 "${files[@]}" </dev/null
 }
 
 # A run keeps its name for ever: the second demo is demo-2, and so on.

@@ -75,22 +75,17 @@ def outages(run_dir: Path) -> int:
     return (run_dir / "mlflow.log").read_text().count("MLflow fails")
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty store that has its tables already: making them takes seconds."""
+@pytest.fixture(scope="module", autouse=True)
+def _impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-        from mlflow import MlflowClient
-
-        path = tmp_path_factory.mktemp("store") / "mlflow.db"
-        MlflowClient(f"sqlite:///{path}").search_experiments()
-        yield path
+        yield
 
 
 @pytest.fixture
-def store(migrated: Path, tmp_path: Path) -> str:
-    shutil.copy(migrated, tmp_path / "mlflow.db")
+def store(mlflow_store: Path, tmp_path: Path) -> str:
+    shutil.copy(mlflow_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
@@ -209,11 +204,11 @@ def test_a_mirror_that_cannot_start_is_reported_at_the_end(tmp_path: Path, caplo
 
 
 @pytest.fixture(scope="module")
-def application(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def application(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from mlflow.server import constants
 
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(migrated, folder / "mlflow.db")
+    shutil.copy(mlflow_store, folder / "mlflow.db")
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder / 'mlflow.db'}")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set-up and main job. `./launch.sh` trains SASRec, TedRec and MealRec on generated demo data, on a Ray head of its own;
-# `./launch.sh test` runs what continuous integration runs. Both make .venv first; a second call does not install again.
+# `./launch.sh test` runs what continuous integration runs, `./launch.sh test --long` the long claims as well. All make .venv
+# first; a second call does not install again.
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
@@ -71,16 +72,20 @@ plain_path() {
 }
 
 run_tests() {
+    local shared="not alone and not long"
+    if [ "$1" = long ]; then
+        shared="not alone"
+    fi
     export OMP_NUM_THREADS=1
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
-    # tests that start servers or several processes have the machine to themselves; the others share its cores
-    local measured=(--durations=10 --cov=trainer --cov=retrieval --cov=models --cov=cluster --cov-branch --cov-report=)
-    "$venv/bin/python" -m pytest -q -m "not slow" -n auto --dist loadfile "${measured[@]}" </dev/null
-    "$venv/bin/python" -m pytest -q -m slow --cov-append "${measured[@]}" </dev/null
-    "$venv/bin/python" -m coverage report --fail-under=95 \
-        --include='trainer/training/checkpoint.py,trainer/batches/plan.py,trainer/data/format/shards.py,retrieval/metrics/*'
+    # tests that start a Ray, or measure time, have the machine to themselves; the others share its cores
+    "$venv/bin/python" -m pytest -q -m "$shared" -n auto --dist loadfile --no-loadscope-reorder --durations=10 \
+        --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
+        --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
+    # shellcheck disable=SC2046 # no name of a test has a space
+    "$venv/bin/python" -m pytest -q -m alone --durations=10 $(grep -rl 'mark\.alone' tests --include='*.py' | sort) </dev/null
 }
 
 # A run keeps its name for ever: the second demo is demo-2, and so on.
@@ -132,8 +137,8 @@ All are in runs/$1-*: three baselines, which nothing is trained for, and three s
 TEXT
 }
 
-case "${1:-demo}" in
-demo)
+case "$*" in
+"" | demo)
     install
     plain_path
     run_demo
@@ -141,9 +146,14 @@ demo)
 test)
     install
     plain_path
-    run_tests
+    run_tests short
+    ;;
+"test --long")
+    install
+    plain_path
+    run_tests long
     ;;
 *)
-    fail "usage: ./launch.sh [test]"
+    fail "usage: ./launch.sh [test [--long]]"
     ;;
 esac

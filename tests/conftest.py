@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from models.nn.layout import Layout
+
+# an example that waits for a core is not a failure
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
+
+#: the files that take longest, longest first: they start first, so that no worker is left with one at the end
+LONGEST = (
+    "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror.py",
+    "models/learns/test_content.py", "trainer/training/test_engines_systems.py", "trainer/training/test_loop.py",
+    "models/learns/test_ssdrec.py", "models/learns/test_dmmd4sr.py", "models/learns/test_diqdiff.py",
+    "models/test_every_system.py", "models/learns/test_mmgcn.py", "trainer/extract/video/test_encoders.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture
@@ -31,3 +51,33 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     number_clip(path, frames=250, gop=25, bframes=2)
     return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite store of MLflow that has its tables already, to be copied: making them takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        path = tmp_path_factory.mktemp("store") / "mlflow.db"
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[dict[str, str]]:
+    """Variables that lead to one Ray head, started once for all tests that need a Ray and do not kill it."""
+    from cluster import head
+
+    with head.running(cpus=4) as where:
+        yield {**where.environment, "RAY_ADDRESS": where.address}
+        mark = where.mark
+    assert head.processes_of(mark) == []
+
+
+@pytest.fixture
+def on_ray_head(ray_head: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this test starts is executed on the shared head."""
+    for name, value in ray_head.items():
+        monkeypatch.setenv(name, value)

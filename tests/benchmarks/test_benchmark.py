@@ -46,7 +46,8 @@ def positive(values: dict[str, Any], *keys: str) -> None:
     assert {key: values[key] for key in keys if not values[key] > 0} == {}
 
 
-@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("on_ray_head")
 def test_every_part_has_numbers(tmp_path: Path) -> None:
     result, page = run(tmp_path, "--models", "tedrec", "mealrec-tedrec")
     assert list(result["models"]) == ["tedrec", "mealrec-tedrec"]
@@ -72,7 +73,6 @@ def test_every_part_has_numbers(tmp_path: Path) -> None:
     assert "failed" not in page
 
 
-@pytest.mark.slow
 def test_what_is_not_installed_is_reported(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()

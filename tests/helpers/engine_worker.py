@@ -41,7 +41,7 @@ class Job:
     """`system`: MealRec with OPTIONS, or another with the settings of `tests.helpers.tiny_runs`.
 
     `load`: a job whose half-way state is taken over. `spoil` breaks step BAD_STEP on the last rank by `value`.
-    unused: leave out TCD, whose other inputs then are parameters that never get a gradient.
+    unused: leave out TCD, whose other inputs then are parameters that never get a gradient. steps: without `load`.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Job:
     spoil: Spoil = ""
     value: float = 0.0
     unused: bool = False
+    steps: int = STEPS
     system: str = "mealrec"
 
 
@@ -98,7 +99,7 @@ def _run(folder: Path, job: Job, rank: int, world: int) -> None:
     table = _table()
     engine = _engine(folder, job, table)
     losses = []
-    for step in range(HALF if job.load else 0, STEPS):
+    for step in range(HALF if job.load else 0, job.steps):
         if step == HALF and not job.load:
             _save(folder / f"{job.name}.half.safetensors", engine.state(), rank)
         if job.spoil and step == BAD_STEP:

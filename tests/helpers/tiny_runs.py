@@ -63,5 +63,5 @@ def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout:
 def fork_server() -> ForkServerContext:
     """Processes forked from one that has torch and DeepSpeed imported: they start in milliseconds, one thread each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.training.worker", "trainer.training.engine_deepspeed"])
+    context.set_forkserver_preload(["tests.helpers.preloaded"])
     return context

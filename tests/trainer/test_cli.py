@@ -91,6 +91,7 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert "--help" in capsys.readouterr().err
 
 
+@pytest.mark.alone
 def test_the_list_of_commands_is_quick_and_complete() -> None:
     seconds = []
     for _ in range(3):

@@ -9,8 +9,6 @@ import pytest
 
 from tests.helpers.learning import make_world, train
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = {
     "morec": ["model.hidden=64"],
     "iisan": ["model.hidden=64"],

@@ -13,8 +13,6 @@ import pytest
 from tests.helpers.learning import make_world, train
 from trainer.data.format.dataset import Dataset
 
-pytestmark = pytest.mark.slow
-
 _SETTINGS = ("train.epochs=6", "model.hidden=32", "model.inner=64")
 
 
@@ -35,10 +33,11 @@ def _popularity(data: Path) -> float:
 
 def test_beats_popularity(tmp_path: Path) -> None:
     data = _world(tmp_path / "data", 1)
-    report = train(data, tmp_path / "run", "dmmd4sr", *_SETTINGS)
+    report = train(data, tmp_path / "run", "dmmd4sr", *_SETTINGS, "train.epochs=3")
     assert report["HR@10"] > 1.5 * _popularity(data)
 
 
+@pytest.mark.long
 def test_fused_content_helps_where_histories_end_in_new_items(tmp_path: Path) -> None:
     gains = []
     for seed in (1, 2):

@@ -9,8 +9,6 @@ import pytest
 
 from tests.helpers.learning import make_world, train
 
-pytestmark = pytest.mark.slow
-
 SMALL = ["model.hidden=32", "model.inner=64", "model.heads=2", "model.layers=1"]
 SETTINGS = [*SMALL, "train.epochs=6", "train.learning_rate=0.008"]
 

@@ -36,6 +36,7 @@ def test_it_beats_popularity(data: Path, whole: dict[str, Any]) -> None:
     assert whole["HR@10"] > 1.5 * np.mean(rank <= 10)
 
 
+@pytest.mark.long
 def test_the_graph_helps_sparse_users(data: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     """The same parameters, but every node reads itself in the place of its neighbours."""
     alone = train(data, tmp_path / "alone", "mmgcn", *SETTINGS, "model.graph=false")
@@ -43,6 +44,7 @@ def test_the_graph_helps_sparse_users(data: Path, whole: dict[str, Any], tmp_pat
     assert whole["NDCG@10"] > 1.3 * alone["NDCG@10"]
 
 
+@pytest.mark.long
 def test_content_helps(data: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     """Against free vectors in the place of content."""
     blind = train(data, tmp_path / "blind", "mmgcn", *SETTINGS, "model.content=false")

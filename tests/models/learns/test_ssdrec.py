@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.helpers.learning import make_world, train
 
 
-@pytest.mark.slow
 def test_it_beats_popularity_among_accidents(tmp_path: Path) -> None:
     data = make_world(tmp_path / "world", accident=0.4)
     whole = train(data, tmp_path / "whole", "ssdrec", "model.hidden=32", "model.inner=32", "train.epochs=5")

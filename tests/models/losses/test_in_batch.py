@@ -179,7 +179,6 @@ def _gradients(model: MoRec, total: Tensor) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_together_have_the_loss_and_gradients_of_one(world: int, tmp_path: Path) -> None:
     run_ranks(_rank, world, tmp_path)

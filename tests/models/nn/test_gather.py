@@ -123,7 +123,6 @@ def _same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_losses_and_gradients_summed_over_workers_are_those_of_one_process(
     ranks: list[dict[str, Tensor]], similarity: str
@@ -137,7 +136,6 @@ def test_losses_and_gradients_summed_over_workers_are_those_of_one_process(
         assert gradient.any() or len(rows) == 1, "a row without others has no negatives"
 
 
-@pytest.mark.slow
 def test_rows_are_gathered_in_the_order_of_ranks(ranks: list[dict[str, Tensor]]) -> None:
     for name, case in WORLDS[len(ranks)].items():
         rows = [row for share in case.shares for row in share]
@@ -145,7 +143,6 @@ def test_rows_are_gathered_in_the_order_of_ranks(ranks: list[dict[str, Tensor]])
             assert found[f"{name}.dot.rows"].tolist() == KEYS[rows].tolist()
 
 
-@pytest.mark.slow
 def test_cl4srec_on_several_workers_has_the_gradients_of_one(ranks: list[dict[str, Tensor]]) -> None:
     model, batch = _model(), make_batch(HISTORIES)
     plan = Plan(len(batch), len(batch) - 1)

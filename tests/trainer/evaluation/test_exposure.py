@@ -45,7 +45,6 @@ def _rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 7])
 def test_workers_add_up(tmp_path: Path, world: int) -> None:
     """7: more workers than users."""

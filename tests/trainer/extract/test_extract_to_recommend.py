@@ -23,7 +23,8 @@ SETTINGS = {
 TRAIN = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("on_ray_head")
 def test_sixty_clips_to_a_model_that_beats_popularity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world, raw, video, text = (tmp_path / name for name in ("world", "raw", "video", "text"))
     options = SyntheticOptions(users=2000, items=60, topics=3, favourites=2, mean_length=5, cold=0.0, zipf=0.5, seed=3)

@@ -75,22 +75,17 @@ def outages(run_dir: Path) -> int:
     return (run_dir / "mlflow.log").read_text().count("MLflow fails")
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty store that has its tables already: making them takes seconds."""
+@pytest.fixture(scope="module", autouse=True)
+def _impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-        from mlflow import MlflowClient
-
-        path = tmp_path_factory.mktemp("store") / "mlflow.db"
-        MlflowClient(f"sqlite:///{path}").search_experiments()
-        yield path
+        yield
 
 
 @pytest.fixture
-def store(migrated: Path, tmp_path: Path) -> str:
-    shutil.copy(migrated, tmp_path / "mlflow.db")
+def store(mlflow_store: Path, tmp_path: Path) -> str:
+    shutil.copy(mlflow_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
@@ -100,7 +95,6 @@ def client_of(uri: str) -> Any:
     return MlflowClient(uri)
 
 
-@pytest.mark.slow
 def test_everything_of_a_run_reaches_mlflow_and_a_resumed_run_goes_on(tmp_path: Path, store: str) -> None:
     run_dir, log = write_run(tmp_path / "runs")
     mirror = start_mirror(run_dir, store, "shelf")
@@ -155,7 +149,6 @@ time.sleep(600)
 """
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_marked_killed_and_its_mirror_ends(
     tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +175,6 @@ def tracked(run_dir: Path, *options: str) -> int:
     return track.run(parser.parse_args(["--run", run_dir.name, "--runs-dir", str(run_dir.parent), *options]))
 
 
-@pytest.mark.slow
 def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
     """MLflow itself never gets over a migration that was cut off ("table _alembic_tmp_jobs already exists")."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -212,11 +204,11 @@ def test_a_mirror_that_cannot_start_is_reported_at_the_end(tmp_path: Path, caplo
 
 
 @pytest.fixture(scope="module")
-def application(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def application(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from mlflow.server import constants
 
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(migrated, folder / "mlflow.db")
+    shutil.copy(mlflow_store, folder / "mlflow.db")
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder / 'mlflow.db'}")
@@ -236,7 +228,6 @@ def server(application: Any) -> Iterator[Server]:
     server.down()
 
 
-@pytest.mark.slow
 def test_a_server_that_refuses_fails_hangs_and_loses_answers_gets_every_point_once(
     tmp_path: Path, server: Server
 ) -> None:
@@ -268,7 +259,6 @@ def test_a_server_that_refuses_fails_hangs_and_loses_answers_gets_every_point_on
     assert {artifact.path for artifact in client.list_artifacts(run_id)} == {"config.yaml"}
 
 
-@pytest.mark.slow
 def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything(tmp_path: Path, server: Server) -> None:
     run_dir, log = write_run(tmp_path / "runs", "restarted")
     server.up()
@@ -288,7 +278,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything(tmp_path: P
     assert "MLflow answers again" in words[1]
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,8 +12,6 @@ import torch
 from tests.helpers.engine_worker import HALF, STEPS, Job, losses_of, raised, run_jobs, state_of
 from trainer.training.engine import Groups
 
-pytestmark = pytest.mark.slow
-
 WORLDS = (1, 2, 4)
 NAN, INF = math.nan, math.inf
 REFERENCE = "1-torch0-acc1"

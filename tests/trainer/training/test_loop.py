@@ -124,14 +124,12 @@ def run_failing(config: RunConfig, run_dir: Path, engine: type[Engine], total: i
     return len(failed)
 
 
-@pytest.mark.slow
 def test_a_failure_at_every_step_changes_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
     config = make_config(data, "sasrec", *SETTINGS)
     assert run_failing(config, tmp_path / "run", TorchEngine, STEPS) == STEPS
     assert_same_end(whole, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_a_failure_at_every_step_under_deepspeed(data: Path, tmp_path: Path) -> None:
     from trainer.training.engine_deepspeed import DeepSpeedEngine
 
@@ -142,7 +140,6 @@ def test_a_failure_at_every_step_under_deepspeed(data: Path, tmp_path: Path) -> 
     assert_same_end(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_kill_9_anywhere_changes_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL during saves, an evaluation, and before the last line; each time, go on to the end."""
     config, rng = make_config(data, "sasrec", *SETTINGS), random.Random(5)
@@ -156,7 +153,6 @@ def test_kill_9_anywhere_changes_nothing(data: Path, whole: Path, tmp_path: Path
         assert_same_end(whole, run_dir)
 
 
-@pytest.mark.slow
 def test_killed_again_and_again(data: Path, whole: Path, tmp_path: Path) -> None:
     config, run_dir = make_config(data, "sasrec", *SETTINGS), tmp_path / "run"
     for kill in (("save", 9), ("step", 5), ("log", 1), ("save", 30), ("evaluation", 2), ("step", 2)):

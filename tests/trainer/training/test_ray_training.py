@@ -6,11 +6,12 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,11 +42,17 @@ def command(data: Path, run: Path, *settings: str) -> list[str]:
     return ["train", "--recipe", "demo", "--model", "sasrec", *places, *options]
 
 
-def train(mark: str, arguments: Sequence[str], kill: tuple[str, int, int] | None = None) -> tuple[int, str]:
+def train(
+    mark: str,
+    arguments: Sequence[str],
+    kill: tuple[str, int, int] | None = None,
+    ray_head: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
     """Train in a process of its own: its exit status and its output.
 
     mark: in the environment of its processes, see `head.processes_of`. kill: the victim, the rank of the worker that
-    kills it, and at which step; a file named by `mark` beside the folder of runs shows that it was done.
+    kills it, and at which step; a file named by `mark` beside the folder of runs shows that it was done. ray_head: a
+    head that is there, or none for a Ray of its own.
     """
     program = ["trainer.cli"]
     if kill is not None:
@@ -55,7 +62,7 @@ def train(mark: str, arguments: Sequence[str], kill: tuple[str, int, int] | None
     done = subprocess.run(
         [sys.executable, "-m", *program, *arguments],
         cwd=ROOT,
-        env={**environment, head._MARK: mark},
+        env={**environment, **(ray_head or {}), head._MARK: mark},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -119,11 +126,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory, ray_head: dict[str, str]) -> Path:
     """The undisturbed run."""
     run = tmp_path_factory.mktemp("whole") / "runs" / "tiny"
     mark = f"{os.getpid()}-whole"
-    status, out = train(mark, command(data, run))
+    status, out = train(mark, command(data, run), ray_head=ray_head)
     assert status == 0, out
     assert "2 worker(s), deepspeed engine" in out
     assert resumed_at(out) == []
@@ -132,12 +139,14 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.slow
-def test_a_killed_worker_changes_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.alone
+def test_a_killed_worker_changes_nothing(
+    data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str]
+) -> None:
     rng = random.Random(11)
     rank, step = rng.randrange(2), rng.randint(STEPS + 1, 2 * STEPS)
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-worker"
-    status, out = train(mark, command(data, run), ("worker", rank, step))
+    status, out = train(mark, command(data, run), ("worker", rank, step), ray_head)
     assert status == 0, out
     assert (tmp_path / mark).exists(), "nothing was killed"
     assert resumed_at(out) == [committed(step - 1)], out
@@ -146,13 +155,16 @@ def test_a_killed_worker_changes_nothing(data: Path, whole: Path, tmp_path: Path
     assert left_of(mark, GONE_S) == []
 
 
-@pytest.mark.slow
-def test_a_killed_driver_changes_nothing_once_resumed(data: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.alone
+def test_a_killed_driver_changes_nothing_once_resumed(
+    data: Path, whole: Path, tmp_path: Path, mlflow_store: Path
+) -> None:
     """Resumed at once, while workers of the killed one may still be there; and MLflow has every epoch once."""
     rng = random.Random(14)
     rank, step = rng.randrange(2), rng.randint(STEPS + 1, 2 * STEPS)
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-driver"
     arguments = command(data, run, "tracking.mlflow=true")
+    shutil.copy(mlflow_store, tmp_path / "mlflow.db")
     status, out = train(mark, arguments, ("driver", rank, step))
     assert status == -signal.SIGKILL, out
     again = f"{os.getpid()}-again"
@@ -164,7 +176,7 @@ def test_a_killed_driver_changes_nothing_once_resumed(data: Path, whole: Path, t
     assert_same_end(whole, run)
     assert_same_weights(whole, run)
     assert left_of(again, GONE_S) == []
-    # on a busy machine the mirror may still be making the store's tables: `mealrec track` waits for it, as a user would
+    # on a busy machine the mirror may be behind: `mealrec track` waits for it, as a user would
     assert main(["track", "--run", str(run), "--timeout", "120"]) == 0
     from mlflow import MlflowClient
 

@@ -83,8 +83,11 @@ def test_nothing_that_can_be_used(tmp_path: Path) -> None:
     assert failures(tmp_path / "out") == {"i0": "bad", "i1": "bad"}
 
 
-@pytest.mark.parametrize("launcher", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
-def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(tmp_path: Path, launcher: str) -> None:
+@pytest.mark.parametrize("launcher", ["inline", pytest.param("ray", marks=pytest.mark.alone)])
+def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(
+    tmp_path: Path, launcher: str, request: pytest.FixtureRequest
+) -> None:
+    """Under Ray the killed one has a Ray of its own, which ends with it; it goes on on the shared head."""
     count, log = 120, tmp_path / "log"
     undisturbed = tmp_path / "undisturbed"
     run(undisturbed, [str(n) for n in range(count)])
@@ -103,7 +106,8 @@ def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(tmp_path: P
     assert not (out / "features.json").exists()
     with pytest.raises(UserError, match="has not ended; give the same"):
         open_features(str(out))
-    subprocess.run(command, cwd=ROOT, check=True, timeout=200)
+    head = request.getfixturevalue("ray_head") if launcher == "ray" else {}
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **head}, check=True, timeout=200)
     assert files_of(out) == files_of(undisturbed)
     loads = Counter(log.read_text().split())
     assert len(loads) == count
@@ -232,7 +236,8 @@ def test_no_vector_but_zeros(tmp_path: Path) -> None:
         run(tmp_path / "out", ["zero", "zero"], NumberJob(zero_rows_are_mean=True))
 
 
-@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("on_ray_head")
 def test_under_ray_processes_that_die_take_nobody_along(tmp_path: Path) -> None:
     sources = [*NUMBERS[:9], "die", "10", "bad", "12", "13", "die later", *NUMBERS[15:]]
     run(tmp_path / "out", sources, launcher="ray", loaders=2, encoders=1)
@@ -240,7 +245,8 @@ def test_under_ray_processes_that_die_take_nobody_along(tmp_path: Path) -> None:
     assert failures(tmp_path / "out") == {"i9": DIED, "i11": "bad", "i14": DIED}
 
 
-@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("on_ray_head")
 def test_under_ray_exceptions_come_home_with_their_traceback(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed) as caught:
         run(tmp_path / "out", ["1", "2", "3", "4", "boom later", *NUMBERS[5:]], launcher="ray")

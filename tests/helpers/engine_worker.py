@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
 from models.options.base import ContentField
-from models.systems import build, options_class
+from models.systems import build, options_class, options_of
 from models.tensor_table import TensorTable
 from tests.helpers.tiny_runs import MODELS, run_ranks
 from trainer.batches.plan import Plan, Rows
@@ -133,7 +133,7 @@ def _raises(engine: Engine, job: Job, step: int, rank: int, world: int) -> bool:
 def _engine(folder: Path, job: Job, table: TensorTable) -> Engine:
     torch.manual_seed(0)
     context = ModelContext(table, INTERACTIONS, LENGTH, seed=1)
-    model = build(job.system, _options(job), context)
+    model = build(job.system, options_of(job.system, _options(job)), context)
     assert isinstance(model, SequenceModel)
     state = state_of(folder, job.load, "half") if job.load else None
     if state is not None:

@@ -8,6 +8,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 root=$PWD
 log=.venv/install.log
 venv=$root/.venv
+in_parallel=(-n auto --dist loadfile --no-loadscope-reorder)
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -72,20 +73,19 @@ plain_path() {
 }
 
 run_tests() {
-    local shared="not alone and not long"
-    if [ "$1" = long ]; then
-        shared="not alone"
-    fi
     export OMP_NUM_THREADS=1
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
     # tests that start a Ray, or measure time, have the machine to themselves; the others share its cores
-    "$venv/bin/python" -m pytest -q -m "$shared" -n auto --dist loadfile --no-loadscope-reorder --durations=10 \
+    "$venv/bin/python" -m pytest -q -m "not alone and not long" "${in_parallel[@]}" --durations=10 \
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
         --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
     # shellcheck disable=SC2046 # no name of a test has a space
     "$venv/bin/python" -m pytest -q -m alone --durations=10 $(grep -rl 'mark\.alone' tests --include='*.py' | sort) </dev/null
+    if [ "$1" = long ]; then # -rP prints what each of them found
+        "$venv/bin/python" -m pytest -q -m long "${in_parallel[@]}" --durations=0 -rP tests/models/learns </dev/null
+    fi
 }
 
 # A run keeps its name for ever: the second demo is demo-2, and so on.

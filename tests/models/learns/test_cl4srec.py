@@ -32,4 +32,5 @@ def test_contrast_helps_on_short_noisy_histories(tmp_path: Path) -> None:
         without = train(data, tmp_path / f"without-{seed}", "cl4srec", *settings, "model.lambda_contrast=0.0")
         contrast = train(data, tmp_path / f"with-{seed}", "cl4srec", *settings, _CONTRAST)
         gains.append(contrast["HR@10"] - without["HR@10"])
-    assert np.mean(gains) > 0, gains
+    print("found: HR@10 with contrast minus without, by seed:", " ".join(f"{gain:+.4f}" for gain in gains))
+    assert np.mean(gains) > 0

@@ -48,4 +48,5 @@ def test_fused_content_helps_where_histories_end_in_new_items(tmp_path: Path) ->
             for name, variant in variants.items()
         }
         gains.append(reports["content"]["warm"]["HR@10"] - reports["ids"]["warm"]["HR@10"])
-    assert np.mean(gains) > 0, gains
+    print("found: warm HR@10 with content minus with ids alone, by seed:", " ".join(f"{gain:+.4f}" for gain in gains))
+    assert np.mean(gains) > 0

@@ -1,0 +1,51 @@
+"""Pictures for MLflow: the learning curves of a run, and the runs of one `mealrec train` side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from trainer.tracking.describe import metric_keys
+
+
+def learning_curves(lines: Sequence[Mapping[str, Any]], title: str, out: Path) -> bool:
+    """Write a PNG of losses and validation metrics over epochs; False, and no file, without two epochs."""
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    if len(epochs) < 2:
+        return False
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, section, label in zip(panels, ("loss", "valid"), ("training loss", "validation metric"), strict=True):
+        for name in dict.fromkeys(name for line in epochs for name in line["metrics"].get(section) or {}):
+            points = [(line["epoch"], line["metrics"].get(section, {}).get(name)) for line in epochs]
+            drawn = [(epoch, value) for epoch, value in points if value is not None]
+            panel.plot(*zip(*drawn, strict=True), marker=".", label=name) if drawn else None
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.suptitle(title)
+    figure.savefig(out, dpi=100)
+    return True
+
+
+def comparison(reports: Mapping[str, Mapping[str, Any]], title: str, out: Path) -> None:
+    """Write a PNG of the test metrics of runs as bars: every item ranked, and the history masked."""
+    figure = Figure(figsize=(max(8.0, 1.2 * len(reports) + 4), 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    width = 0.8 / max(len(reports), 1)
+    keys = list(dict.fromkeys(key for report in reports.values() for key in metric_keys(report)))
+    for panel, key, label in zip(panels, (None, "masked"), ("every item ranked", "history masked"), strict=True):
+        for place, (name, report) in enumerate(reports.items()):
+            values = (report.get(key) or {}) if key else report
+            heights = [float(values.get(metric) or 0.0) for metric in keys]
+            panel.bar([at + place * width for at in range(len(keys))], heights, width, label=name)
+        panel.set_xticks([at + 0.4 - width / 2 for at in range(len(keys))], keys)
+        panel.set_title(label)
+        panel.grid(axis="y", alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.suptitle(f"{title}: test metrics")
+    figure.savefig(out, dpi=100)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             "Check that it answers and that the run is not being trained at the moment, then try again."
         )
     print(f"MLflow at {where.shown} has all {len(lines)} lines of {metrics}")
-    print(f"the runs in MLflow: {where_runs_are(run_dir, where.uri, where.experiment)}")
+    print(f"the runs in MLflow\n{where_runs_are(run_dir, where.uri, where.experiment)}")
     return 0
 
 

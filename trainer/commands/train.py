@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     print(metric_table(reports), flush=True)
     _, config, run_dir = planned[-1]
     if config.tracking.mlflow and (page := where_runs_are(run_dir, config.tracking.uri, config.tracking.experiment)):
-        print(f"\nthe runs in MLflow: {page}", flush=True)
+        print(f"\nthe runs in MLflow\n{page}", flush=True)
     return 0
 
 

@@ -98,10 +98,17 @@ def on_shared_storage(uri: str, mounts: str | None = None) -> str:
 
 
 def runs_page(uri: str, experiment_id: str) -> str:
-    """How to see the runs: the address of their table. MLflow's own links open a page for traces, which is empty."""
-    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    """How to see the runs in MLflow's pages, whose own links open an empty page for traces: two addresses.
+
+    Ordered by a metric, the runs of one `train` are not folded into their parent, so that they all have charts.
+    """
+    table = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    charts = f"{table}&compareRunsMode=CHART&orderByKey=metrics.%60test%2FNDCG_at_10%60&orderByAsc=false"
+    server, before = "http://127.0.0.1:5000", ""
     if uri.startswith(("http://", "https://")):
         parts = urlsplit(redacted(uri))
-        return f"{urlunsplit((parts.scheme, parts.netloc, parts.path, '', '')).rstrip('/')}/{page}"
-    store = shlex.quote(redacted(uri))
-    return f"mlflow ui --host 127.0.0.1 --backend-store-uri {store}\n  then open http://127.0.0.1:5000/{page}"
+        server = urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")).rstrip("/")
+    else:
+        store = shlex.quote(redacted(uri))
+        before = f"  start its pages    mlflow ui --host 127.0.0.1 --backend-store-uri {store}\n"
+    return f"{before}  table              {server}/{table}\n  curves and bars    {server}/{charts}"

@@ -22,7 +22,7 @@ from retrieval.files import digest
 KEY_LENGTH, DIGEST_LENGTH, VALUE_LENGTH = 250, 36, 500
 #: sections of MealRec's options of which one is in use, the one that `backbone` names
 BACKBONES = ("sasrec", "cl4srec", "tedrec")
-#: what does not decide the result is left out: the compare page shows the first parameters by name, so few are logged
+#: parameters; what does not decide the result is left out
 _SECTIONS = ("model", "train")
 _SINGLE = ("engine.precision", "eval.index", "data.loader", "cluster.workers")
 
@@ -44,15 +44,19 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """System, seed, and the options that decide the result; of MealRec's backbones only the chosen one's."""
+def parameters(run: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """Run, seed, system, and the options that decide the result; of MealRec's backbones only the chosen one's.
+
+    MLflow's compare page draws the first three by name of those that differ between runs: these are named to be first.
+    """
     model = dict(config.get("model") or {})
     system, backbone = model.pop("name", None), model.get("backbone")
     if backbone is not None:
         model = {key: value for key, value in model.items() if key not in BACKBONES or key == backbone}
     sections = {name: config.get(name) or {} for name in _SECTIONS} | {"model": model}
     every = dict(flat(config, "."))
-    values = {"system": system, "seed": config.get("seed"), **dict(flat(sections, "."))}
+    values = {"compare.run": run, "compare.seed": config.get("seed"), "compare.system": system}
+    values |= dict(flat(sections, "."))
     values |= {key: every[key] for key in _SINGLE if key in every}
     return {api_name(key): _cut(value) for key, value in values.items() if value is not None and value != {}}
 
@@ -67,7 +71,7 @@ def tags(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
         "dataset": Path(str((config.get("data") or {}).get("path") or "")).name,
         "host": platform.node(),
         "mlflow.user": _user(),
-        "mlflow.source.name": _command(run_dir) or "mealrec train",
+        "mlflow.source.name": "mealrec train",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": _git_revision(),
     }

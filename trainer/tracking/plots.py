@@ -26,7 +26,8 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], title: str, out: Path) -
         panel.set_xlabel("epoch")
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
-        panel.legend()
+        if panel.lines:
+            panel.legend()
     figure.suptitle(title)
     figure.savefig(out, dpi=100)
     return True

@@ -177,7 +177,7 @@ class Publisher:
 
     def _describe(self, client: MlflowClient) -> None:
         config = describe.read_config(self._run_dir)
-        every = iter([Param(key, value) for key, value in describe.parameters(config).items()])
+        every = iter([Param(key, value) for key, value in describe.parameters(self._run_dir.name, config).items()])
         while params := list(islice(every, PARAMS_PER_BATCH)):
             client.log_batch(self._run_id, params=params)
         if data := describe.dataset(config):

@@ -100,9 +100,6 @@ def description(run_dir: Path, config: Mapping[str, Any]) -> str:
     model = config.get("model") or {}
     over = f" over {model['backbone']}" if model.get("backbone") else ""
     lines = [f"**{model.get('name', run_dir.name)}**{over}, seed {config.get('seed')}", ""]
-    if command := _command(run_dir):
-        lines += [f"    {command}", ""]
-    lines += [f"Run folder `{run_dir}` on `{platform.node()}`, the model in its `checkpoints/`.", ""]
     report: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         report = json.loads((run_dir / "test.json").read_bytes())
@@ -111,7 +108,10 @@ def description(run_dir: Path, config: Mapping[str, Any]) -> str:
             "all users": report, "history masked": report.get("masked"), "warm targets": report.get("warm"),
             "cold targets": report.get("cold"), "best possible, history masked": report.get("truth"),
         }  # fmt: skip
-        lines += [f"Test metrics of epoch {report.get('epoch')}:", "", *_table(rows.items())]
+        lines += [f"Test metrics of epoch {report.get('epoch')}:", "", *_table(rows.items()), ""]
+    lines += [f"Run folder `{run_dir}` on `{platform.node()}`, the model in its `checkpoints/`."]
+    if command := _command(run_dir):
+        lines += ["", f"    {command}"]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trainer.tracking.describe import metric_keys
 
@@ -24,6 +25,7 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], title: str, out: Path) -
             drawn = [(epoch, value) for epoch, value in points if value is not None]
             panel.plot(*zip(*drawn, strict=True), marker=".", label=name) if drawn else None
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
         if panel.lines:

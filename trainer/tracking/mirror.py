@@ -21,7 +21,7 @@ from pathlib import Path
 from retrieval.files import locked
 from trainer.tracking.address import redacted
 from trainer.tracking.publisher import Publisher
-from trainer.tracking.store import permanent, reason, unreachable
+from trainer.tracking.store import BUGS, permanent, reason, unreachable
 
 POLL_S = 0.5
 FIRST_RETRY_S, LONGEST_RETRY_S, CLOSING_RETRY_S = 0.5, 30.0, 2.0
@@ -107,6 +107,8 @@ def follow(publisher: Publisher, parent: Parent, uri: str) -> int:
         except Exception as error:  # whatever mlflow, its stores and its HTTP client raise: the mirror outlives it
             if permanent(error):
                 parent.tell(f"MLflow does not take this run: {reason(error, uri)}")
+                if type(error) in BUGS:
+                    log.warning("", exc_info=redacted(uri) == uri)  # a traceback may show what it works on
                 return HOPELESS
             outage.begin(error)
             if status is not None and not outage.reached:

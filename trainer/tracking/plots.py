@@ -20,10 +20,10 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], title: str, out: Path) -
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, section, label in zip(panels, ("loss", "valid"), ("training loss", "validation metric"), strict=True):
-        for name in dict.fromkeys(name for line in epochs for name in line["metrics"].get(section) or {}):
-            points = [(line["epoch"], line["metrics"].get(section, {}).get(name)) for line in epochs]
-            drawn = [(epoch, value) for epoch, value in points if value is not None]
-            panel.plot(*zip(*drawn, strict=True), marker=".", label=name) if drawn else None
+        parts = [(line["epoch"], _parts(line["metrics"].get(section), section)) for line in epochs]
+        for name in dict.fromkeys(name for _, values in parts for name in values):
+            drawn = [(epoch, values[name]) for epoch, values in parts if name in values]
+            panel.plot(*zip(*drawn, strict=True), marker=".", label=name)
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel(label)
@@ -33,6 +33,12 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], title: str, out: Path) -
     figure.suptitle(title)
     figure.savefig(out, dpi=100)
     return True
+
+
+def _parts(value: Any, name: str) -> dict[str, float]:
+    """Figures by name, those that are not finite left out; a single one has the name of its section."""
+    every = value if isinstance(value, Mapping) else {name: value}
+    return {str(key): float(part) for key, part in every.items() if isinstance(part, int | float)}
 
 
 def comparison(reports: Mapping[str, Mapping[str, Any]], title: str, out: Path) -> None:

@@ -16,6 +16,8 @@ from trainer.tracking.address import redacted, sqlite_path, sqlite_uri
 
 _BUSY = (408, 409, 425, 429)
 _MISSING = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+#: an address that cannot be parsed, too, is a plain ValueError
+BUGS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 #: of SQLAlchemy and Alembic: an address that is none, a dialect that is not installed, a schema of a newer MLflow
 _FINAL_NAMES = ("ArgumentError", "NoSuchModuleError", "CommandError")
 _FINAL_WORDS = ("not in a valid JSON format", "out-of-date database schema", "Invalid url", "Invalid URL")
@@ -68,9 +70,9 @@ def permanent(error: BaseException) -> bool:
             return False
         code = error.get_http_status_code()
         return (400 <= code < 500 and code not in _BUSY) or any(words in str(error) for words in _FINAL_WORDS)
-    if isinstance(error, PermanentError | ImportError | UserError | _MISSING):
+    if isinstance(error, (PermanentError, ImportError, UserError, *_MISSING)):
         return True
-    return type(error) is ValueError or type(error).__name__ in _FINAL_NAMES
+    return type(error) in BUGS or type(error).__name__ in _FINAL_NAMES
 
 
 def unreachable(error: BaseException | None) -> bool:

@@ -226,6 +226,12 @@ def test_a_mirror_that_cannot_start_is_reported_at_the_end(tmp_path: Path, caplo
     assert "mealrec track --run absent" in caplog.text
 
 
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def application(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from mlflow.server import constants
@@ -234,6 +240,7 @@ def application(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.copy(migrated, folder / "mlflow.db")
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # the server sets it in this process: taken away at the end
         patch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
         patch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(folder / "artifacts"))

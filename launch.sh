@@ -131,7 +131,7 @@ All are in runs/$1-*: three baselines, which nothing is trained for, and three s
 
   . .venv/bin/activate
   mealrec compare $1-mealrec $1-tedrec $1-sasrec
-  mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db     # then open http://127.0.0.1:5000
+  mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db     # then open the addresses above
   mealrec export --run $1-mealrec --out export/$1
   mealrec recommend --model export/$1 --history "$history" --k 10
 TEXT

@@ -33,7 +33,7 @@ HOMES = {
     "ray": "cluster/",
     "deepspeed": "trainer/training/engine_deepspeed.py",
     "faiss": "retrieval/index/faiss_index.py",
-    "mlflow": "trainer/tracking/mirror.py",
+    "mlflow": "trainer/tracking/",
     "webdataset": "trainer/data/format/shards.py",
     "av": "trainer/extract/video/decode.py",
     "transformers": "trainer/extract/",

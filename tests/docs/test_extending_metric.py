@@ -73,7 +73,7 @@ def test_the_run_reports_it(root: Path) -> None:
     assert 0 < test["Evenness@3"] <= test["Evenness@10"] <= 1
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [list(line["metrics"]["valid"]) for line in lines if line["event"] == "epoch"] == [RANK_KEYS] * 2
-    assert [list(line["metrics"]) for line in lines if line["event"] == "test"] == [KEYS]
+    assert [list(line["metrics"]) for line in lines if line["event"] == "test"] == [[*KEYS, "masked", "warm", "cold"]]
 
 
 def test_what_is_reported_does_not_change_what_is_learned(root: Path) -> None:

@@ -22,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 
 from cluster.failures import PreflightError
 from cluster.session import connected, on_a_cluster
+from trainer.tracking.address import on_shared_storage, redacted, sqlite_path
 
 MISSING_EXIT = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -58,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--ray", action="store_true", help="also start Ray here, or reach the cluster (half a minute)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
-    parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="where MLflow's store is")
+    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
+                        metavar="URI", help="where MLflow is (MLFLOW_TRACKING_URI, else mlflow.db here)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -181,13 +183,16 @@ def disk(runs: Path) -> Finding:
 def _store(uri: str) -> Finding:
     if _version("mlflow") is None:
         return Finding("warning", "MLflow store", "mlflow is not installed: nothing is mirrored")
-    if not uri.startswith("sqlite:///"):
-        host = urlsplit(uri).netloc or uri
+    path = sqlite_path(uri)
+    if path is None:
+        host = urlsplit(redacted(uri)).netloc or redacted(uri)
         return Finding("ok", "MLflow store", f"{host}: not tried here; a tracker that is down never stops a run")
-    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    path = path.absolute()
     target = path if path.exists() else path.parent
     if not os.access(target, os.W_OK):
         return Finding("warning", "MLflow store", f"{target} cannot be written: nothing is mirrored, runs go on")
+    if kind := on_shared_storage(uri):
+        return Finding("warning", "MLflow store", f"{path} is on shared storage ({kind}): see docs/mlflow.md")
     return Finding("ok", "MLflow store", f"{path}" + ("" if path.exists() else " (made by the first run)"))
 
 

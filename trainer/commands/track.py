@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from models.errors import UserError
-from trainer.tracking import start_mirror
+from trainer.tracking import start_mirror, where_runs_are
+from trainer.tracking.address import Tracker, default_uri, tracker
+from trainer.tracking.describe import read_config
 from trainer.tracking.metrics_log import read_lines
+from trainer.tracking.state import read_state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--uri", metavar="URI", help="tracking URI (the run's, or mlflow.db beside the runs)")
-    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the one of the run, or mealrec)")
+    parser.add_argument("--uri", metavar="URI", help="address of MLflow (the one training mirrored the run to)")
+    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the one of the run)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds to try for (300)")
 
 
@@ -34,17 +34,27 @@ def run(args: argparse.Namespace) -> int:
     metrics = run_dir / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"there is no run {args.run!r}: {metrics} does not exist; name a folder of {args.runs_dir}")
-    mirrored: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        mirrored = json.loads((run_dir / "mlflow.json").read_bytes())
-    uri = args.uri or mirrored.get("uri") or f"sqlite:///{args.runs_dir.absolute().parent / 'mlflow.db'}"
+    where = _tracker(run_dir, args.uri, args.experiment)
     lines, _ = read_lines(metrics, 0)
     ended = bool(lines) and lines[-1]["event"] == "end"
-    mirror = start_mirror(run_dir, uri, args.experiment or mirrored.get("experiment") or "mealrec")
+    mirror = start_mirror(run_dir, where.uri, where.experiment, running=False)
     if not mirror.close(args.timeout, "FINISHED" if ended else "FAILED"):
+        why = f": {mirror.told}" if mirror.told else ""
         raise UserError(
-            f"MLflow at {uri} did not take everything within {args.timeout:g} s; {run_dir / 'mlflow.log'} says why. "
+            f"MLflow at {where.shown} did not take everything within {args.timeout:g} s{why}; "
+            f"{run_dir / 'mlflow.log'} says more. "
             "Check that it answers and that the run is not being trained at the moment, then try again."
         )
-    print(f"MLflow at {uri} has all {len(lines)} lines of {metrics}")
+    print(f"MLflow at {where.shown} has all {len(lines)} lines of {metrics}")
+    print(f"the runs in MLflow\n{where_runs_are(run_dir, where.uri, where.experiment)}")
     return 0
+
+
+def _tracker(run_dir: Path, uri: str | None, experiment: str | None) -> Tracker:
+    """Where training mirrored the run to, or would now; what the command line names goes before."""
+    before, config = read_state(run_dir), read_config(run_dir).get("tracking") or {}
+    name = experiment or before.get("experiment") or config.get("experiment") or ""
+    now = tracker(run_dir, uri or config.get("uri") or "", name)
+    if uri or not before or before["uri"] == now.shown:  # of the address in mlflow.json a password is left out
+        return now
+    return tracker(run_dir, before["uri"] or default_uri(run_dir), name)

@@ -23,6 +23,7 @@ from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
 from trainer.evaluation.report import metric_table
+from trainer.tracking import where_runs_are, write_group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +57,17 @@ def run(args: argparse.Namespace) -> int:
         planned.append((name, _check(config), args.runs_dir.absolute() / name))
     for name, _, run_dir in planned:
         _check_name(name, run_dir, args.resume)
+    if several:
+        write_group(args.name, [run_dir for _, _, run_dir in planned])
     for name, config, run_dir in planned:
         if several:
             print(f"\n== {name}", flush=True)
         _train(name, config, run_dir)
     reports = {name: json.loads((run_dir / "test.json").read_text()) for name, _, run_dir in planned}
     print(metric_table(reports, planned[0][1].eval.choice.keys), flush=True)
+    _, config, run_dir = planned[-1]
+    if config.tracking.mlflow and (page := where_runs_are(run_dir, config.tracking.uri, config.tracking.experiment)):
+        print(f"\nthe runs in MLflow\n{page}", flush=True)
     return 0
 
 

@@ -20,6 +20,7 @@ from models.registry import nearest
 from models.systems import options_of
 from retrieval.files import digest
 from trainer.evaluation.config import EvalConfig
+from trainer.tracking.address import redacted
 
 
 class _Section(BaseModel):
@@ -94,11 +95,22 @@ class ClusterConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """mlflow: whether metrics are mirrored to MLflow. uri: tracking URI (empty: mlflow.db beside the runs folder)."""
+    """mlflow: whether metrics are mirrored to MLflow. uri: of its server or store (empty: MLFLOW_TRACKING_URI, else
+    mlflow.db beside the runs folder). experiment: empty is MLFLOW_EXPERIMENT_NAME, else mealrec.
+    """
 
     mlflow: bool = True
     uri: str = ""
-    experiment: str = "mealrec"
+    experiment: str = ""
+
+    @model_validator(mode="after")
+    def _no_password(self) -> TrackingConfig:
+        if redacted(self.uri) != self.uri:
+            raise ValueError(
+                "uri holds a user or password, which config.yaml would show; leave them out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give the address by MLFLOW_TRACKING_URI"
+            )
+        return self
 
 
 class ModelConfig(BaseModel):

@@ -6,12 +6,19 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from trainer.tracking.address import credentials, on_shared_storage, runs_page, tracker
+from trainer.tracking.group import write_group
 from trainer.tracking.metrics_log import MetricsLog
+from trainer.tracking.state import read_state
 
-__all__ = ["MetricsLog", "Mirror", "Status", "start_mirror"]
+__all__ = ["MetricsLog", "Mirror", "Status", "start_mirror", "where_runs_are", "write_group"]
 
 Status = Literal["FINISHED", "FAILED"]
 
@@ -29,11 +36,16 @@ log = logging.getLogger(__name__)
 
 
 class Mirror:
-    """The process that mirrors one run to MLflow. Whatever happens to it, nothing is raised here."""
+    """The process that mirrors one run to MLflow. Whatever happens to it, nothing is raised here.
 
-    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes] | None) -> None:
-        self._run_dir = run_dir
-        self._process = process
+    `told`: what it said last of MLflow's failures; the user is warned when it says it.
+    """
+
+    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes] | None, warn: Callable[[str], None]) -> None:
+        self._run_dir, self._process, self._warn = run_dir, process, warn
+        self.told = ""
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def close(self, timeout: float, status: Status = "FINISHED") -> bool:
         """Tell MLflow how the run ended; wait at most about `timeout` seconds until everything is there.
@@ -42,51 +54,82 @@ class Mirror:
         """
         done = self._process is not None and self._end(self._process, timeout, status)
         if not done:
-            log.warning(
-                "MLflow does not have everything of this run (why: %s). Nothing is lost; sync it later with: "
-                "mealrec track --run %s --runs-dir %s",
-                self._run_dir / "mlflow.log",
-                self._run_dir.name,
-                self._run_dir.parent,
+            self._warn(
+                f"MLflow does not have everything of this run (why: {self._run_dir / 'mlflow.log'}). Nothing is lost; "
+                f"sync it later with: mealrec track --run {self._run_dir.name} --runs-dir {self._run_dir.parent}"
             )
         return done
 
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes], timeout: float, status: Status) -> bool:
+    def _end(self, process: subprocess.Popen[bytes], timeout: float, status: Status) -> bool:
+        if process.stdin is not None and not process.stdin.closed:
+            with suppress(OSError):  # it died before
+                process.stdin.write(status.encode() + b"\n")
+                process.stdin.flush()
+            with suppress(OSError):
+                process.stdin.close()
         try:
-            process.communicate(status.encode() + b"\n", timeout=timeout)
+            process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
-        except (OSError, ValueError):  # it died before, or was closed before
             process.wait()
+        self._listener.join(1.0)
         return process.returncode == 0
 
+    def _listen(self) -> None:
+        if self._process is None or self._process.stdout is None:
+            return
+        with suppress(OSError, ValueError), self._process.stdout as lines:
+            for line in lines:
+                self.told = line.decode(errors="replace").strip()
+                self._warn(self.told)
 
-def start_mirror(run_dir: Path, uri: str, experiment: str) -> Mirror:
+
+def start_mirror(run_dir: Path, uri: str = "", experiment: str = "", *, running: bool = True,
+                 warn: Callable[[str], None] = log.warning) -> Mirror:  # fmt: skip
     """Start mirroring `run_dir` to the MLflow tracking server or store at `uri`; returns at once.
 
+    uri, experiment: where empty, MLflow's own variables of the environment count, else mlflow.db beside the runs and
+    "mealrec". running: the run goes on now; otherwise it has ended, and its times are those of its lines.
+    warn: shows what the user should see; called from a thread of its own too.
     Call it on rank 0, once config.yaml is written and metrics.jsonl is rewound. Never raises an error of the
     system: a mirror that cannot start is reported by `close`. The process ends by itself when this one dies.
     """
     run_dir = run_dir.absolute()
-    package_root = str(Path(__file__).parents[2])
-    environment = _ENVIRONMENT | os.environ
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "trainer.tracking.mirror"]
-    command += ["--run-dir", str(run_dir), "--uri", uri, "--experiment", experiment]
+    where = tracker(run_dir, uri, experiment)
+    if kind := on_shared_storage(where.uri):
+        warn(
+            f"MLflow's SQLite store is on shared storage ({kind}), where its locks can fail: for more than one run at "
+            f"a time start `mlflow server` on one machine and name it by tracking.uri (docs/mlflow.md): {where.shown}"
+        )
+    command = [sys.executable, "-m", "trainer.tracking.mirror", "--run-dir", str(run_dir)]
+    command += ["--started", str(time.time())] if running else []
     try:
         with (run_dir / "mlflow.log").open("ab") as output:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=output,
+                stdout=subprocess.PIPE,
                 stderr=output,
-                env=environment,
+                env=_environment(where.uri, where.experiment),
                 # a Ctrl-C in the terminal is for the run, which then tells the mirror
                 start_new_session=True,
             )
     except OSError as error:
-        log.warning("the MLflow mirror did not start: %s", error)
-        return Mirror(run_dir, None)
-    return Mirror(run_dir, process)
+        warn(f"the MLflow mirror did not start: {error}")
+        return Mirror(run_dir, None, warn)
+    return Mirror(run_dir, process, warn)
+
+
+def _environment(uri: str, experiment: str) -> dict[str, str]:
+    """Of the mirror's process: addresses may hold a password, which other users could read among its arguments."""
+    plain, secrets = credentials(uri)
+    package_root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    named = {"MLFLOW_TRACKING_URI": plain, "MLFLOW_EXPERIMENT_NAME": experiment, "PYTHONPATH": path}
+    return _ENVIRONMENT | os.environ | secrets | named
+
+
+def where_runs_are(run_dir: Path, uri: str = "", experiment: str = "") -> str:
+    """How to see in MLflow the run that was mirrored with these; empty where MLflow does not have it."""
+    found = read_state(run_dir).get("experiment_id")
+    return runs_page(tracker(run_dir, uri, experiment).uri, str(found)) if found else ""

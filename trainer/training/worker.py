@@ -152,7 +152,7 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
     log.rewind(checkpoint.step if checkpoint is not None else -1)
     mirror: Mirror | None = None
     if config.tracking.mlflow:
-        mirror = start_mirror(run_dir, config.tracking.uri or default_uri(run_dir), config.tracking.experiment)
+        mirror = start_mirror(run_dir, config.tracking.uri, config.tracking.experiment, warn=_warn)
     status = "FAILED"
     try:
         yield log
@@ -162,9 +162,8 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
             mirror.close(_MIRROR_SECONDS, "FINISHED" if status == "FINISHED" else "FAILED")
 
 
-def default_uri(run_dir: Path) -> str:
-    """The MLflow store of runs that name none: mlflow.db beside the folder of runs."""
-    return f"sqlite:///{run_dir.absolute().parent.parent / 'mlflow.db'}"
+def _warn(message: str) -> None:
+    print(f"warning: {message}", flush=True)  # stdout: of a Ray worker nothing else reaches the user
 
 
 def _finish(
@@ -186,10 +185,16 @@ def _finish(
         choices[chosen].save(run_dir / f"ranks-{name}.npz")
         write_json(run_dir / f"{name}.json", {**report, **common, "choices": every})
     test = evaluations["test"][chosen]
-    log.append("test", trained.epoch, trained.steps, test.metrics())
+    log.append("test", trained.epoch, trained.steps, _figures(test.report()))
     log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
     shown = " ".join(f"{name} {value:.4f}" for name, value in test.metrics().items())
     progress.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """Of a report only its metrics: those of all users, and apart masked, warm and cold."""
+    nested = {key: _figures(value) for key, value in report.items() if key in ("masked", "warm", "cold")}
+    return {key: value for key, value in report.items() if "@" in key} | nested
 
 
 def evaluate_choices(

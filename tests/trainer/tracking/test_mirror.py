@@ -21,7 +21,7 @@ from models.errors import UserError
 from tests.helpers.mlflow_server import Server
 from tests.helpers.paths import ROOT
 from trainer.commands import track
-from trainer.tracking import MetricsLog, start_mirror
+from trainer.tracking import MetricsLog, start_mirror, write_group
 
 
 def write_run(runs_dir: Path, name: str = "demo") -> tuple[Path, MetricsLog]:
@@ -32,13 +32,21 @@ def write_run(runs_dir: Path, name: str = "demo") -> tuple[Path, MetricsLog]:
     (data / "manifest.json").write_text(json.dumps(manifest))
     config = {
         "data": {"path": str(data)},
-        "model": {"name": "sasrec", "widths": [1, 2], "note": "x" * 9000},
-        "many": {f"k{n}": n for n in range(150)},  # more than a request takes
+        "model": {
+            "name": "sasrec",
+            "widths": [1, 2],
+            "note": "x" * 9000,
+            "many": {f"k{n}": n for n in range(150)},  # more than a request takes
+        },
+        "seed": 7,
     }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     log = MetricsLog(run_dir / "metrics.jsonl")
     log.append("start", 0, 0, {})
     return run_dir, log
+
+
+ALWAYS = {"config.yaml", "metrics.jsonl", "learning_curves.png"}
 
 
 def append_epochs(log: MetricsLog, *epochs: int) -> None:
@@ -97,6 +105,7 @@ def client_of(uri: str) -> Any:
 
 def test_everything_of_a_run_reaches_mlflow_and_a_resumed_run_goes_on(tmp_path: Path, store: str) -> None:
     run_dir, log = write_run(tmp_path / "runs")
+    started = time.time()
     mirror = start_mirror(run_dir, store, "shelf")
     append_epochs(log, 1, 2, 3)
     until(lambda: recorded(run_dir)["posted"].get("epoch") == 30)  # while the run goes on, not only at its end
@@ -120,17 +129,21 @@ def test_everything_of_a_run_reaches_mlflow_and_a_resumed_run_goes_on(tmp_path: 
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "demo"
     assert client.get_experiment(run.info.experiment_id).name == "shelf"
-    assert history(client, run_id, "test/HR_at_10") == [(40, 0.25)]
-    assert history(client, run_id, "test/masked/HR_at_10") == [(40, 0.5)]
+    assert history(client, run_id, "test/HR_at_10") == [(0, 0.25)]  # one point, at 0: a bar
+    assert history(client, run_id, "test/masked/HR_at_10") == [(0, 0.5)]
+    assert 0 <= run.info.start_time - 1000 * started < 1000
+    assert run.info.end_time == round(1000 * log.lines()[-1]["time"])
     parameters = run.data.params
-    assert parameters["model.name"] == "sasrec"
+    assert parameters["compare.system"] == "sasrec"
+    assert parameters["compare.seed"] == "7"
     assert parameters["model.widths"] == "[1, 2]"
-    assert parameters["many.k149"] == "149"
+    assert parameters["model.many.k149"] == "149"
     assert len(parameters["model.note"]) == 500
     dataset = run.inputs.dataset_inputs[0].dataset
     assert (dataset.name, json.loads(dataset.profile)["train_rows"]) == ("beauty", 15)
     assert run.data.tags["mlflow.source.git.commit"][:40].isalnum()
-    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {"config.yaml", "test.json"}
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {*ALWAYS, "test.json"}
+    assert run.data.tags["seed_group"] == "demo"
     assert (run_dir / "mlflow.log").read_text() == ""
     assert not (ROOT / "mlruns").exists()
 
@@ -164,7 +177,9 @@ def test_a_killed_run_is_marked_killed_and_its_mirror_ends(
     append_epochs(log, 3)
     log.append("end", 3, 30, {})
     assert tracked(run_dir) == 0
-    assert "all 5 lines" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "all 5 lines" in told
+    assert "/runs?workflowType=machine_learning" in told
     assert_epochs(client, run_id, 3)
     assert client.get_run(run_id).info.status == "FINISHED"
 
@@ -178,7 +193,7 @@ def tracked(run_dir: Path, *options: str) -> int:
 def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
     """MLflow itself never gets over a migration that was cut off ("table _alembic_tmp_jobs already exists")."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    make = [sys.executable, "-c", f"from trainer.tracking.mirror import make_store; make_store({uri!r})"]
+    make = [sys.executable, "-c", f"from trainer.tracking.store import make_store; make_store({uri!r})"]
     maker, new = subprocess.Popen(make, cwd=ROOT), tmp_path / ".mlflow.db.new"
     until(lambda: new.exists() and new.stat().st_size > 100_000)  # of some 600,000
     maker.kill()
@@ -203,6 +218,12 @@ def test_a_mirror_that_cannot_start_is_reported_at_the_end(tmp_path: Path, caplo
     assert "mealrec track --run absent" in caplog.text
 
 
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def application(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from mlflow.server import constants
@@ -211,6 +232,7 @@ def application(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copy(mlflow_store, folder / "mlflow.db")
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # the server sets it in this process: taken away at the end
         patch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
         patch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(folder / "artifacts"))
@@ -256,7 +278,7 @@ def test_a_server_that_refuses_fails_hangs_and_loses_answers_gets_every_point_on
     assert len(run.inputs.dataset_inputs) == 1
     runs = client.search_runs([run.info.experiment_id], "attributes.run_name = 'faulty'")
     assert [run.info.run_id for run in runs] == [run_id]  # though the answer to its creation was lost
-    assert {artifact.path for artifact in client.list_artifacts(run_id)} == {"config.yaml"}
+    assert {artifact.path for artifact in client.list_artifacts(run_id)} == ALWAYS
 
 
 def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything(tmp_path: Path, server: Server) -> None:
@@ -293,7 +315,7 @@ def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
     assert not mirror.close(1.5)
     assert time.monotonic() - started < 3.5
     assert f"mealrec track --run hung --runs-dir {run_dir.parent}" in caplog.text
-    with pytest.raises(UserError, match=r"within 3 s; .*mlflow\.log"):
+    with pytest.raises(UserError, match=r"within 3 s.*mlflow\.log"):
         tracked(run_dir, "--timeout", "3")
     server.mode = "ok"
     server.release()
@@ -301,3 +323,92 @@ def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
     client, run_id = client_of(server.uri), recorded(run_dir)["run_id"]
     assert_epochs(client, run_id, 1)
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def run_ids(client: Any, experiment: str) -> list[str]:
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return [run.info.run_id for run in found]
+
+
+@pytest.mark.slow
+def test_a_new_run_takes_the_place_of_a_deleted_one_and_a_copy_has_its_own(
+    tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`store` is mlflow.db beside the runs."""
+    run_dir, log = write_run(tmp_path / "runs")
+    append_epochs(log, 1, 2)
+    log.append("end", 2, 20, {})
+    assert tracked(run_dir) == 0
+    client, first = client_of(store), recorded(run_dir)["run_id"]
+    ended = client.get_run(first).info.end_time
+    assert tracked(run_dir) == 0  # again: as it was
+    assert run_ids(client, "mealrec") == [first]
+    assert client.get_run(first).info.end_time == ended == round(1000 * log.lines()[-1]["time"])
+
+    copy = run_dir.with_name("copy")
+    shutil.copytree(run_dir, copy)
+    assert tracked(copy) == 0
+    second = recorded(copy)["run_id"]
+    assert set(run_ids(client, "mealrec")) == {first, second}
+    assert_epochs(client, second, 2)
+
+    client.delete_run(first)
+    assert tracked(run_dir) == 0
+    third = recorded(run_dir)["run_id"]
+    assert set(run_ids(client, "mealrec")) == {second, third}
+    assert_epochs(client, third, 2)
+
+    experiment = client.get_experiment_by_name("mealrec").experiment_id
+    client.delete_experiment(experiment)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"was deleted in MLflow: bring it back .*--experiment-id {experiment}"):
+        tracked(run_dir)
+    assert time.monotonic() - began < 60
+    assert "does not take this run" in caplog.text
+
+
+@pytest.mark.slow
+def test_runs_of_one_train_have_a_parent_that_ends_with_the_last(tmp_path: Path, store: str) -> None:
+    names = ("x-s1", "x-s2")
+    made = {name: write_run(tmp_path / "runs", name) for name in names}
+    write_group("x", [run_dir for run_dir, _ in made.values()])
+    client, seen = client_of(store), []
+    for name in names:
+        run_dir, log = made[name]
+        append_epochs(log, 1)
+        (run_dir / "test.json").write_text(json.dumps({"HR@10": 0.25}))
+        log.append("end", 1, 10, {})
+        assert start_mirror(run_dir, store, "shelf").close(60)
+        parent = client.get_run(client.get_run(recorded(run_dir)["run_id"]).data.tags["mlflow.parentRunId"])
+        seen.append((parent.info.run_id, parent.info.status))
+    assert seen == [(seen[0][0], "RUNNING"), (seen[0][0], "FINISHED")]
+    assert parent.info.run_name == "x"
+    assert "| x-s2 | 0.2500 |" in parent.data.tags["mlflow.note.content"]
+    assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["comparison.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("http://ann:s3cret@127.0.0.1:1", "nobody listens there"),
+        ("nonsense://ann:s3cret@host", "unsupported URI"),
+        ("sqlite:////absent/folder/mlflow.db", "there is no folder /absent/folder"),
+    ],
+)
+def test_an_address_that_cannot_work_is_told_with_its_reason_and_no_password(
+    tmp_path: Path, uri: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir, log = write_run(tmp_path / "runs")
+    mirror = start_mirror(run_dir, uri, "shelf")
+    process = mirror._process
+    assert process is not None
+    assert b"s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    append_epochs(log, 1)
+    until(lambda: reason in caplog.text)  # while the run goes on
+    began = time.monotonic()
+    assert not mirror.close(60)
+    assert time.monotonic() - began < 30
+    written = "".join(path.read_text() for path in run_dir.iterdir())
+    assert reason in written
+    assert "s3cret" not in written + caplog.text

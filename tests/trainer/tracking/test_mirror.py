@@ -330,7 +330,6 @@ def run_ids(client: Any, experiment: str) -> list[str]:
     return [run.info.run_id for run in found]
 
 
-@pytest.mark.slow
 def test_a_new_run_takes_the_place_of_a_deleted_one_and_a_copy_has_its_own(
     tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -367,7 +366,6 @@ def test_a_new_run_takes_the_place_of_a_deleted_one_and_a_copy_has_its_own(
     assert "does not take this run" in caplog.text
 
 
-@pytest.mark.slow
 def test_runs_of_one_train_have_a_parent_that_ends_with_the_last(tmp_path: Path, store: str) -> None:
     names = ("x-s1", "x-s2")
     made = {name: write_run(tmp_path / "runs", name) for name in names}
@@ -387,7 +385,6 @@ def test_runs_of_one_train_have_a_parent_that_ends_with_the_last(tmp_path: Path,
     assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["comparison.png"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [

@@ -67,13 +67,15 @@ class EngineConfig(_Section):
     def choose(self) -> Literal["deepspeed", "torch"]:
         """The engine that is used here, found without importing it.
 
-        Raises UserError where a ZeRO stage is set and DeepSpeed is not installed, or not wanted.
+        Raises UserError where DeepSpeed is needed and is not installed, or not wanted.
         """
-        installed = importlib.util.find_spec("deepspeed") is not None
-        automatic: Literal["deepspeed", "torch"] = "deepspeed" if installed else "torch"
-        if self.zero_stage and (self.name == "torch" or not installed):
+        if self.name != "torch" and importlib.util.find_spec("deepspeed") is not None:
+            return "deepspeed"
+        if self.name == "deepspeed":
+            raise UserError("engine.name=deepspeed, but DeepSpeed is not installed: install it, or use engine.name=auto")
+        if self.zero_stage:
             raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
-        return automatic if self.name == "auto" else self.name
+        return "torch"
 
 
 class ClusterConfig(_Section):

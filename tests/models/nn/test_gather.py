@@ -149,7 +149,7 @@ def test_cl4srec_on_several_workers_has_the_gradients_of_one(ranks: list[dict[st
     assert len(plan.positions(1)) == 1, "the last step leaves workers without rows"
     for step in range(plan.steps):
         losses = model(batch[torch.from_numpy(plan.positions(step))])
-        total = losses["ranking"] + OPTIONS.contrast * losses["contrast"]
+        total = losses["ranking"] + OPTIONS.lambda_contrast * losses["contrast"]
         gradients = torch.autograd.grad(total, list(model.parameters()), allow_unused=True, materialize_grads=True)
         _same(sum(found[f"model.{step}.loss"] for found in ranks), total.detach())  # type: ignore[arg-type]
         expected = torch.cat([g.flatten() for g in gradients])

@@ -72,7 +72,7 @@ class EngineConfig(_Section):
         if self.name != "torch" and importlib.util.find_spec("deepspeed") is not None:
             return "deepspeed"
         if self.name == "deepspeed":
-            raise UserError("engine.name=deepspeed, but DeepSpeed is not installed: install it, or use engine.name=auto")
+            raise UserError("engine.name=deepspeed, and DeepSpeed is not installed: install it, or leave it at auto")
         if self.zero_stage:
             raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
         return "torch"

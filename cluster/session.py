@@ -26,7 +26,7 @@ _RAY_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # we carry rank 0's output ourselves, see ray_train.py
     "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing collects them on a fresh machine
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2: how soon Ray notices that a worker ended
-    # default 30000: on a busy machine a node's agent starts later, and Ray then ends the whole node
+    # default 30000: on a busy machine a node's agent takes longer to start, and Ray would end the whole node
     "RAY_agent_register_timeout_ms": "240000",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives its connection must not start a Ray of its own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

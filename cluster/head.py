@@ -1,4 +1,4 @@
-"""A Ray head on this machine for a few jobs: on loopback and free ports, in a folder and a session of its own."""
+"""Start and stop a Ray head on this machine, on loopback and free ports, in a temporary folder of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PORT_OPTIONS = (
     "--object-manager-port",
 )
 _START_S, _STOP_S = 120.0, 15.0
-#: names the head in the environment of all its processes, so that exactly these can be found again
+#: environment variable that holds the head's mark: all its processes inherit it, so that we can find exactly these
 _MARK = "MEALREC_RAY_HEAD"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -43,9 +43,10 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass(frozen=True)
 class Head:
-    """A running head. address: for RAY_ADDRESS; jobs_url: for job submission.
+    """A running head. address: a value for RAY_ADDRESS. jobs_url: the URL to submit jobs to.
 
-    environment: what its processes have beyond ours (the token). mark: tells its processes, see `processes_of`.
+    mark: identifies the processes of this head, see `processes_of`. environment: variables that the head has in
+    addition to ours, such as the token.
     """
 
     address: str
@@ -56,12 +57,12 @@ class Head:
 
 @contextmanager
 def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
-    """A head with room for `cpus` and `gpus`, whose jobs run in `cwd`; it alone is stopped at the end.
+    """Start a head with `cpus` and `gpus`, whose jobs run in `cwd`. At the end stop this head, and no other Ray.
 
     Raises PreflightError with the end of Ray's output if it does not start.
     """
     require_plain_path(sys.executable)
-    # The path of a socket may have 107 bytes, of which Ray uses about 65: hence /tmp, not TMPDIR.
+    # The path of a socket has at most 107 bytes, and Ray uses about 65 of them: /tmp is short, TMPDIR may be long.
     folder = Path(tempfile.mkdtemp(prefix="mealrec-", dir="/tmp"))
     added = private_environment(os.environ)
     environment = {**os.environ, **added, _MARK: folder.name}
@@ -84,7 +85,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
             stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=_end_with_parent,
-            start_new_session=True,  # Ctrl-C reaches the jobs through us, not Ray under them
+            start_new_session=True,  # Ctrl-C must reach us, so that we stop the job, and not Ray
         )
     try:
         jobs_url = f"http://{LOOPBACK}:{ports['--dashboard-port']}"
@@ -96,13 +97,13 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
 
 
 def _end_with_parent() -> None:
-    """In the new process: SIGTERM when the one that started it ends, however it ends (Linux; elsewhere nothing)."""
+    """Runs in the new process: it will get SIGTERM when its parent ends, for whatever reason. Linux only."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports of the loopback interface that nobody listens on at this moment."""
+    """`count` distinct ports of the loopback interface that no process listens on at this moment."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -114,7 +115,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until the job server answers; that it asks for a token (401) is an answer too."""
+    """Wait until the job server answers; a refusal without a token (401, 403) is an answer too."""
     end = time.monotonic() + _START_S
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -131,7 +132,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes], mark: str) -> None:
-    """End the head: politely, then its group, then whatever of it has left the group."""
+    """End the head by SIGTERM; else kill its process group, then those of its processes that left the group."""
     with suppress(ProcessLookupError):
         process.terminate()
     try:
@@ -149,7 +150,7 @@ def _stop(process: subprocess.Popen[bytes], mark: str) -> None:
 
 
 def processes_of(mark: str) -> list[int]:
-    """Processes that were started by the head with this mark, zombies and those of other users left out."""
+    """Ids of the processes that the head with this mark started, without zombies and processes of other users."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):

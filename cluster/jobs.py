@@ -1,4 +1,4 @@
-"""Submit a job to a Ray head, follow its log, give its exit status: `ray job submit` without its banners.
+"""Submit a job to a Ray head, print its log, return its exit status: like `ray job submit`, but without banners.
 
 `python -m cluster.jobs --cpus 4 -- python trainer/run.py --recipe demo ...` starts a head for one job and stops it.
 """
@@ -27,9 +27,9 @@ _AGENT_S = 120.0
 
 
 def submit(where: head.Head, command: Sequence[str]) -> int:
-    """Run the command as a job where the head was started, print its output as it comes, and return its exit status.
+    """Run the command as a job on the head `where`, print its output as it comes, and return its exit status.
 
-    The job is stopped if this is interrupted.
+    An interrupt or an error stops the job. Raises PreflightError if the head does not take the job.
     """
     os.environ.update(where.environment)  # the token
     from ray.job_submission import JobSubmissionClient
@@ -41,15 +41,15 @@ def submit(where: head.Head, command: Sequence[str]) -> int:
         asyncio.run(_follow(client, job))
         return _status(client, job)
     except BaseException:
-        with suppress(OSError, RuntimeError):  # the head may be what failed
+        with suppress(OSError, RuntimeError):  # the head itself may have failed
             client.stop_job(job)
         raise
 
 
 def _submit(client: Any, entrypoint: str, patience_s: float = _AGENT_S) -> str:
-    """Submit, and wait for the agent that takes jobs: on a busy machine it comes up well after the head answers.
+    """Submit the job; try again until the agent that takes jobs is up, which is late on a busy machine.
 
-    The job has a name, so that one whose answer was lost is not submitted twice.
+    We choose the job's id, so that a job is not submitted twice when the answer to the first attempt was lost.
     """
     job, until = f"mealrec-{secrets.token_hex(8)}", time.monotonic() + patience_s
     while (refusal := _refused(client, job, entrypoint)) is not None:
@@ -62,7 +62,7 @@ def _submit(client: Any, entrypoint: str, patience_s: float = _AGENT_S) -> str:
 
 
 def _refused(client: Any, job: str, entrypoint: str) -> Exception | None:
-    """Why the head does not take the job yet; None when it has it."""
+    """Submit once. Returns None if the head has the job, else the reason why it did not take it."""
     try:
         client.submit_job(entrypoint=entrypoint, submission_id=job)
     except OSError as error:  # the connection broke
@@ -82,7 +82,7 @@ async def _follow(client: Any, job: str) -> None:
 
 
 def _status(client: Any, job: str) -> int:
-    """Exit status of the job; the log can end a moment before the job is recorded as ended."""
+    """Exit status of the job. Waits, because the log can end a moment before Ray records that the job has ended."""
     while not client.get_job_status(job).is_terminal():
         time.sleep(_POLL_S)
     info = client.get_job_info(job)
@@ -94,10 +94,10 @@ def _status(client: Any, job: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """A head for one job; returns the job's exit status."""
+    """Start a head, run one job on it and stop the head. Returns the job's exit status, or 2 if there is no head."""
     parser = argparse.ArgumentParser(prog="python -m cluster.jobs", description="run one job on a Ray head of its own")
-    parser.add_argument("--cpus", type=int, default=4, help="CPUs that Ray counts on (4)")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs that Ray counts on (0)")
+    parser.add_argument("--cpus", type=int, default=4, help="CPUs of the Ray head (4)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of the Ray head (0)")
     parser.add_argument("command", nargs="+", help="after --: the job, e.g. python trainer/run.py --recipe demo")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -15,15 +15,15 @@ from typing import Any
 
 from cluster.failures import PreflightError
 
-#: checkpoints and logs of one run; less free space than this stops it before it starts
+#: space for the checkpoints and logs of one run; a run is refused if the disk has less
 MIN_FREE_BYTES = 1 << 30
-#: what must be the same on every node: results, or the protocol between processes, depend on it
+#: packages whose versions must be equal on all nodes: results, or the protocol between processes, depend on them
 PACKAGES = ("torch", "ray", "deepspeed", "numpy")
 _NODE_TIMEOUT_S = 120.0
 
 
 def check_folders(run_folder: Path, folders: Sequence[Path]) -> None:
-    """This machine can write `run_folder` and read `folders`, and the disk has room. Raises PreflightError."""
+    """Check that this machine can write `run_folder`, read `folders`, and has disk space. Raises PreflightError."""
     for folder in folders:
         if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
             raise PreflightError(f"{folder} is not a folder that can be read; check the path of the data")
@@ -45,7 +45,7 @@ def check_folders(run_folder: Path, folders: Sequence[Path]) -> None:
 
 
 def check_resources(workers: int, *, gpus: bool, cpus_per_worker: float, total: Mapping[str, float]) -> None:
-    """`total` (what Ray counts, e.g. {"CPU": 8.0, "GPU": 2.0}) suffices for the workers. Raises PreflightError."""
+    """Check that `total`, e.g. {"CPU": 8.0, "GPU": 2.0}, is enough for the workers. Raises PreflightError."""
     needs = {"CPU": workers * cpus_per_worker, "GPU": float(workers if gpus else 0)}
     for name, need in needs.items():
         have = total.get(name, 0.0)
@@ -57,9 +57,9 @@ def check_resources(workers: int, *, gpus: bool, cpus_per_worker: float, total: 
 
 
 def check_address(host: str, environment: Mapping[str, str], *, what: str = "Ray") -> None:
-    """An address that strangers can reach needs Ray's token authentication. Raises PreflightError.
+    """Check that `host` is loopback, or that Ray demands a token there. Raises PreflightError.
 
-    Loopback is always fine: this is where everything binds unless told otherwise.
+    Every server binds to loopback by default. what: the name of the server; only "Ray" can demand a token.
     """
     if is_loopback(host) or (what == "Ray" and environment.get("RAY_AUTH_MODE", "").lower() == "token"):
         return
@@ -72,14 +72,14 @@ def check_address(host: str, environment: Mapping[str, str], *, what: str = "Ray
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host (a name, or an address with or without brackets) is this machine alone."""
+    """Whether only this machine can reach `host` (a name, or an address with or without brackets)."""
     name = host.strip("[]")
     if name == "localhost":
         return True
     try:
         address = ipaddress.ip_address(name)
     except ValueError:
-        return False  # a name: whoever answers to it, assume that others reach it too
+        return False  # a name: we do not resolve it, but assume that other machines can reach it
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
 
@@ -87,9 +87,9 @@ def is_loopback(host: str) -> bool:
 def check_cluster(
     workers: int, *, gpus: bool, cpus_per_worker: float, run_folder: Path, folders: Sequence[Path]
 ) -> None:
-    """The connected cluster is not open to strangers, is large enough, and its nodes agree. Raises PreflightError.
+    """Check the connected cluster: closed to strangers, large enough, nodes that agree. Raises PreflightError.
 
-    Every node must see `run_folder` and `folders` as this process does, and have the same versions.
+    Every node must see `run_folder` and `folders` at the same paths, and have the same `versions`.
     """
     import ray
 
@@ -142,7 +142,7 @@ def _answer(host: str, reference: Any) -> dict[str, Any]:
 
 
 def look_around(paths: Sequence[str]) -> dict[str, Any]:
-    """Runs on a node: which of the paths it does not see, its free disk at the first one's folder, its versions."""
+    """Runs on a node. Returns the paths that it does not see, its free disk space at the first path, its versions."""
     missing = [path for path in paths if not Path(path).exists()]
     folder = Path(paths[0]).parent
     free = shutil.disk_usage(folder).free if folder.exists() else 0
@@ -169,7 +169,7 @@ def compare_node(host: str, seen: Mapping[str, Any], paths: Sequence[str], here:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what has to agree between nodes; "none" for what is not installed. Python: major and minor."""
+    """Versions that must be equal on all nodes: Python (major and minor) and PACKAGES ("none" if not installed)."""
     return {"python": ".".join(platform.python_version_tuple()[:2]), **{name: _version(name) for name in PACKAGES}}
 
 

@@ -1,4 +1,4 @@
-"""Two stages as a Ray Data pipeline: load in tasks on CPUs, encode in actors, results streamed to the driver."""
+"""A Ray Data pipeline of two stages: tasks load on CPUs, actors encode, and the driver gets a stream of results."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from cluster.failures import PreflightError, WorkerFailed
 from cluster.preflight import check_cluster, check_folders
 from cluster.session import connected, on_a_cluster
 
-#: takes one unit of work (any picklable value), gives bytes
+#: turns one unit of work (any picklable value) into bytes
 Load = Callable[[Any], bytes]
 Encode = Callable[[bytes], bytes]
 MakeEncoder = Callable[[str, int], Encode]
 
 #: how often a unit whose process died is tried again, in each stage
 _RETRIES = 1
-#: units that are sent to an encoder ahead of its work
+#: most units that Ray has sent to one encoder and that are not encoded yet
 _IN_FLIGHT_PER_ENCODER = 2
 
 
-#: printed by Ray (2.60) for every pool of actors of Ray Data, whose arguments it keeps itself
+#: part of a warning that Ray (2.60) prints for every actor pool of Ray Data, about arguments that Ray itself stored
 _NOTICE = b"has constructor arguments in the object store"
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Sizes of the pipeline. loaders: tasks that load at a time, one CPU each; encoders: actors, each with
-    `cpus_per_encoder` CPUs, and one GPU if `gpus`."""
+    """Sizes of the pipeline. loaders: number of tasks that load at the same time, with one CPU each. encoders: number
+    of actors, each with `cpus_per_encoder` CPUs, and one GPU if `gpus`."""
 
     loaders: int
     encoders: int
@@ -49,14 +49,14 @@ class Stages:
 
     @property
     def in_hand(self) -> int:
-        """Units that may be between the start of their loading and the driver: what a kill costs."""
+        """The most units that have begun to load but have not reached the driver: a kill loses so many."""
         return 2 * self.loaders + (2 * _IN_FLIGHT_PER_ENCODER + 1) * self.encoders
 
 
 def plan_stages(cpus: int, gpus: int, loaders: int | None, encoders: int | None) -> Stages:
-    """Sizes for a machine or cluster with so many CPUs and GPUs; `loaders` and `encoders` where the user says so.
+    """Sizes for a machine or cluster with `cpus` and `gpus`. loaders, encoders: the user's numbers, None for defaults.
 
-    One encoder per GPU and loaders on all other CPUs; without a GPU half of the CPUs encode, one each.
+    Defaults: one encoder per GPU, and loaders on all other CPUs. Without a GPU, half of the CPUs get one encoder each.
     """
     encoders = encoders or gpus or max(1, cpus // 2)
     return Stages(loaders or max(1, cpus - encoders), encoders, 1, gpus > 0)
@@ -76,14 +76,14 @@ def stream(
     out: Path,
     folders: Sequence[Path] = (),
 ) -> Iterator[bytes]:
-    """`encode(load(unit))` of the units, in the order in which they come out.
+    """Yield `encode(load(unit))` for the units, in the order in which the results are ready.
 
-    Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own, with `cpus` and `gpus`, that ends
-    with the generator. `make_encoder(device, threads)` is called once in each actor. use_gpus: None takes them where
-    there are any. loaders, encoders: None takes all that is there. unit_bytes: about the size of a loaded unit; the
-    pipeline holds a few per worker, however slow the reader. A unit whose process dies again and again (a decoder that
-    crashes, memory) is left out: the caller sees what has not come. out, folders: what must be seen from every node.
-    Raises WorkerFailed for an exception in either stage (kind: its class), PreflightError.
+    Uses the cluster of the submitted job or of RAY_ADDRESS; without one, it starts a Ray with `cpus` and `gpus` that
+    ends with the generator. Each actor calls `make_encoder(device, threads)` once. use_gpus: None uses GPUs if there
+    are any. loaders, encoders: see `plan_stages`. unit_bytes: approximate size of a loaded unit; the pipeline holds
+    only a few units per worker, even if the reader is slow. A unit whose process dies repeatedly (a decoder crashes,
+    memory runs out) is left out, and the caller has to notice that its result is missing. Every node must see `out`
+    and `folders`. Raises PreflightError, and WorkerFailed for an exception in either stage (kind: its class name).
     """
     check_folders(out, folders)
     shared = on_a_cluster(os.environ)
@@ -113,7 +113,7 @@ def stream(
             with _stderr_without(_NOTICE):
                 row = next(rows, None)
             while row is not None:
-                yield _opened(row)
+                yield _data_or_raise(row)
                 row = next(rows, None)
         except WorkerFailed:
             raise
@@ -125,7 +125,7 @@ def stream(
 
 
 def usable_gpus(there: int, wanted: bool | None) -> int:
-    """How many GPUs are used of those that are there. Raises PreflightError: wanted, and there is none."""
+    """Number of GPUs to use out of `there`. Raises PreflightError if GPUs are `wanted` and there is none."""
     if wanted and not there:
         raise PreflightError("there is no GPU here that torch can use; leave --device cuda out, or see mealrec doctor")
     return 0 if wanted is False else there
@@ -140,19 +140,19 @@ def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stage
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Exceptions of our stages travel as data. What is left is a process that died: the others go on.
+    # Our stages return exceptions as data, so an errored block means that a process died: the others go on.
     context.max_errored_blocks = -1
     context.execution_options.resource_limits = ExecutionResources(
         object_store_memory=float(max(2 * stages.in_hand * unit_bytes, 256 << 20))
     )
     rows = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
     with warnings.catch_warnings():
-        # By default a unit that kills its process is tried for ever. The options that end this are to be renamed by
-        # Ray 2.64 (pyproject.toml allows no later one); 2.60 has no other names for them.
+        # By default Ray retries a unit that kills its process for ever. Ray 2.64 will rename the options that limit
+        # the retries (pyproject.toml allows no later version); 2.60 has no other names for them.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         loaded = rows.map(
             _Loading(load),
-            compute=TaskPoolStrategy(size=min(stages.loaders, len(units))),  # Ray warns of more than can be used
+            compute=TaskPoolStrategy(size=min(stages.loaders, len(units))),  # Ray warns if tasks outnumber units
             num_cpus=1,
             max_retries=_RETRIES,
         )
@@ -169,7 +169,7 @@ def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stage
 
 
 class _Loading:
-    """Calls `load`; an exception becomes a row of its own."""
+    """Calls `load`; returns an exception as a row."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -179,7 +179,7 @@ class _Loading:
 
 
 class _Encoding:
-    """Calls `encode` on what was loaded; rows with an exception pass through."""
+    """Calls `encode` on a loaded unit; returns a row with an exception unchanged."""
 
     def __init__(self, make_encoder: MakeEncoder, device: str, threads: int) -> None:
         def make() -> bytes:
@@ -187,7 +187,7 @@ class _Encoding:
             return b""
 
         made = _row(make)
-        # raised from here, it would only make Ray start the actor again and again
+        # kept, not raised: an exception in the constructor would make Ray start the actor again and again
         self._failed = made if made["error"] else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _row(work: Callable[[], bytes]) -> dict[str, Any]:
         return {"data": b"", "error": json.dumps(said)}
 
 
-def _opened(row: dict[str, Any]) -> bytes:
+def _data_or_raise(row: dict[str, Any]) -> bytes:
     if row["error"]:
         raise WorkerFailed(**json.loads(row["error"]))
     data: bytes = row["data"]
@@ -212,7 +212,7 @@ def _opened(row: dict[str, Any]) -> bytes:
 
 
 def _explain(error: Exception) -> None:
-    """Raise what a user can do about an error of Ray's own; return where it is none of those."""
+    """Raise PreflightError with advice if this is an error of Ray that the user can avoid; else return."""
     import ray.exceptions
 
     if isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.ObjectStoreFullError):
@@ -221,7 +221,7 @@ def _explain(error: Exception) -> None:
 
 @contextmanager
 def _stderr_without(notice: bytes) -> Iterator[None]:
-    """Drop lines that contain `notice` from this process's standard error while the block runs: C++ writes them."""
+    """While the block runs, drop lines with `notice` from standard error. C++ writes them, not Python's logging."""
     sys.stderr.flush()
     read, write = os.pipe()
     saved = os.dup(2)

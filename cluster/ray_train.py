@@ -1,4 +1,4 @@
-"""Run a function on the workers of Ray Train, and bring its output and its errors home."""
+"""Run a function on the workers of Ray Train, and show its output and its errors in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cluster.session import connected
 Worker = Callable[[dict[str, Any]], None]
 DIED = "WorkerDied"
 _POLL_S = 0.2
-#: how often Ray waits a minute for free resources; by default it waits for ever, in silence
+#: Ray waits one minute for free resources, this many times; by default it waits for ever, without a message
 _START_ATTEMPTS = 10
 
 
@@ -37,14 +37,14 @@ def fit(
 ) -> None:
     """Run `worker(config)` on every rank, with a torch process group (nccl on GPUs, else gloo).
 
-    Uses the cluster of the submitted job or of RAY_ADDRESS, else a Ray of its own that ends with the call. What rank 0
-    writes to stdout appears here. Ray's own files and that output are in `storage / name`, which every node must
-    see, as it must see `folders` (the data). A group of workers that failed is started again up to `max_failures`
-    times (counted apart for failures before and after training has begun), except after a ValueError: the same input
-    is refused again.
+    Uses the cluster of the submitted job or of RAY_ADDRESS; without one, it starts a Ray that ends with the call.
+    The stdout of rank 0 is printed here. `storage / name` holds that output and Ray's own files. Every node must see
+    this folder, and `folders` (the data). If a worker fails, all workers are started again, up to `max_failures` times
+    (failures before and after the start of training are counted separately). A ValueError ends the run at once,
+    because the same input would be refused again.
 
-    `worker` is a module-level function; a relative path in `config` means nothing on another node.
-    Raises WorkerFailed (kind: class name of what the worker raised) and PreflightError.
+    `worker` is a module-level function. Paths in `config` must be absolute: a relative path has no meaning on another
+    node. Raises WorkerFailed (kind: class name of the exception in the worker) and PreflightError.
     """
     folder = (storage / name).absolute()
     check_folders(folder, folders)
@@ -63,10 +63,10 @@ def fit(
 
 
 class _LostByController(WorkerFailed):
-    """A worker died while Ray's controller was talking to all of them, as it does until they train.
+    """A worker died before training began, while Ray's controller was communicating with all workers.
 
-    Ray calls this an error of its own: it does not start the workers again, and keeps their resources reserved until
-    the driver disconnects (2.60). So the next attempt needs a new connection.
+    Ray (2.60) treats this as an error of the controller: it does not start the workers again, and it reserves their
+    resources until the driver disconnects. So the next attempt needs a new connection.
     """
 
 
@@ -91,7 +91,7 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class GiveUp(UserCallback):  # type: ignore[misc]
-        """Runs in Ray's controller: a mistake is not tried again."""
+        """Runs in Ray's controller: ends the run on a final error, because a retry would fail again."""
 
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
             for error in worker_exceptions.values():
@@ -125,7 +125,7 @@ def _fit(
 
 
 def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:
-    """On each worker: call it, with rank 0's output copied to `console`, and its error in a form that travels."""
+    """Runs on each worker: calls `worker`, copies rank 0's output to `console`, raises any error as WorkerFailed."""
     from ray.train import get_context
 
     try:
@@ -136,7 +136,7 @@ def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:
         else:
             worker(config)
     except Exception as error:
-        # The class itself may hold what cannot be pickled, or be unknown to Ray's controller.
+        # The exception itself may not be picklable, or its class may be unknown to Ray's controller.
         text = traceback.format_exc()
         raise WorkerFailed(type(error).__name__, str(error), text, isinstance(error, ValueError), time.time()) from None
     finally:
@@ -145,7 +145,7 @@ def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:
 
 
 class _Tee:
-    """Text written to both; what else a program asks of stdout is asked of the first."""
+    """Writes text to both streams; all other attributes are those of the first."""
 
     def __init__(self, first: TextIO, second: TextIO) -> None:
         self.first, self._second = first, second
@@ -163,9 +163,9 @@ class _Tee:
 
 
 def _cause(error: Any) -> WorkerFailed:
-    """The failure that explains the others: a mistake, then a death, then the first to happen.
+    """The failure that explains the others: a final error, else a worker that died, else the earliest failure.
 
-    When one rank is gone, the collectives of the others fail as well, with messages that explain nothing.
+    When one rank ends, the collectives of the others fail as well, with messages that do not name the cause.
     """
     from ray.exceptions import RayActorError
 

@@ -1,4 +1,4 @@
-"""A connection to Ray for as long as it is needed: the cluster that is there, or one of our own on this machine."""
+"""Connect to Ray: to the cluster of the job or of RAY_ADDRESS, or else to a Ray that we start on this machine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 #: set by Ray in the driver of a submitted job, or by the user
 _CLUSTER_VARIABLES = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_ADDRESS")
 
-_QUIET = {
+_RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise a warning about CUDA_VISIBLE_DEVICES of CPU workers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns about CUDA_VISIBLE_DEVICES of CPU workers
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # we carry rank 0's output ourselves, see ray_train.py
-    "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing scrapes them on a fresh machine
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: how soon the end of a worker is noticed
-    # of 30 s: on a busy machine a node's agent starts later, and Ray then ends the whole node
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing collects them on a fresh machine
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2: how soon Ray notices that a worker ended
+    # default 30000: on a busy machine a node's agent takes longer to start, and Ray would end the whole node
     "RAY_agent_register_timeout_ms": "240000",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives its connection must not start a Ray of its own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -40,14 +40,14 @@ def on_a_cluster(environment: Mapping[str, str]) -> bool:
 
 
 def private_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a Ray of our own starts with, on top of `environment`: loopback only, and token authentication.
+    """Variables to add to `environment` for a Ray that we start: it binds to loopback only and demands a token.
 
-    The token is only in the environment of the processes that need it and ends with them, unless the user has one
-    already (variables or `~/.ray/auth_token`).
+    We make a token unless the user has one already (variables or `~/.ray/auth_token`). Ours exists only in the
+    environment of the processes that need it, and ends with them.
     """
-    # The switch is meant for Windows and macOS. Without it, Ray replaces 127.0.0.1 by the machine's public address and
-    # listens there (and on all interfaces), whatever address it is told (2.60).
-    added = {**_QUIET, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    # RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is meant for Windows and macOS. If it is not set, Ray (2.60) replaces 127.0.0.1
+    # by the machine's public address and listens there and on all interfaces, whatever address we give.
+    added = {**_RAY_SETTINGS, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     has_token = any(environment.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not has_token and not (Path.home() / ".ray" / "auth_token").exists():
         added["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -56,14 +56,14 @@ def private_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def connected(*, cpus: float, gpus: int) -> Iterator[None]:
-    """Be connected to Ray inside the block; a Ray of our own has `cpus` and `gpus`, and ends with the block.
+    """Connect to Ray for the block. Without a cluster, start a Ray with `cpus` and `gpus` that ends with the block.
 
     Raises PreflightError if the cluster cannot be reached.
     """
     local = not on_a_cluster(os.environ)
     if local:
         require_plain_path(sys.executable)
-    os.environ.update(private_environment(os.environ) if local else _QUIET)
+    os.environ.update(private_environment(os.environ) if local else _RAY_SETTINGS)
     import ray  # reads the environment when imported
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -73,7 +73,7 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
         "logging_level": logging.ERROR,
     }
     if local:
-        # Workers need CPUs to be counted for them, whether the machine has as many or not.
+        # Ray only counts CPUs: we declare as many as the workers reserve, even if the machine has fewer.
         options |= {"address": "local", "num_cpus": ceil(cpus), "num_gpus": gpus, "_node_ip_address": LOOPBACK}
     try:
         ray.init(**options)
@@ -87,10 +87,10 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
 
 
 def require_plain_path(executable: str) -> None:
-    """Ray (2.60) puts this path unquoted into shell commands. Raises PreflightError where that cannot work."""
+    """Raise PreflightError if `executable` has spaces: Ray (2.60) puts this path unquoted into shell commands."""
     if any(character.isspace() for character in executable):
         raise PreflightError(
-            f"Ray cannot start from a path with spaces ({executable}); use ./launch.sh, which goes around it, or make "
+            f"Ray cannot start from a path with spaces ({executable}); use ./launch.sh, which avoids this, or make "
             "a link to the environment, ln -s .venv ~/mealrec-venv, and run ~/mealrec-venv/bin/python -m trainer.cli"
         )
 

@@ -1,4 +1,4 @@
-"""Augmented views of histories (CL4SRec): crop, mask and reorder, for all rows of a batch at once, on its device."""
+"""Augmented views of histories (CL4SRec): crop, mask and reorder all rows of a batch together, on its device."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ View = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Augment:
-    """Two views of each row, by two different operators out of three; a single item stays as it is.
+    """Makes two views of each row, by two different operators out of three; a history of one item is unchanged.
 
-    crop: share of the history that is kept, as one run from a uniform start. mask: share of the items that is replaced
-    by [MASK]. reorder: length, as a share of the history, of the one run that is shuffled. Shares round down.
+    crop: share of the history that is kept, as one run with a uniform start. mask: share of the items that [MASK]
+    replaces. reorder: share of the history that is shuffled, as one run. Numbers of items are rounded down.
     """
 
     crop: float
@@ -30,9 +30,9 @@ class Augment:
     noise: KeyedNoise
 
     def __call__(self, batch: Batch) -> tuple[View, View]:
-        """Both views of `batch`, drawn by its keys. Which is the first means nothing: the loss is symmetric."""
+        """Both views of `batch`, drawn by its keys. Their order does not matter, because the loss is symmetric."""
         history_BL, length_B = batch.history, batch.length
-        # only the order of the draws is used, so any continuous law will do
+        # only the order of the draws is used, so any continuous distribution gives the same result
         crop, masks, run, order = self.noise.normal(batch.key, (4, history_BL.shape[1]), Stream.AUGMENTATION).unbind(1)
         views = [
             cropped(history_BL, length_B, self.crop, crop),
@@ -58,7 +58,7 @@ def cropped(history_BL: Tensor, length_B: Tensor, share: float, draw_BL: Tensor)
 
 
 def masked(history_BL: Tensor, length_B: Tensor, share: float, draw_BL: Tensor) -> View:
-    """floor(share * length) items at random places become [MASK]; none of a single item."""
+    """floor(share * length) items at random places become [MASK]; a history of one item is unchanged."""
     padding_BL = torch.arange(history_BL.shape[1], device=length_B.device) >= length_B[:, None]
     place_BL = draw_BL.masked_fill(padding_BL, torch.inf).argsort(1).argsort(1)
     count_B = _count(length_B, share) * (length_B > 1)
@@ -71,17 +71,17 @@ def reordered(history_BL: Tensor, length_B: Tensor, share: float, start_BL: Tens
     start_B1 = _start(length_B - count_B, start_BL)[:, None]
     position = torch.arange(history_BL.shape[1], device=length_B.device)
     before_BL, after_BL = position < start_B1, position >= start_B1 + count_B[:, None]
-    # stable: what stands before and after the run keeps its order
+    # stable: the items before and after the run keep their order
     rank_BL = order_BL.masked_fill(before_BL, -torch.inf).masked_fill(after_BL, torch.inf).argsort(dim=1, stable=True)
     return history_BL.gather(1, rank_BL), length_B
 
 
 def _count(length_B: Tensor, share: float) -> Tensor:
-    """(B,) floor(share * length); the small number undoes rounding, as of .29 * 100."""
+    """(B,) floor(share * length). The small number corrects rounding errors, such as .29 * 100 = 28.999..."""
     return (length_B.double() * share + 1e-9).floor().long()
 
 
 def _start(last_B: Tensor, draw_BL: Tensor) -> Tensor:
-    """(B,) uniform on {0, ..., last}: where the smallest of the first last + 1 draws stands."""
+    """(B,) uniform on {0, ..., last}: the position of the smallest of the first last + 1 draws."""
     position = torch.arange(draw_BL.shape[1], device=draw_BL.device)
     return draw_BL.masked_fill(position > last_B[:, None], torch.inf).argmin(1)

@@ -1,4 +1,4 @@
-"""What MealRec asks of the sequential recommender under it (paper, section 3.2; decision D1)."""
+"""The base class of backbones: the sequence encoder under MealRec (paper, section 3.2; decision D1)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from models.ranking import Candidates, shortened
 class Backbone(SequenceModel):
     """A sequence encoder with an item embedding table and its own rule for scoring.
 
-    Alone it is a recommender; under MealRec it gives x_0 (Eq. 12) and ranks the denoised preference by its own rule.
-    How it learns to rank is in `models/ranking.py`; without `ranking` it is as published.
+    Alone it is a recommender. Under MealRec it computes x_0 (Eq. 12) and ranks the denoised preference by its own rule.
+    ranking: how it learns to rank, see `models/ranking.py`; None is the published form.
     """
 
     hidden: int
@@ -48,7 +48,7 @@ class Backbone(SequenceModel):
         return full_softmax_cross_entropy(user_BD, item_ID, target_B)
 
     def training_rows(self, batch: Batch) -> Batch:
-        """The rows that a training step learns from: `batch`, with the share of shortened histories that is set."""
+        """The rows that a training step learns from: `batch`, with the set share of histories shortened."""
         return shortened(batch, self._shorten, self._shorten_noise)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ class Backbone(SequenceModel):
         return {"ranking": self.ranking_loss(user_BD, batch.target), **self.auxiliary_losses(batch)}
 
     def ranked_users(self, user_BD: Tensor, batch: Batch) -> Tensor:
-        """(B, D) preferences -> the vectors that `ranking_loss` and `item_vectors` are multiplied with."""
+        """(B, D) preferences -> user vectors for `ranking_loss` and for the product with `item_vectors`."""
         return self.candidates.users(user_BD, batch)
 
     def user_vectors(self, batch: Batch) -> Tensor:

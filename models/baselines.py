@@ -1,7 +1,7 @@
-"""Baselines: recommenders that are counted, not trained. A trained system that does not beat them is not worth its GPU.
+"""Baselines: recommenders that count and are not trained. A trained system is useful only if it ranks better.
 
-All but popularity score an item by its relation to each item of the history, summed with weights that fall with age.
-Fitting takes seconds; nothing of size (I, I) is dense, and one batch takes a (B, I) matrix of scores.
+All but popularity score an item by its relation to each item of the history; older items of the history have lower
+weights. Fitting takes seconds. No (I, I) matrix is dense, and one batch needs a (B, I) matrix of scores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
 class _Baseline(Baseline):
-    """Tensors of a baseline follow the batches to their device; the padding column is minus infinity."""
+    """Moves the tensors of a baseline to the device of the batches, and sets the padding column to minus infinity."""
 
     def scores(self, batch: Batch) -> Tensor:
         self._follow(batch.history.device)
@@ -45,7 +45,7 @@ class _Baseline(Baseline):
 
 
 class Popularity(_Baseline):
-    """Items by how often they occur in the training interactions, for everybody the same."""
+    """Ranks items by their number of training interactions, equally for all users."""
 
     def __init__(self, options: PopularityOptions, context: ModelContext) -> None:
         del options
@@ -56,9 +56,10 @@ class Popularity(_Baseline):
 
 
 class TransitionKNN(_Baseline):
-    """What followed the items of the history in training sequences; popularity orders what followed none of them.
+    """Ranks items by how often they followed the items of the history in training sequences.
 
-    Transition counts are divided by the square root of the source's total times that of the destination.
+    Items that followed none of them come last, by popularity. A transition count is divided by the square root of the
+    source's total times the destination's total.
     """
 
     def __init__(self, options: TransitionOptions, context: ModelContext) -> None:
@@ -68,17 +69,17 @@ class TransitionKNN(_Baseline):
         size = context.table.n_items
         value = value / (_sums(value, source, size)[source] * _sums(value, destination, size)[destination]).sqrt()
         self._value, self._destination = value.float(), destination
-        # of item i, entries start[i] to start[i + 1]
+        # item i has the entries start[i] to start[i + 1]
         self._start = torch.searchsorted(source, torch.arange(size + 1))
         counts_I = _counts(context)
-        # 0 or less, where every score by a transition is above 0
+        # 0 or less, so below every score from a transition, which is above 0
         self._rest_I = counts_I / counts_I.max().clamp(min=1) - 1
 
     def _scores(self, batch: Batch) -> Tensor:
         weight_BL, size = recency_weights(batch, self._recency), len(self._rest_I)
         scores = weight_BL.new_zeros(len(batch) * size)
         for item_B, weight_B in zip(batch.history.unbind(1), weight_BL.unbind(1), strict=True):
-            # one place of the history at a time: no score is added to twice, so the order of sums is fixed everywhere
+            # one place of the history per step: a step adds to each score once, so sums have one order on all devices
             start_B = self._start[item_B]
             count_B = self._start[item_B + 1] - start_B
             row = torch.repeat_interleave(count_B)
@@ -89,7 +90,7 @@ class TransitionKNN(_Baseline):
 
 
 class TitleKNN(_Baseline):
-    """Cosine of the TF-IDF vectors of titles, with the weighted mean over the history."""
+    """Ranks items by the cosine of TF-IDF vectors of titles: the weighted mean over the items of the history."""
 
     def __init__(self, options: TitleOptions, context: ModelContext) -> None:
         self._recency = options.recency
@@ -103,7 +104,10 @@ class TitleKNN(_Baseline):
 
 
 class ContentKNN(_Baseline):
-    """Cosine of standardised content vectors, with the weighted mean over the history; missing content is zeros."""
+    """Ranks items by the cosine of standardised content vectors: the weighted mean over the items of the history.
+
+    An item without content has a zero vector.
+    """
 
     def __init__(self, options: ContentOptions, context: ModelContext) -> None:
         self._recency = options.recency
@@ -116,14 +120,15 @@ class ContentKNN(_Baseline):
 
 
 def recency_weights(batch: Batch, exponent: float) -> Tensor:
-    """(B, L) float32: k ** -exponent for the k-th newest item, over their sum; 0 for padding."""
+    """(B, L) float32 weights: k ** -exponent for the k-th newest item, divided by their sum; 0 for padding."""
     age_BL = batch.length[:, None] - torch.arange(batch.history.shape[1], device=batch.history.device)
     weight_BL = age_BL.clamp(min=1).float() ** -exponent * (age_BL > 0)
     return weight_BL / weight_BL.sum(1, keepdim=True)
 
 
 def transitions(interactions: TrainingInteractions, n_items: int, window: int, distance: float) -> Tensor:
-    """(I, I) sparse float64: sums of n ** -distance over each time that an item came n <= window later."""
+    """(I, I) sparse float64: n ** -distance, summed over all pairs where the column's item came n <= window places
+    after the row's item in the sequence of one user."""
     user, item = interaction_users(interactions), interactions.items
     source, destination, value = [], [], []
     for n in range(1, window + 1):
@@ -140,10 +145,10 @@ def words_of(title: str) -> list[str]:
 
 
 def title_vectors(titles: Sequence[str | None], n_items: int) -> Tensor:
-    """(I, W) sparse float32: unit TF-IDF vector of each item's title, zeros where it has none.
+    """(I, W) sparse float32: unit TF-IDF vector of each item's title, zeros for an item without a title.
 
     Weights are (1 + ln tf) (1 + ln((1 + n) / (1 + df))) over the n titles that have a word, as in scikit-learn.
-    Raises UserError where no title has a word.
+    Raises UserError if no title has a word.
     """
     words = [Counter(words_of(title or "")) for title in titles]
     having = Counter(word for counter in words for word in counter)

@@ -1,7 +1,7 @@
 """CL4SRec: contrastive learning for sequential recommendation (Xie et al. 2022), in RecBole-DA's form.
 
-SASRec with a second loss: two augmented views of a history should be encoded alike. Differences from the released code
-are in docs/fidelity.md.
+It is SASRec with a second loss, which brings the vectors of two augmented views of a history close to each other.
+Differences from the released code are in docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from models.sasrec import SASRec
 
 
 class CL4SRec(SASRec):
-    """SASRec, and InfoNCE between two augmented views of each history; with `lambda_contrast` 0 it is SASRec."""
+    """SASRec with InfoNCE between two augmented views of each history; with `lambda_contrast` 0 it is SASRec."""
 
     def __init__(self, options: CL4SRecOptions, context: ModelContext) -> None:
         super().__init__(options, context)
         self.options = options
         self.augment = Augment(options.crop, options.mask, options.reorder, KeyedNoise(context.seed))
-        # outside of the item table: it must not be ranked
+        # not a row of the item table, because it must not be ranked
         self.mask_token = nn.Parameter(0.02 * torch.randn(options.hidden))
         if options.lambda_contrast:
             self.loss_weights = {**self.loss_weights, "contrast": options.lambda_contrast}

@@ -1,6 +1,7 @@
-"""What MoRec and IISAN share: items are their content, users a causal encoder over it, candidates those of the batch.
+"""The base of MoRec and IISAN: item vectors come from content, user vectors from a causal encoder over item vectors.
 
-There is no table of item embeddings, so an item that nobody has seen yet is ranked like any other.
+The candidates in training are the items of the batch. There is no table of item embeddings, so an item without any
+interaction is ranked like any other.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from models.nn.cache import Caching
 from models.nn.layout import Layout
 from models.nn.transformer import CausalEncoder, init_weights
 
-#: items encoded together where all of them are: bounds the content in memory (13 x 768 twice: 160 MB)
+#: number of items encoded at a time: limits the memory for content (160 MB for two fields of 13 x 768)
 _BLOCK = 2048
 
 
 class ContentModel(Caching, SequenceModel):
-    """A recommender whose item vectors are made from content alone, on both sides of the dot product."""
+    """A recommender whose item vectors are made from content alone, in histories and as candidates."""
 
     loss_weights = {"ranking": 1.0}  # noqa: RUF012 - read-only by contract
 
@@ -34,16 +35,16 @@ class ContentModel(Caching, SequenceModel):
 
     @abstractmethod
     def encode_items(self, row_n: Tensor) -> Tensor:
-        """(n,) item rows -> (n, D), each from its own content alone."""
+        """(n,) item rows -> (n, D) item vectors, each from the content of that item alone."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         candidates = self.in_batch.candidates(batch)
-        item_CD = self.encode_items(candidates.row)  # once each, however often they occur
+        item_CD = self.encode_items(candidates.row)  # each item once, also if it occurs several times
         user_BD = self._encode(batch, item_CD, candidates.place(batch.history))
         return {"ranking": self.in_batch(user_BD, item_CD, candidates, batch)}
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        items = self.cached_value()  # an evaluation asks for the item vectors first; one request need not make them all
+        items = self.cached_value()  # an evaluation makes all item vectors first; a single request needs few of them
         if items is not None:
             return self._encode(batch, items, batch.history).float()
         row, place = torch.unique(batch.history, return_inverse=True)
@@ -53,7 +54,7 @@ class ContentModel(Caching, SequenceModel):
         return self.cached(self._all_items)
 
     def _encode(self, batch: Batch, item_nD: Tensor, place_BL: Tensor) -> Tensor:
-        """(B, D) from item vectors and where in them each item of the history is; padding may be anywhere."""
+        """(B, D) user vectors from (n, D) item vectors and the index in them of each history item (any for padding)."""
         layout = Layout.of(batch)
         token_ND = item_nD.index_select(0, layout.flatten(place_BL))
         return self.encoder(token_ND, layout)  # type: ignore[no-any-return]

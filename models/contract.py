@@ -1,4 +1,4 @@
-"""The contract between models and everything else: what a model is given, and what it must give.
+"""The contract between models and everything else: the inputs of a model, and the methods that it must have.
 
 Shape legend, used as a suffix of tensor names across `models/`:
 B batch (rows), L history length, K steps of a content sequence (frames or segments), V width of one step,
@@ -22,12 +22,12 @@ from models.options.base import ContentField, Similarity
 class Batch:
     """The rows of one step, in fixed shapes; item row 0 is padding.
 
-    user: (B,) int64, user rows; -1 is somebody who was not there at training, known by the history alone.
+    user: (B,) int64, user rows; -1 for a user who is not in the training data and is known by the history alone.
     history: (B, L) int64, item rows, oldest first, padded with 0 on the right.
     length: (B,) int64, number of real items in `history`, at least 1. target: (B,) int64, the next item (0: unknown).
-    key: (B,) int64, what diffusion noise is keyed by: distinct per (training row, epoch), or the user at evaluation.
-    behaviours: (B, L) uint8 along `history`: bit n is set where the user showed `ModelContext.behaviours[n]`; zeros
-    where the dataset has one behaviour only.
+    key: (B,) int64, the key of keyed noise: distinct per (training row, epoch), or the user at evaluation.
+    behaviours: (B, L) uint8, for each item of `history`: bit n is set if the user showed `ModelContext.behaviours[n]`;
+    all zeros if the dataset has one behaviour only.
     """
 
     user: Tensor
@@ -41,7 +41,7 @@ class Batch:
         return self.user.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        """The same rows on `device` (asynchronous where memory is pinned)."""
+        """The same rows on `device` (the copy is asynchronous if the memory is pinned)."""
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
@@ -49,7 +49,7 @@ class Batch:
 
 
 class ItemTable(Protocol):
-    """Item content by item row, wherever it is stored: on the device, in host memory, or memory-mapped on disk.
+    """The content of all items by item row. It may be on the device, in host memory, or memory-mapped on disk.
 
     Fields: "sequence" (K, V), frames of the video or segments of the title; "visual" (V,), one vector for the
     whole video (or the mean of the segments); "text" (H,), one vector for the title; "visual_layers" (S, V) and
@@ -68,7 +68,7 @@ class ItemTable(Protocol):
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """What each field holds, in words for messages: e.g. {"sequence": "segments"} or {"sequence": "frames"}."""
+        """A word for messages that says what each field contains, e.g. {"sequence": "segments"} or "frames"."""
 
     def gather(self, field: ContentField, rows: Tensor) -> Tensor:
         """(*rows.shape, *widths[field]) float32 on the device of `rows`."""
@@ -79,7 +79,7 @@ class ItemTable(Protocol):
 
 @dataclass(frozen=True)
 class TrainingInteractions:
-    """Training interactions only (no validation or test item), as compressed rows: user u has
+    """The training interactions (no validation or test item), as compressed rows: user u has
     `items[offsets[u]:offsets[u + 1]]`, oldest first. offsets: (U + 1,) int64; items: (N,) int64 item rows.
     """
 
@@ -89,13 +89,13 @@ class TrainingInteractions:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What a model is built from besides its own options."""
+    """The data and settings that a model is built from, besides its own options."""
 
     table: ItemTable
     interactions: TrainingInteractions
     max_length: int
     seed: int
-    #: names of the bits of `Batch.behaviours`; none where the dataset has one behaviour only
+    #: names of the bits of `Batch.behaviours`; empty if the dataset has one behaviour only
     behaviours: tuple[str, ...] = ()
     #: titles of item rows 1..I-1 (None: unknown); given only to systems whose options say `needs_titles`
     titles: Sequence[str | None] = ()
@@ -103,24 +103,24 @@ class ModelContext:
 
 @dataclass(frozen=True)
 class Clock:
-    """How far training is: `epoch` from 1, `step` updates done since its start. For schedules inside of a model."""
+    """The progress of training, for schedules in a model. epoch: from 1. step: updates since the start of training."""
 
     epoch: int = 1
     step: int = 0
 
 
 class System:
-    """What a built system says of itself; what is known before it is built, its options say (models/options)."""
+    """The properties of a built system. Properties that are known before it is built are in its options class."""
 
-    #: what a user should know about this system on this data, said when a run starts
+    #: messages for the user about this system on this data, printed when a run starts
     notes: tuple[str, ...] = ()
-    #: ways this system can encode users at evaluation (e.g. reverse chain or direct call); the trainer validates all
+    #: the ways in which this system can encode users at evaluation (e.g. chain or direct); the trainer validates all
     inference_choices: tuple[str, ...] = ("default",)
     inference: str = "default"
 
 
 class Baseline(System, ABC):
-    """A recommender without parameters, fitted by its constructor: what a trained system has to beat."""
+    """A recommender without parameters, which its constructor fits. A trained system should rank better than this."""
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
@@ -128,10 +128,10 @@ class Baseline(System, ABC):
 
 
 class SequenceModel(System, nn.Module, ABC):
-    """A recommender: histories in, user vectors out, ranked against item vectors by `similarity`.
+    """A recommender that turns histories into user vectors, and ranks items by `similarity` to the user vector.
 
-    `forward` is the training pass, so that engines which hook it (DeepSpeed) see every use of a parameter.
-    Everything learned is a parameter: checkpoints hold no buffers.
+    `forward` is the training pass, so that an engine with hooks on it (DeepSpeed) sees every use of a parameter.
+    Everything learned must be a parameter, because checkpoints contain no buffers.
     """
 
     similarity: Similarity = "dot"

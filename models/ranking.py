@@ -1,7 +1,8 @@
-"""How a backbone learns to rank: which vectors stand for items as candidates, and on which histories it trains.
+"""How a backbone learns to rank: the vectors of items as candidates, and the histories that it trains on.
 
-The defaults are the published form of every backbone: the item table that histories are read from ranks too, every
-item is a negative, and histories are whole. Why there is anything else is in docs/fidelity.md, "What was learned".
+The defaults are the published form of every backbone: one item table serves for histories and for candidates, every
+item is a negative, and histories are not shortened. "What was learned from running it" in docs/fidelity.md
+says why there are other forms.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from models.nn.noise import KeyedNoise, Stream
 from models.options.base import ContentField
 from models.options.ranking import RankingOptions
 
-#: items whose content is projected at once: bounds the memory of a large catalogue
+#: number of items whose content is projected at a time: limits the memory for a large catalogue
 _BLOCK = 1 << 14
-#: what a repeat loses at the start, in units of logits
+#: initial value of the amount that is taken off the score of an item in the history, in units of logits
 _REPEAT_START = 4.0
-#: scale of the projection of unit content at the start: that of a trained ID vector, not above it
+#: initial scale of the projection of unit content, so that it is not larger than a trained ID vector
 _CONTENT_STD = 0.05
 
 
 class Candidates(nn.Module):
-    """Item vectors as they are ranked, from the backbone's ID table, and the items a training softmax runs over."""
+    """Makes the candidates from the backbone's ID table, and selects the items that the training softmax runs over."""
 
     codes: Tensor | None
     seen: Tensor | None
@@ -38,12 +39,12 @@ class Candidates(nn.Module):
         self.options = options
         seen_I = seen_items(context.interactions, context.table.n_items)
         self._table = context.table
-        # plain parameters: a backbone's init_weights leaves them as they are made here
+        # plain parameters and not modules, so that a backbone's init_weights does not change them
         self.own = nn.Parameter(0.02 * torch.randn(len(seen_I), hidden)) if options.untied else None
         if self.own is not None:
             with torch.no_grad():
                 self.own[0] = 0
-                if options.absent == "left_out":  # never trained: content alone, or nothing
+                if options.absent == "left_out":  # never trained: zero, so that only content ranks them
                     self.own[~seen_I] = 0
         self.project = None
         if options.content != "none":
@@ -57,7 +58,7 @@ class Candidates(nn.Module):
         self.register_buffer("place", seen_I.cumsum(0) if left_out else None, persistent=False)
 
     def forward(self, shared_ID: Tensor) -> Tensor:
-        """(I, D) ID table of the histories -> candidates, (I, D) and the width of the codes; row 0 is padding."""
+        """(I, D) ID table of the histories -> (I, D + width of the codes) candidates; row 0 is padding."""
         item_ID = shared_ID if self.own is None else self.own
         if self.training and self.options.id_dropout:
             kept = torch.rand(len(item_ID), 1, device=item_ID.device) >= self.options.id_dropout
@@ -68,10 +69,10 @@ class Candidates(nn.Module):
         return item_ID if self.codes is None else torch.cat([item_ID, self.codes.to(item_ID.dtype)], dim=1)
 
     def users(self, user_BD: Tensor, batch: Batch) -> Tensor:
-        """(B, D) preferences as they are ranked: with what the history takes off the score of its own items.
+        """(B, D) preferences -> (B, D + width of the codes) user vectors, which lower the scores of history items.
 
-        An item's code is a random unit vector. The product with minus the sum of a history's codes is minus
-        how often the item is in it, up to noise of 1 / sqrt(width) for each item of the history.
+        An item's code is a random unit vector. Its product with the negative sum of the history's codes is minus the
+        number of times that the item is in the history, up to noise of 1 / sqrt(width) per item of the history.
         """
         if self.codes is None or self.repeat is None:
             return user_BD
@@ -79,9 +80,9 @@ class Candidates(nn.Module):
         return torch.cat([user_BD, -self.repeat.to(user_BD.dtype) * history_BLC.sum(1).to(user_BD.dtype)], dim=1)
 
     def trained(self, item_ID: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of `item_ID` that the softmax of training runs over, padding first, and the targets among them.
+        """The rows of `item_ID` that the training softmax runs over, padding first, and the targets' places in them.
 
-        Targets of training rows are training interactions, so none is left out.
+        No target is left out: the targets of training rows are training interactions.
         """
         if self.seen is None or self.place is None:
             return item_ID, target_B
@@ -89,7 +90,8 @@ class Candidates(nn.Module):
 
 
 class _Projected(torch.autograd.Function):
-    """(I, D) unit content of every item times the projection; content is gathered in blocks, twice, and never kept."""
+    """(I, D) unit content of all items times the projection. Gathers the content in blocks, in forward and again in
+    backward, so that it is never in memory as a whole."""
 
     @staticmethod
     def forward(ctx: Any, project_DH: Tensor, table: ItemTable, field: ContentField) -> Tensor:
@@ -116,7 +118,7 @@ def _unit_blocks(table: ItemTable, field: ContentField, like: Tensor) -> Any:
 
 
 def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:
-    """(I,) bool: items with a training interaction; padding is not one."""
+    """(I,) bool: whether each item has a training interaction; False for padding."""
     seen_I = torch.zeros(n_items, dtype=torch.bool)
     seen_I[interactions.items.long()] = True
     seen_I[0] = False
@@ -124,16 +126,16 @@ def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:
 
 
 def repeat_codes(n_items: int, width: int, seed: int) -> Tensor:
-    """(I, width) random unit vectors, zero for padding. Drawn, not learned: learned ones fit pairs, and rank worse."""
+    """(I, width) random unit vectors, zero for padding. Not learned: learned codes fit item pairs and rank worse."""
     normal = KeyedNoise(seed).normal(torch.arange(n_items), (width,), Stream.REPEAT_CODES)
     normal[0] = 0
     return F.normalize(normal, dim=1)
 
 
 def shortened(batch: Batch, share: float, noise: KeyedNoise) -> Batch:
-    """`batch`, with a `share` of its rows cut to their first 1..n-1 items (uniform): their target is a later item.
+    """`batch`, in which a `share` of the rows keep only their first 1..n-1 of n items (a uniform draw), and the target.
 
-    Rows of one item stay as they are. Drawn by the rows' keys.
+    Rows with one item are unchanged. The rows' keys determine all draws.
     """
     if not share:
         return batch

@@ -1,4 +1,4 @@
-"""Choices by name: systems, sources, kinds of index, metrics. A user adds one with a file and a line."""
+"""Registries of things that a user chooses by name: systems, sources, kinds of index, metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries by name, in the order in which they were registered; an unknown name is refused with the nearest one.
+    """Entries by name, in the order in which they were registered. To add an entry, call `register`.
 
-    what: what an entry is, for messages ("model", "source", "index", "metric").
+    Access by an unknown name raises UserError with the nearest known name. what: a word for an entry in messages
+    ("model", "source", "index", "metric").
     """
 
     def __init__(self, what: str, entries: Mapping[str, T]) -> None:
@@ -22,13 +23,13 @@ class Registry(Generic[T]):
         self._entries = dict(entries)
 
     def register(self, name: str, entry: T) -> None:
-        """Add an entry. Raises ValueError where the name is taken: an entry is never replaced unseen."""
+        """Add an entry. Raises ValueError if the name is taken, so that no entry is replaced by accident."""
         if name in self._entries:
             raise ValueError(f"{self.what} {name!r} is registered already")
         self._entries[name] = entry
 
     def unregister(self, name: str) -> None:
-        """Remove an entry that `register` added."""
+        """Remove an entry that `register` added. Raises KeyError if there is none of this name."""
         del self._entries[name]
 
     def __getitem__(self, name: str) -> T:

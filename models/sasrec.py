@@ -1,6 +1,6 @@
 """SASRec: self-attentive sequential recommendation (Kang and McAuley 2018), in RecBole's form.
 
-Differences of RecBole's form from the original are in docs/fidelity.md. Training rows are prefixes with one target.
+docs/fidelity.md lists how RecBole's form differs from the original. A training row is a prefix with one target.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every system by name. Adding one is one line in SYSTEMS: its name, where its options are, where its model is."""
+"""All systems by name. To add one, add a line to SYSTEMS: its name, its options class and its model class."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # torch is imported when a model is built, not when a command
 
 @dataclass(frozen=True)
 class Entry:
-    """The options class and the model class of a system, each the class itself or "module:Class".
+    """The options class and the model class of a system; each is the class itself, or its name as "module:Class".
 
-    By name, a class is imported when it is first needed. A model is made by `model(options, context)`.
+    A class given by name is imported when it is first needed. `model(options, context)` makes the model.
     """
 
     options: type[SystemOptions] | str
@@ -48,20 +48,20 @@ SYSTEMS: Registry[Entry] = Registry("model", {
 
 
 def options_class(name: str) -> type[SystemOptions]:
-    """The options dataclass of system `name`; UserError names the nearest system when there is none."""
+    """The options dataclass of system `name`. Raises UserError, with the nearest name, if there is no such system."""
     return cast(type[SystemOptions], _resolve(SYSTEMS[name].options))
 
 
 def options_of(name: str, values: Mapping[Any, object]) -> SystemOptions:
     """The options of system `name` from plain values (YAML, JSON), complete and checked.
 
-    Raises UserError: an unknown system or option (with the nearest), a value of the wrong type or out of bounds.
+    Raises UserError for an unknown system or option (with the nearest name), or a value of wrong type or out of bounds.
     """
     return from_plain(options_class(name), values)
 
 
 def check_content(name: str, options: SystemOptions, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises UserError where content of these shapes (of one item, by field) does not do for system `name`."""
+    """Raises UserError if system `name` cannot work with content of these shapes (of one item, by field)."""
     require_content(name, shapes, options.needs)
     options.check_content(shapes)
 
@@ -69,7 +69,7 @@ def check_content(name: str, options: SystemOptions, shapes: Mapping[str, tuple[
 def build(name: str, options: SystemOptions, context: ModelContext) -> SequenceModel | Baseline:
     """The system `name` with `options` over the data of `context`.
 
-    Raises UserError for an unknown system, and where the dataset lacks content that the system needs.
+    Raises UserError for an unknown system, or if the dataset lacks content that the system needs.
     """
     entry = SYSTEMS[name]
     check_content(name, options, context.table.widths)

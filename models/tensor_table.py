@@ -1,4 +1,4 @@
-"""The item table that lies in one tensor per field on the model's device: `models.contract.ItemTable`."""
+"""An item table (`models.contract.ItemTable`) that holds each field in one tensor on the model's device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.options.base import ContentField
 class TensorTable:
     """Item content held in memory. fields: per field (I, ...) of any float type, row 0 padding; present: (I,) bool.
 
-    Rows may be on another device than the table; the answer is on the device of the rows.
+    Rows may be on another device than the table; results are on the device of the rows.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class TensorTable:
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """What each field holds, in words."""
+        """A word per field that says what it contains; see `ItemTable.kinds`."""
         return self._kinds
 
     def gather(self, field: ContentField, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Exact ranking of the whole catalogue: the reference for every index, and the ranks that metrics are made of.
+"""Exact ranking of the whole catalogue: it gives the ranks for all metrics, and every index is compared with it.
 
 Shapes: B users, I items (row 0 is padding), D width of a vector. All arithmetic is float32, on the device of the users.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from models.errors import UserError
 from models.options.base import Similarity
 
-# Bytes of scores held at once. On a CPU, scores that stay in its cache are ranked several times faster.
+# Bytes of scores in memory at a time. On a CPU, ranking is several times faster if the scores fit into its cache.
 _CPU_BYTES = 4 << 20
 _ACCELERATOR_BYTES = 512 << 20
 _SCORE_BYTES = 4
@@ -57,7 +57,7 @@ class Ranks(NamedTuple):
 
 
 def for_similarity(vectors: Tensor, similarity: Similarity) -> Tensor:
-    """Vectors whose inner product is `similarity`: as they are for "dot", of length 1 for "cosine". (N, D) float32."""
+    """(N, D) float32 vectors whose inner product is `similarity`: unchanged for "dot", of length 1 for "cosine"."""
     vectors = vectors.float()
     return torch.nn.functional.normalize(vectors, dim=1) if similarity == "cosine" else vectors
 
@@ -80,8 +80,9 @@ def exact_ranks(
     """Rank of each user's target, ties counted against the target.
 
     users_BD: (B, D), items_ID: (I, D) float32 with row 0 padding, targets_B: (B,) int64 item rows in 1..I-1;
-    histories: the full known history of each user. The target itself is never masked. max_bytes bounds the scores held.
-    Rank = 1 + number of other items whose score is not lower. Raises UserError on a vector that is not finite.
+    histories: the full known history of each user. The target itself is never masked. max_bytes: memory for scores.
+    Rank = 1 + number of other items whose score is not lower. Raises UserError if a vector is not finite, ValueError
+    if a target is out of range.
     """
     check_finite(users_BD, "user vector")
     check_finite(items_ID, "item vector")
@@ -101,9 +102,9 @@ def exact_ranks(
 
 @torch.no_grad()
 def score_ranks(scores_BI: Tensor, targets_B: Tensor, histories: Histories) -> Ranks:
-    """`exact_ranks` for scores that are there already: (B, I) float32, column 0 padding, which is never ranked.
+    """`exact_ranks` from given scores: (B, I) float32; column 0 is padding and is never ranked.
 
-    Raises UserError where a score is not finite.
+    Raises UserError if a score is not finite, ValueError if a target is out of range.
     """
     check_finite(scores_BI[:, 1:], "score row")
     n_items = scores_BI.shape[1]
@@ -118,14 +119,14 @@ def _checked(targets_B: Tensor, n_items: int) -> Tensor:
 
 
 def _rank(scores: Tensor, target_B: Tensor, seen: tuple[Tensor, Tensor]) -> Ranks:
-    """Ranks from the scores (B, I - 1) of items 1.., which are overwritten; seen: (user, item) pairs of histories."""
-    # from the same matmul as its rivals: computed apart it could differ in the last bit
+    """Ranks from the scores (B, I - 1) of items 1.., which it overwrites. seen: (user, item) pairs of histories."""
+    # taken from the same matmul as the other scores: a separate product could differ in the last bit
     own = scores.gather(1, target_B[:, None] - 1)
     user, item = (x.to(scores.device) for x in seen)
     # "not lower" rather than ">=": a score that overflowed to NaN counts against the target too
     rival = ~(scores[user, item - 1] < own[user, 0]) & (item != target_B[user])
     masked = torch.zeros_like(target_B).index_add_(0, user, rival.long())
-    # in place, and summed in float64: no second array of scores, exact for any catalogue
+    # in place, so there is no second array of scores; the sum in float64 is exact for any catalogue size
     lower = scores.lt_(own).sum(1, dtype=torch.float64).long()
     rank = scores.shape[1] - lower
     return Ranks(rank, rank - masked)
@@ -137,9 +138,9 @@ def exact_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each user: scores (B, k) float32, best first, and item rows (B, k) int64.
 
-    Equal scores: the lower item row first. Where fewer than k items are left (k > I - 1, or `exclude`, whose items are
-    never returned), the row ends with score -inf and item 0. Chunked over users and items, so memory is bounded by
-    max_bytes. Raises UserError on a vector that is not finite.
+    Of equal scores, the lower item row comes first. Items of `exclude` are never returned. If fewer than k items are
+    left, the row ends with score -inf and item 0. Works in chunks of users and items, so that the scores in memory
+    stay below max_bytes. Raises UserError if a vector is not finite.
     """
     check_finite(users_BD, "user vector")
     check_finite(items_ID, "item vector")
@@ -164,7 +165,7 @@ def exact_topk(
                 scores[user[inside], item[inside] - first] = -torch.inf
                 ids = torch.arange(first, last, device=device).expand_as(scores)
                 chunk_scores, chunk_ids = _ordered_topk(scores, ids, k)
-                # chunks come in rising order of rows, so an earlier position is a lower row among equal scores
+                # chunks are in ascending order of item rows, so of equal scores the earlier one has the lower row
                 best_scores, best_ids = _ordered_topk(
                     torch.cat([best_scores, chunk_scores], 1), torch.cat([best_ids, chunk_ids], 1), k
                 )
@@ -176,7 +177,10 @@ def exact_topk(
 
 @torch.no_grad()
 def score_topk(scores_BI: Tensor, k: int, exclude: Histories | None = None) -> tuple[Tensor, Tensor]:
-    """`exact_topk` for scores that are there already: (B, I) float32, column 0 padding, which is never returned."""
+    """`exact_topk` from given scores: (B, I) float32; column 0 is padding and is never returned.
+
+    Raises UserError if a score is not finite.
+    """
     check_finite(scores_BI[:, 1:], "score row")
     rows, n_items = scores_BI.shape
     scores = scores_BI.clone()
@@ -192,7 +196,7 @@ def score_topk(scores_BI: Tensor, k: int, exclude: Histories | None = None) -> t
 
 
 def _ordered_topk(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Top-k whose equal scores keep their positions' order. torch.topk alone returns any of them, in any order."""
+    """Top-k in which equal scores stay in the order of their positions; torch.topk returns them in any order."""
     k = min(k, scores.shape[1])
     top, column = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if top.shape[1] > k:  # a tie across the k-th place: these few rows need a full, stable sort
@@ -210,7 +214,7 @@ def _default_bytes(device: torch.device) -> int:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Matmuls in full float32: training may have turned on TF32, whose 10 bits of mantissa make ties of near scores."""
+    """Run matmuls in full float32: training may have enabled TF32, whose 10-bit mantissa makes close scores equal."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -5,7 +5,8 @@ model.json                what this is: system, options, content, metrics, prove
 weights.safetensors       the model's state
 item_vectors.safetensors  "vectors" (I, D) float32, row 0 padding
 items.json                {"ids": [...], "titles": [... or null]}, entry n is item row n + 1
-content.safetensors       FIELD float16 and FIELD.present bool, where the model needs content to encode a history
+content.safetensors       FIELD float16 and FIELD.present bool, if the model needs content to encode a history
+interactions.safetensors  "offsets" and "items" of the training interactions, if the model needs them to rank
 index/KIND/               FAISS indices (`mealrec index`)
 ```
 """
@@ -35,19 +36,19 @@ _WEIGHTS, _VECTORS, _ITEMS, _CONTENT, _INTERACTIONS = (
     "content.safetensors",
     "interactions.safetensors",
 )
-_NOBODY = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+_NO_INTERACTIONS = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 _REMEDY = "export the model again with `mealrec export`"
 
 
 class ContentSpec(Record):
-    """Shape of one item's entry, and what it holds in words ("segments", "title")."""
+    """Shape of one item's content, and a word that says what the content is ("segments", "title")."""
 
     shape: list[int]
     kind: str
 
 
 class ModelCard(Record):
-    """`model.json`. seed: of the ModelContext (it keys the noise); files: sha256 by name."""
+    """The content of `model.json`. seed: the ModelContext's, which keys the noise. files: SHA-256 by file name."""
 
     schema_version: Literal[1] = 1
     system: str
@@ -70,7 +71,7 @@ class ModelCard(Record):
 
 
 class ItemNames(Record):
-    """`items.json`: raw ids and titles; entry n belongs to item row n + 1."""
+    """The content of `items.json`: raw ids and titles; entry n belongs to item row n + 1."""
 
     ids: list[str]
     titles: list[str | None]
@@ -80,7 +81,7 @@ class ItemNames(Record):
 class Export:
     """An exported system in host memory. item_vectors: (I, D) float32; content, present: (I, ...) by field.
 
-    A baseline has no vectors: D is 0. interactions: of training, for systems that need them (else of nobody).
+    A baseline has no vectors: D is 0. interactions: the training interactions, empty unless the system needs them.
     """
 
     card: ModelCard
@@ -115,10 +116,11 @@ def write_export(
 ) -> ModelCard:
     """Write the model folder `out`, whole or not at all.
 
-    options: plain values, as `models.systems.options_of` takes them. seed: of the ModelContext (it keys the noise).
-    item_vectors: (I, D); item_ids, titles: I - 1 entries, from row 1. content: (I, ...) per field, stored as float16;
-    present: (I,) bool per field; content_kinds: words per field. interactions: where the system needs them later.
-    Raises UserError when `out` exists and is not an empty folder.
+    options: plain values, as `models.systems.options_of` takes them. seed: that of the ModelContext, which keys the
+    noise. item_vectors: (I, D). item_ids, titles: I - 1 entries, from row 1. content: (I, ...) per field, stored as
+    float16. present: (I,) bool per field. content_kinds: a word per field, see ContentSpec. interactions: only for
+    systems that need them to rank. Raises UserError if `out` exists and is not an empty folder, ValueError if the
+    arguments disagree on the number of items or on the fields.
     """
     content, present, kinds = content or {}, present or {}, content_kinds or {}
     n_items = len(item_vectors)
@@ -162,9 +164,8 @@ def load_export(path: Path) -> Export:
     """
     card = cast(ModelCard, read_record(path / "model.json", ModelCard, _REMEDY))
     expected = {_WEIGHTS, _VECTORS, _ITEMS, *([_CONTENT] if card.content else [])}
-    if (
-        card.files.keys() - {_INTERACTIONS} != expected
-    ):  # names are never taken from the file: they could lead out of the folder
+    # only these names are accepted: another path in the file could lead out of the folder
+    if card.files.keys() - {_INTERACTIONS} != expected:
         raise UserError(f"{path}/model.json lists the files {sorted(card.files)}, not {sorted(expected)}; {_REMEDY}")
     for name, recorded in card.files.items():
         check_file(path / name, recorded, _REMEDY)
@@ -175,7 +176,7 @@ def load_export(path: Path) -> Export:
         stored = load_file(path / _CONTENT) if card.content else {}
         content = {field: stored[field] for field in card.content}
         present = {field: stored[f"{field}.present"] for field in card.content}
-        interactions = _interactions(path) if _INTERACTIONS in card.files else _NOBODY
+        interactions = _interactions(path) if _INTERACTIONS in card.files else _NO_INTERACTIONS
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}; {_REMEDY}") from None
     counts = {len(vectors) - 1, len(items.ids), len(items.titles), *(len(x) - 1 for x in content.values())}

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, their checksums, and locks between processes.
 
-What is written is written aside, flushed to the disk, and renamed into place: a reader sees the old state or the new
-one, never a part of it, and a crash leaves the old one.
+We write to a temporary place beside the target, flush it to the disk, and rename it to the target. So a reader sees
+the old state or the new one, never a part of it, and a crash leaves the old one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _POLL_S = 0.2
 
 
 class FileSystem:
-    """The operations that writing consists of, in one place so that tests can make each of them fail."""
+    """The file operations that writing uses, in one class, so that tests can make each of them fail."""
 
     def mkdir(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
     def open(self, path: Path) -> int:
-        """A descriptor of a new file, for writing; an existing one, or a link, is never written through."""
+        """Create a file and open it for writing. Raises FileExistsError if `path` is already a file or a link."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def open_folder(self, path: Path) -> int:
@@ -55,7 +55,7 @@ DISK = FileSystem()
 
 
 def write_new(path: Path, data: bytes, system: FileSystem = DISK) -> None:
-    """Write a file that does not exist yet; it is on the disk when this returns. Raises OSError, also if it exists."""
+    """Write a new file and flush it to the disk. Raises OSError, also if the file exists already."""
     descriptor = system.open(path)
     try:
         rest = memoryview(data)
@@ -67,7 +67,7 @@ def write_new(path: Path, data: bytes, system: FileSystem = DISK) -> None:
 
 
 def sync_folder(folder: Path, system: FileSystem = DISK) -> None:
-    """Put the names in `folder` on the disk: a file that was renamed into it is there after a crash."""
+    """Flush the file names of `folder` to the disk, so that a file renamed into it is still there after a crash."""
     descriptor = system.open_folder(folder)
     try:
         system.fsync(descriptor)
@@ -76,7 +76,7 @@ def sync_folder(folder: Path, system: FileSystem = DISK) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the file `path` by `data`, whole; `path` is as before where this fails. Raises OSError."""
+    """Replace the content of file `path` by `data`. If this fails, `path` is unchanged. Raises OSError."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write_new(aside, data)
@@ -88,21 +88,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` by `text` in UTF-8, as `write_bytes` does."""
+    """Replace the content of file `path` by `text` in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the file `path` by `content` as indented JSON, as `write_bytes` does."""
+    """Replace the content of file `path` by `content` as indented JSON, as `write_bytes` does."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder to write into, which becomes `out` when all went well, and is removed on any error.
+    """Give a temporary folder to write into. It becomes `out` at the end of the block, and is removed on any error.
 
-    It lies beside `out`, as `.OUT.partial-*`. replace: an older `out` with content gives way to the new one.
-    Raises UserError where `out` has content and `replace` is not set, or cannot be made.
+    The temporary folder is beside `out`, as `.OUT.partial-*`. replace: whether an `out` with content is replaced.
+    Raises UserError if `out` has content and `replace` is False, or if the folder cannot be made.
     """
     if not replace and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
@@ -132,7 +132,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _exchange(new: Path, out: Path, old: Path) -> None:
-    """`new` becomes `out`; what was there becomes `old`, and comes back if that fails."""
+    """Rename an `out` with content to `old`, then `new` to `out`. If that fails, rename `old` back to `out`."""
     replaced = out.exists() and any(out.iterdir())
     if replaced:
         out.rename(old)
@@ -145,7 +145,7 @@ def _exchange(new: Path, out: Path, old: Path) -> None:
 
 
 class Digest:
-    """Size and SHA-256 of bytes that pass by."""
+    """Size and SHA-256 of bytes that are added piece by piece."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -177,9 +177,10 @@ def digest_file(path: Path) -> Digest:
 
 @contextlib.contextmanager
 def locked(path: Path, patience: float | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, among the processes of all nodes that see it; freed when its holder ends or is killed.
+    """Hold the lock file `path` for the block. One process at a time can hold it, of all nodes that see the file.
 
-    patience: seconds to wait for the holder (None: as long as it takes). Raises filelock.Timeout after them.
+    A lock becomes free when its holder ends, also when it is killed. patience: seconds to wait for it; None waits
+    without limit. Raises filelock.Timeout if it is not free by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path, timeout=-1 if patience is None else patience, poll_interval=_POLL_S):
@@ -188,10 +189,10 @@ def locked(path: Path, patience: float | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path, patience: float = 60.0) -> Iterator[None]:
-    """Be the only process that writes in `folder`.
+    """Make sure that no other process writes in `folder` during the block.
 
-    Waits `patience` seconds for the holder: workers whose driver was killed live on for some seconds.
-    Raises UserError when another process still writes there.
+    Waits up to `patience` seconds for another writer to end: workers of a killed driver run on for some seconds.
+    Raises UserError if another process still writes there.
     """
     with contextlib.ExitStack() as held:
         try:

@@ -1,4 +1,4 @@
-"""Histories of raw item ids in, ranked recommendations out, from an exported model."""
+"""Recommend items for histories of raw item ids, with an exported model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from retrieval.index.faiss_index import Device, Index
 from retrieval.index.kinds import KINDS
 
 _BATCH = 256
-# Diffusion noise is keyed by this constant: a history always gets the same answer, whoever asks and beside whom.
+# The key of diffusion noise. It is constant, so that a history gets the same answer in every request and batch.
 _NOISE_KEY = 0
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item: raw id, title where there is one, and the model's score (higher is better)."""
+    """One recommended item: raw id, title (None if unknown), and the model's score (higher is better)."""
 
     item: str
     title: str | None
@@ -37,7 +37,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one history gets: recommendations, best first, and the ids in it that the model does not know."""
+    """The answer to one history: recommendations, best first, and ids of the history that the model does not know."""
 
     recommendations: list[Recommendation]
     unknown: list[str]
@@ -49,7 +49,7 @@ class Recommender:
     def __init__(
         self, export: Export, model: SequenceModel | Baseline, device: torch.device, index: Index | None
     ) -> None:
-        """index: over the vectors as ranked (`item_vectors`), or None to rank exactly."""
+        """index: an index of the vectors in `item_vectors`, or None to rank exactly."""
         self.card = export.card
         self.items = export.items
         self.index = index
@@ -68,10 +68,11 @@ class Recommender:
         index_device: Device = "auto",
         threads: int | None = None,
     ) -> Recommender:
-        """The model in folder `model_dir` on a torch `device`, ranked exactly or by its saved index (a kind of KINDS).
+        """Load the model in folder `model_dir` onto a torch `device`.
 
-        index_device, threads: see `retrieval.index.build.load_index`. Raises UserError when the folder or the index is
-        absent, damaged or does not fit this version.
+        index: "exact", or the kind (of KINDS) of an index saved with the model. index_device, threads: see
+        `retrieval.index.build.build_index`. Raises UserError if the folder or the index is absent, damaged, or does
+        not fit this version.
         """
         if index != "exact":
             _ = KINDS[index]  # an unknown name is refused before it is used as a path
@@ -86,18 +87,18 @@ class Recommender:
 
     @property
     def description(self) -> str:
-        """What ranks, in words."""
+        """How items are ranked, in words: exactly or by an index, and on which device."""
         return self.index.description if self.index else f"exact on {self._device}, {len(self.items.ids):,} items"
 
     @torch.no_grad()
     def encode(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """(B, D) float32 user vectors, as ranked, for histories of item rows (oldest first, each with at least one).
+        """(B, D) float32 user vectors for histories of item rows (oldest first, at least one); of length 1 for cosine.
 
         Raises UserError for a system without vectors (a baseline).
         """
         model = self._model
         if isinstance(model, Baseline):
-            raise UserError(f"{self.card.system} ranks without vectors: it needs no index, and cannot have one")
+            raise UserError(f"{self.card.system} ranks without vectors, so it cannot have an index; use it without")
         vectors = torch.cat([model.user_vectors(batch) for batch in self._batches(histories)])
         return for_similarity(vectors, self.card.similarity)
 
@@ -155,7 +156,7 @@ class Recommender:
         users = self.encode(known)
         if self.index is None:
             return exact_topk(users, self.item_vectors, k, Histories.of(excluded))
-        # an index cannot leave items out: ask for as many more as could be dropped
+        # an index cannot exclude items: ask for as many more items as the excluded ones, and drop those afterwards
         depth = min(k + max(len(set(rows)) for rows in excluded), len(self.items.ids))
         found, ids = (torch.from_numpy(x) for x in self.index.search(users.cpu().numpy().astype(np.float32), depth))
         for row, items in enumerate(excluded):
@@ -169,14 +170,14 @@ class Recommender:
 
 
 def index_folder(model_dir: Path, kind: str) -> Path:
-    """Where the index of `kind` of the model in `model_dir` is kept."""
+    """The folder of the index of `kind` for the model in `model_dir`."""
     return model_dir / "index" / kind
 
 
 def _options(card: ModelCard, model_dir: Path) -> SystemOptions:
     try:
         return systems.options_of(card.system, card.options)
-    except UserError as error:  # the checksums were right, so the code has changed
+    except UserError as error:  # the checksums agreed, so the files are as written, and the code has changed
         raise UserError(
             f"the options in {model_dir} do not fit this version of MealRec:\n{error}\n"
             "If an earlier version exported it, use it with that version, or train and export again with this one"
@@ -199,15 +200,15 @@ def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceM
         return model
     try:
         model.load_state_dict(dict(export.weights))
-    except RuntimeError as error:  # names or shapes differ: the checksums were right, so the code has changed
+    except RuntimeError as error:  # names or shapes differ; the checksums agreed, so the code has changed
         first = str(error).splitlines()[-1].strip()
         raise UserError(
-            f"the weights in {model_dir} do not fit this version's {card.system} ({first}); "
+            f"the weights in {model_dir} do not fit this version of {card.system} ({first}); "
             "export the run again with this version"
         ) from None
     if card.inference not in model.inference_choices:
         raise UserError(
-            f"{model_dir} asks for inference {card.inference!r}, this version's {card.system} has "
+            f"{model_dir} was exported with inference {card.inference!r}, but this version of {card.system} has only "
             f"{', '.join(model.inference_choices)}; export the run again with this version"
         )
     model.inference = card.inference

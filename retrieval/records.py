@@ -1,4 +1,4 @@
-"""JSON files of ours: read strictly, and files whose checksum was recorded when they were written."""
+"""Read our JSON files strictly, and check files against the checksums recorded when they were written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from retrieval.files import digest_file
 
 
 class Record(BaseModel):
-    """What a JSON file of ours holds: unknown or missing keys and wrong types are refused."""
+    """Base class for the content of our JSON files; refuses unknown keys, missing keys and wrong types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
-    """The record in `path`; UserError with `remedy` (what to do) when it is absent or is not a `kind`."""
+    """The record in `path`. Raises UserError with `remedy` (what to do) if the file is absent or not a valid `kind`."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:

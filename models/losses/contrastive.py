@@ -1,4 +1,4 @@
-"""InfoNCE with the rows of the global batch as negatives: between two views of every row, or of each with itself."""
+"""InfoNCE with the rows of the global batch as negatives: between two views of each row, or of a row with itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.nn.gather import Gather, repeated
 from models.nn.precision import at_least_float32
 from models.options.base import Similarity
 
-# logits of one slice of rows: they stay in a CPU's cache, or fill a GPU
+# bytes of logits in one slice of rows: small enough for a CPU's cache, large enough to fill a GPU
 _SLICE_BYTES_CPU = 1 << 20
 _SLICE_BYTES_GPU = 1 << 30
 _SLICE_ROWS = 32
@@ -21,8 +21,8 @@ _SLICE_ROWS = 32
 def info_nce(one_BD: Tensor, two_BD: Tensor, key_B: Tensor, similarity: Similarity, temperature: float) -> Tensor:
     """Scalar: mean over both views of every row of -log softmax(similarity / temperature)[its other view].
 
-    The other view stands against both views of every other row of the batch, over all workers (`models.nn.gather`);
-    rows with equal keys are one row, and count once. In float32 at least, since dot products are not bounded.
+    The negatives are both views of every other row of the batch, over all workers (`models.nn.gather`). Rows with equal
+    keys are the same row, and count once. Runs in float32 at least, because dot products can be large.
     """
     with torch.autocast(one_BD.device.type, enabled=False):
         rows_B2D = torch.stack([one_BD, two_BD], dim=1)
@@ -43,7 +43,7 @@ def info_nce(one_BD: Tensor, two_BD: Tensor, key_B: Tensor, similarity: Similari
 def uniformity(x_BD: Tensor, key_B: Tensor, temperature: float) -> Tensor:
     """Scalar: mean over rows of -log softmax(cosine / temperature)[itself] against every other row of the batch.
 
-    The positive is a constant: the term only drives the rows apart (DiQDiff). Workers and keys as in `info_nce`.
+    The positive logit is constant, so this loss only moves rows apart (DiQDiff). Workers and keys as in `info_nce`.
     """
     with torch.autocast(x_BD.device.type, enabled=False):
         row_BD = F.normalize(at_least_float32(x_BD), dim=-1)
@@ -58,9 +58,9 @@ def uniformity(x_BD: Tensor, key_B: Tensor, temperature: float) -> Tensor:
 class _InfoNCE(torch.autograd.Function):
     """Mean cross-entropy of softmax(scale * query @ column.T) at `other`, the other view of each query's row.
 
-    `own`, the query itself, and the columns of `again` take no part, except at `other`. As in
-    `models.losses.softmax`, a slice's probabilities are turned into gradients while they are in cache; the (2B, 2M)
-    logits are never written out whole.
+    The softmax leaves out the column `own`, which is the query itself, and the columns of `again`, which are
+    duplicates, but never the column `other`. As in `models.losses.softmax`, forward turns the probabilities of a slice
+    into gradients while they are in cache, so the (2B, 2M) logits are never in memory as a whole.
     """
 
     @staticmethod

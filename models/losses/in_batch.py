@@ -1,8 +1,9 @@
 """In-batch debiased cross-entropy of MoRec and IISAN: the items of the global batch are the candidates.
 
-From the facts of their released code: over all items of the batch (targets and histories, as often as they occur),
-logits are user . item - log p(item), p the item's share of the training interactions; the items of a row's own
-history are no candidates for it. An item that occurs n times is encoded and compared once, with log n on its logit.
+As in their released code, the softmax runs over all items of the batch: targets and histories, as often as they occur.
+The logits are user . item - log p(item), where p is the item's share of the training interactions. The items of a
+row's own history are not candidates for this row. Here an item that occurs n times is encoded and compared once, with
+log n added to its logit, which gives the same loss.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ from models.nn.gather import Gather, repeated
 
 @dataclass(frozen=True)
 class BatchCandidates:
-    """The C distinct items of the global batch. row: (C,) item rows, ascending; padding is one of them where the batch
-    has any. count: (C,) how often each occurs; 0 for padding, which nothing is compared with.
+    """The C distinct items of the global batch. row: (C,) item rows, ascending; they include padding if the batch has
+    any. count: (C,) number of times that each item occurs; 0 for padding, which is never a candidate.
     """
 
     row: Tensor
     count: Tensor
 
     def place(self, items: Tensor) -> Tensor:
-        """Index among the candidates of item rows of the batch (any shape)."""
+        """The index among the candidates of each item row in `items` (any shape; all must be in the batch)."""
         return torch.searchsorted(self.row, items)
 
 
 class InBatchSoftmax(nn.Module):
-    """Finds the candidates of a batch, over all workers, and compares its rows with them."""
+    """Finds the candidates of a batch, over all workers, and computes the loss of its rows against them."""
 
     log_share: Tensor
 
     def __init__(self, interactions: TrainingInteractions, n_items: int) -> None:
         super().__init__()
         counts = torch.bincount(interactions.items, minlength=n_items)
-        # an item that training never saw has share 0: as if it had been seen once
+        # an item without a training interaction would have share 0, so count it as one interaction
         share = counts.clamp(min=1) / counts.sum().clamp(min=1)
         self.register_buffer("log_share", share.log(), persistent=False)
 
     def candidates(self, batch: Batch) -> BatchCandidates:
-        """The same on every worker, from the rows of all. Collective; the host waits for their number."""
+        """The candidates, from the rows of all workers; equal on every worker. Collective; the host waits for C."""
         own = torch.cat([batch.key[:, None], batch.target[:, None], batch.history], dim=1)
         rows = Gather.of(len(batch), own.device)(own)
         key_M, items = rows[:, 0], rows[:, 1:]
@@ -54,12 +55,12 @@ class InBatchSoftmax(nn.Module):
         return BatchCandidates(row, count)
 
     def forward(self, user_BD: Tensor, item_CD: Tensor, candidates: BatchCandidates, batch: Batch) -> Tensor:
-        """Scalar mean over rows, from user vectors and the vectors of the candidates. Memory: a slice of (B, C)."""
+        """Scalar: mean loss over rows, from (B, D) user and (C, D) candidate vectors. Memory: a slice of (B, C)."""
         target_B = candidates.place(batch.target)
         log_share_C = self.log_share[candidates.row]
         corrections = Corrections(
             offset_I=candidates.count.log() - log_share_C,
-            own_B=-log_share_C[target_B],  # as a target an item stands for its row alone
+            own_B=-log_share_C[target_B],  # the target counts once, not n times
             hidden_BL=candidates.place(batch.history),
         )
         return sampled_softmax_cross_entropy(user_BD, item_CD, target_B, corrections)

@@ -1,4 +1,4 @@
-"""Losses over the whole catalogue, or a sample of it, that never hold a (B, I) matrix of gradients."""
+"""Softmax losses over the whole catalogue, or a sample of it, without a (B, I) matrix of gradients in memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from models.nn.precision import at_least_float32
 # Logits of one slice of rows: small enough for a CPU's cache, large enough to fill a GPU.
 _SLICE_BYTES_CPU = 1 << 20
 _SLICE_BYTES_GPU = 1 << 30
-# fewer rows would make the matrix products inefficient, however large the catalogue is
+# at least this many rows, even for a large catalogue: fewer rows would make the matrix products inefficient
 _SLICE_ROWS = 32
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """What a softmax over a sample of the catalogue adds to its logits; constants, no gradient.
+    """Constants that a softmax over a sample of the catalogue adds to its logits. They get no gradient.
 
     offset_I: (I,) for each item. own_B: (B,) for the target of each row, in place of its offset. hidden_BL: (B, L)
-    items that are no candidates for their row; the target always is one.
+    items that are not candidates for their row; the target always is a candidate.
     """
 
     offset_I: Tensor
@@ -39,10 +39,10 @@ class Corrections:
 
 
 class _FullSoftmaxCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of softmax(scale * user @ item.T + corrections); gradients are formed slice by slice.
+    """Mean cross-entropy of softmax(scale * user @ item.T + corrections); gradients are computed slice by slice.
 
-    A slice's probabilities are turned into gradients in forward, while they are still in cache, so neither the logits
-    nor their gradient are ever written out whole: on a CPU this is memory traffic, on a GPU memory.
+    Forward turns the probabilities of a slice into gradients while they are still in cache. So neither the logits nor
+    their gradient are ever in memory as a whole. This saves memory traffic on a CPU, and memory on a GPU.
     """
 
     @staticmethod
@@ -52,9 +52,9 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
         budget = _SLICE_BYTES_GPU if user_BD.is_cuda else _SLICE_BYTES_CPU
         size, rows = user_BD.shape[0], max(_SLICE_ROWS, budget // (item_ID.shape[0] * 4))
         scaled_BD = user_BD * scale
-        share_BD = scaled_BD / size  # what one row weighs in the gradient of the items
+        share_BD = scaled_BD / size  # the contribution of each row to the gradient of the items
         user_grad_BD, item_grad_ID = torch.empty_like(user_BD), torch.zeros_like(item_ID)
-        log_total = at_least_float32(user_BD.new_empty(size))  # whatever the inputs are (decision D35)
+        log_total = at_least_float32(user_BD.new_empty(size))  # for inputs of any type (decision D35)
         for start in range(0, size, rows):
             part = slice(start, start + rows)
             logits = (scaled_BD[part] @ item_ID.T).to(log_total.dtype)
@@ -62,7 +62,7 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
                 logits = corrections.apply(logits, part, target_B)
             highest = logits.amax(dim=1)
             p = logits.softmax(dim=1)
-            # log sum exp from the largest probability, which is at least 1 / I: no second pass of exponentials
+            # log-sum-exp from the largest probability, which is at least 1 / I: avoids a second pass of exponentials
             log_total[part] = highest - p.amax(dim=1).log()
             p = p.to(user_BD.dtype)
             torch.mm(p, item_ID, out=user_grad_BD[part])
@@ -84,9 +84,10 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
 
 
 def full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tensor, scale: float = 1.0) -> Tensor:
-    """Scalar mean of -log softmax(scale * user . item)[target] over items 1..I-1; padding row 0 takes no part.
+    """Scalar mean of -log softmax(scale * user . item)[target] over items 1..I-1, without padding row 0.
 
-    RecBole's softmax includes the padding column; leaving it out only removes a class that is never a target.
+    RecBole's softmax includes the padding column. Here it is left out, which removes a class that is never a target.
+    user_BD: (B, D). item_ID: (I, D). target_B: (B,) item rows.
     """
     return _cross_entropy(user_BD, item_ID[1:], target_B - 1, scale, None)
 
@@ -96,7 +97,7 @@ def sampled_softmax_cross_entropy(
 ) -> Tensor:
     """Scalar mean of -log softmax(user . item + corrections)[target] over C candidates, none of them padding.
 
-    target_B and `corrections` count candidates, not item rows.
+    target_B and `corrections` hold indices of candidates, not item rows.
     """
     return _cross_entropy(user_BD, item_CD, target_B, 1.0, corrections)
 
@@ -115,6 +116,6 @@ def _cross_entropy(
 
 
 def cosine_full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tensor, temperature: float) -> Tensor:
-    """Scalar mean cross-entropy of cosine similarities over `temperature` (TedRec)."""
+    """`full_softmax_cross_entropy` of the cosine similarities divided by `temperature` (TedRec)."""
     user_BD, item_ID = F.normalize(user_BD, dim=-1), F.normalize(item_ID, dim=-1)
     return full_softmax_cross_entropy(user_BD, item_ID, target_B, 1.0 / temperature)

@@ -1,4 +1,4 @@
-"""What a model computes once per evaluation, not once per batch: encoded items, propagated graphs."""
+"""A cache for values that a model computes once per evaluation, not once per batch: encoded items, graph outputs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 class Caching(nn.Module):
-    """Caches one value while it is in eval mode without gradients; put it before SequenceModel in the list of bases.
+    """Caches one value while the model is in eval mode without gradients. Must come before SequenceModel in the bases.
 
-    A value is dropped by every `train()` and `eval()`, and by every use with gradients or in training mode (fused
-    optimizers write to parameters without a trace). It is not used once a parameter was written to or moved, so that
-    weights may be loaded at any time.
+    Every `train()` and `eval()` drops the value, and so does every use with gradients or in training mode, because a
+    fused optimizer changes parameters without changing their version. The value is also not used after a parameter was
+    written to or moved, so weights may be loaded at any time.
     """
 
     _cache: tuple[Hashable, Any] | None = None
 
     def cached(self, make: Callable[[], T]) -> T:
-        """The cached value of `make()`, called where there is none; a model calls this with one `make` only."""
+        """The cached value, or else a new one from `make()`. A model must always pass the same `make`."""
         if self.training or torch.is_grad_enabled():
             self._cache = None
             return make()
@@ -33,7 +33,7 @@ class Caching(nn.Module):
         return value
 
     def cached_value(self) -> Any | None:
-        """The cached value if there is one that may be used, else None: for those who could do without it."""
+        """The cached value if there is a valid one, else None; for callers that do not need all of it."""
         if self.training or torch.is_grad_enabled() or self._cache is None or self._cache[0] != self._state():
             return None
         return self._cache[1]
@@ -43,5 +43,5 @@ class Caching(nn.Module):
         return super().train(mode)
 
     def _state(self) -> Hashable:
-        """Changes with every write to a parameter in place, and when a module is moved."""
+        """A value that changes when a parameter is written to in place, or when the module is moved."""
         return tuple((p.data_ptr(), p._version) for p in self.parameters())

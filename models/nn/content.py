@@ -1,4 +1,4 @@
-"""Item content as model input: gathered from the table, with a learned vector where an item has none."""
+"""Item content as model input, gathered from the item table; an item without content gets a learned vector."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from models.options.base import ContentField
 
 
 class ContentInput(nn.Module):
-    """One content field by item row: (...,) item rows -> (..., *width), padding rows zero, missing content learned.
+    """One content field by item row: (...,) item rows -> (..., *width). Padding gives zeros, and an item without this
+    content gives a learned vector.
 
-    Where no item lacks the content there is nothing to learn, and no gradient runs into the content.
+    If all items have the content, there is no learned vector. The content itself gets no gradient.
     """
 
     def __init__(self, table: ItemTable, field: ContentField) -> None:
@@ -31,7 +32,7 @@ class ContentInput(nn.Module):
 
 
 def _some_missing(table: ItemTable, field: ContentField, block: int = 1 << 20) -> bool:
-    """Whether any real item lacks the content; read in blocks, so that a memory-mapped table stays on disk."""
+    """Whether any real item lacks the content. Reads in blocks, so that a memory-mapped table is not loaded whole."""
     return any(
         not bool(table.present(field, torch.arange(start, min(start + block, table.n_items))).all())
         for start in range(1, table.n_items, block)

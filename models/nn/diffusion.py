@@ -1,4 +1,4 @@
-"""The diffusion process both denoisers share: forward corruption and the reverse posterior (paper, section 3.1)."""
+"""The diffusion process that all denoisers share: forward corruption and reverse posterior (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from models.options.base import ScheduleKind
 def betas(kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """(T,) float64 variances beta_1..beta_T.
 
-    "linear" is not rescaled by 1000/T, so that the number of steps acts as corruption strength (decision D11);
-    "cosine" is Nichol and Dhariwal's, clipped at .999; "trunc_lin" is DiffuRec's, linear in both its ends rescaled by
-    1000/T and raised by .01, the last lowered where it would pass 1.
+    "linear" is not rescaled by 1000/T, so that more steps mean stronger corruption (decision D11). "cosine" is that of
+    Nichol and Dhariwal, clipped at .999. "trunc_lin" is that of DiffuRec: linear, with both ends rescaled by 1000/T and
+    raised by .01; if the upper end would exceed 1, it is 1/T + .01 instead.
     """
     if kind == "trunc_lin":
         scale = 1000 / steps
@@ -34,8 +34,8 @@ def betas(kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: fl
 class Diffusion:
     """q(x_t | x_0) and q(x_s | x_t, x_0) for steps 0..T, where step 0 is the clean state.
 
-    Built from the arguments of `betas`. Coefficients are float32 tensors outside of any module's buffers: a module
-    cast to bfloat16 must not round them.
+    The arguments are those of `betas`. The coefficients are float32 tensors and not buffers of a module, so that a
+    cast of the module to bfloat16 does not round them.
     """
 
     def __init__(self, kind: ScheduleKind, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
@@ -58,7 +58,7 @@ class Diffusion:
         return signal[t_B].view(shape) * x_0 + spread[t_B].view(shape) * noise
 
     def clean(self, x_t: Tensor, t_B: Tensor, noise: Tensor) -> Tensor:
-        """The x_0 that `corrupt` would turn into x_t with this noise: what a prediction of the noise says of x_0."""
+        """The x_0 that `corrupt` would turn into x_t with this noise; it turns a noise prediction into an x_0 one."""
         signal, spread = self._signal_noise(x_t.device)
         shape = (-1,) + (1,) * (x_t.dim() - 1)
         return (x_t - spread[t_B].view(shape) * noise) / signal[t_B].view(shape)

@@ -1,7 +1,7 @@
-"""Dropout that costs little on a CPU.
+"""Dropout that is fast on a CPU.
 
-PyTorch's CPU kernel draws one Bernoulli value at a time: in a small model that is a tenth of a training step. Here a
-64-bit draw gives four 16-bit lanes, five times faster. On other devices PyTorch's own kernel runs.
+PyTorch's CPU kernel draws one Bernoulli value at a time, which takes a tenth of a training step of a small model. Here
+one 64-bit draw gives four 16-bit values, which is five times faster. Other devices use PyTorch's own kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LEVELS = 1 << 16
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zeroes each element with probability `p` (rounded to 1/65536 on a CPU) and rescales; identity outside training.
 
-    Draws from torch's global generator of the device of `x`, as `F.dropout` does.
+    Uses torch's global generator for the device of `x`, as `F.dropout` does.
     """
     if not training or p == 0.0:
         return x
@@ -43,13 +43,14 @@ class Dropout(nn.Module):
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, p: float = 0.0) -> Tensor:
     """softmax(query key^T / sqrt(d)) value with attention dropout `p` (0 outside training).
 
-    (B, heads, queries, d), (B, heads, keys, d) twice; mask broadcasts to (B, heads, queries, keys), True to attend.
+    query: (B, heads, queries, d). key, value: (B, heads, keys, d). mask: broadcasts to (B, heads, queries, keys), True
+    where a query may attend to a key.
     """
     if p == 0.0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    # a padding position attends to nothing and is read by nothing: zeros, not NaN
+    # a padding position attends to no key, and nothing reads its result: make it zeros, not NaN
     weights = scores.softmax(dim=-1).nan_to_num(0.0) if mask is not None else scores.softmax(dim=-1)
     return dropout(weights, p, training=True) @ value

@@ -1,7 +1,8 @@
-"""Rows of every worker in one tensor, with gradients: for losses that compare the rows of a batch with each other.
+"""Collect the rows of all workers in one tensor, with gradients, for losses that compare the rows of a batch.
 
-Each worker forms the loss of its own rows against the rows of all. The engine weights it by the worker's share of the
-global batch and sums gradients over workers, so the sum is the gradient of one process with the whole batch.
+Each worker computes the loss of its own rows against the rows of all workers. The engine weights this loss by the
+worker's share of the global batch and sums the gradients over workers. So the sum equals the gradient that one process
+would get from the whole batch.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch import Tensor
 
 
 class _Gather(torch.autograd.Function):
-    """(B, ...) -> (M, ...); the gradient of a row is the sum of what every worker sends back to it."""
+    """(B, ...) -> (M, ...); the gradient of a row is the sum of its gradients on all workers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: tuple[int, ...], start: int) -> Tensor:
         ctx.own = slice(start, start + len(x))
-        padded = x.new_zeros(max(counts), *x.shape[1:])  # a collective wants equal shapes
+        padded = x.new_zeros(max(counts), *x.shape[1:])  # all_gather needs equal shapes
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
@@ -35,9 +36,9 @@ class _Gather(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Gather:
-    """Where this worker's rows lie among those of all workers, in the order of ranks.
+    """The place of this worker's rows among the rows of all workers, in the order of ranks.
 
-    counts: rows of each worker. start: the first of this worker's own.
+    counts: number of rows of each worker. start: index of this worker's first row.
     """
 
     counts: tuple[int, ...]
@@ -45,9 +46,9 @@ class Gather:
 
     @staticmethod
     def of(rows: int, device: torch.device) -> Gather:
-        """Tells every worker how many rows each has. Collective; one worker, or no process group, waits for nothing.
+        """The Gather for `rows` rows on this worker. Collective, unless there is one worker or no process group.
 
-        On several GPUs the host waits for these few numbers, once a call.
+        The workers exchange their numbers of rows. On several GPUs, each call makes the host wait for these numbers.
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return Gather((rows,), 0)
@@ -60,7 +61,7 @@ class Gather:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, ...) rows of this worker -> (M, ...) rows of all, with gradients. Collective, in backward too.
 
-        Every worker must call backward, with a gradient of 0 where its rows do not count.
+        Every worker must call backward, with a gradient of 0 if its rows do not count.
         """
         if len(self.counts) == 1:
             return x
@@ -69,9 +70,9 @@ class Gather:
 
 
 def repeated(key_M: Tensor) -> Tensor:
-    """(M,) bool: an equal key stands earlier. Such a row is there a second time, and must count once.
+    """(M,) bool: whether an earlier row has the same key. Such a row is a duplicate and must not count again.
 
-    A worker without rows of a small last batch computes one that another worker has too
+    Duplicates occur in a small last batch: a worker that would have no row takes one that another worker has too
     (`trainer.batches.plan.Plan.share`).
     """
     key_M, order = key_M.sort(stable=True)

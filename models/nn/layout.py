@@ -1,8 +1,8 @@
-"""How the tokens of a batch lie in memory: without their padding on a CPU, with it on a GPU.
+"""The layout of a batch's tokens in memory: without padding on a CPU, with padding on a GPU.
 
-A prefix has about three items on average, so most of a padded (B, L) batch is padding. A CPU computes the real
-tokens only, and attends within groups of rows of similar length. A GPU keeps the padding: the number of real tokens
-is not known to the host without waiting for the device, and the launches cost more than the arithmetic.
+A history in training has about three items on average, so most of a padded (B, L) batch is padding. A CPU computes the
+real tokens only, and attends within groups of rows of similar length. A GPU keeps the padding: the host would have to
+wait for the device to know the number of real tokens, and kernel launches cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from models.contract import Batch
 
-#: rows of at most this many items are attended together; longer ones at the full length
+#: lengths to which groups of shorter rows are padded; the group of all longer rows has the full length
 _GROUP_LENGTHS = (2, 4)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of similar length, whose tokens are contiguous: what attention runs over. G rows of padded length M.
+    """G rows of similar length, padded to length M. Attention runs within a group, whose tokens are contiguous.
 
     tokens: slice of the kept tokens. row: (G,) batch rows. slot: (n,) places of the tokens in the flattened (G * M)
-    padded group, None where nothing is left out. mask_G1MM: query position may attend to key position.
+    padded group, None if the tokens fill it. mask_G1MM: whether a query position may attend to a key position.
     """
 
     tokens: slice
@@ -33,7 +33,7 @@ class Group:
     mask_G1MM: Tensor
 
     def pad(self, x_nD: Tensor) -> Tensor:
-        """(n, D) tokens of this group -> (G, M, D), zeros where there is no token."""
+        """(n, D) tokens of this group -> (G, M, D), with zeros at places without a token."""
         if self.slot is not None:
             x_nD = x_nD.new_zeros(len(self.row) * self.length, x_nD.shape[1]).index_copy(0, self.slot, x_nD)
         return x_nD.view(len(self.row), self.length, -1)
@@ -46,10 +46,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """Token order of one batch. N is the number of tokens kept; B and L are the padded shape.
+    """The order of a batch's tokens. N: number of tokens that are kept. B, L: the padded shape.
 
-    token: (N,) positions of the kept tokens in the flattened (B * L) batch, group by group; None: all of them.
-    last: (B,) index, among the kept tokens, of each row's last real token.
+    token: (N,) positions of the kept tokens in the flattened (B * L) batch, group by group; None if all are kept.
+    last: (B,) index of each row's last real token among the kept tokens.
     """
 
     rows: int
@@ -60,7 +60,7 @@ class Layout:
 
     @staticmethod
     def of(batch: Batch, pack: bool | None = None) -> Layout:
-        """The layout of `batch`; `pack` overrides the choice by device (tests)."""
+        """The layout of `batch`. pack: whether to leave padding out; None: only on a CPU (tests set it)."""
         if pack is None:
             pack = not batch.history.is_cuda
         return _packed(batch) if pack else _padded(batch)
@@ -71,7 +71,7 @@ class Layout:
         return flat if self.token is None else flat.index_select(0, self.token)
 
     def pad(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (B, L, ...): the inverse of `flatten`, with zeros where no token was kept."""
+        """(N, ...) -> (B, L, ...): the inverse of `flatten`, with zeros for tokens that were not kept."""
         if self.token is not None:
             padded = x.new_zeros(self.rows * self.length, *x.shape[1:])
             x = padded.index_copy(0, self.token, x)
@@ -119,7 +119,7 @@ def _packed(batch: Batch) -> Layout:
 
 
 def _mask(length_G: Tensor, length: int) -> Tensor:
-    """(G, 1, M, M) bool: causal, and the key is no padding."""
+    """(G, 1, M, M) bool: the key is not later than the query, and it is not padding."""
     position = torch.arange(length, device=length_G.device)
     real_GM = position < length_G[:, None]
     return (real_GM[:, None, :] & (position <= position[:, None])[None])[:, None]

@@ -1,7 +1,7 @@
-"""Random numbers that are a pure function of (seed, key, stream): the same on every batch size and world size.
+"""Keyed noise: random numbers that are a pure function of (seed, key, stream), for any batch size and world size.
 
-A counter-based generator: each element is a 32-bit integer hash of its row's keys and its position, so no state
-exists, nothing synchronises the host, and a row draws the same noise whichever worker or batch it lands in.
+The generator is counter-based: each number is a 32-bit integer hash of its row's key and its position. So there is no
+state, the host never waits for the device, and a row gets the same noise in every worker and batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MASK = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
-    """Independent sequences of random numbers for the same key."""
+    """The uses of keyed noise; different streams give independent random numbers for the same key."""
 
     TCD_STEP = 1
     TCD_NOISE = 2
@@ -47,9 +47,9 @@ class Stream(IntEnum):
 
 
 def hash32(x: Tensor) -> Tensor:
-    """A bijective mix of 32-bit integers held in int64 (two multiply-xorshift rounds, hash-prospector constants).
+    """A bijective hash of 32-bit integers held in int64 (two multiply-xorshift rounds, hash-prospector constants).
 
-    Both multipliers are below 2^31, so that products stay inside int64 and nothing relies on overflow.
+    Both multipliers are below 2^31, so that products fit into int64 and do not overflow.
     """
     x = x ^ (x >> 16)
     x = (x * 0x21F0AAAD) & _MASK
@@ -68,14 +68,14 @@ def _mix(seed: int, stream: int, salt: int) -> int:
 
 
 class KeyedNoise:
-    """Draws keyed by int64 `keys` (B,); values depend on (seed, key, stream, element) and on nothing else."""
+    """Random numbers for int64 `keys` (B,); they depend on (seed, key, stream, element) and on nothing else."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._constants: dict[tuple[int, int], int] = {}
 
     def _row_keys(self, keys_B: Tensor, stream: Stream, salt: int) -> Tensor:
-        """(B,) 32-bit row keys; different salts are independent."""
+        """(B,) 32-bit row keys; different salts give independent keys."""
         constant = self._constants.get((stream, salt))
         if constant is None:
             constant = self._constants[stream, salt] = _mix(self._seed, stream, salt)
@@ -101,7 +101,7 @@ class KeyedNoise:
         return uniform.clamp_(max=1 - 2.0**-24).reshape(-1, *shape)
 
     def gumbel(self, keys_B: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
-        """(B, *shape) float32 standard Gumbel values, minus the logarithm of exponential ones."""
+        """(B, *shape) float32 standard Gumbel values: minus the logarithm of exponential values."""
         counter = hash32(torch.arange(1, math.prod(shape) + 1, device=keys_B.device))
         uniform = hash32(counter ^ self._row_keys(keys_B, stream, 3)[:, None]).float().add_(0.5).mul_(2.0**-32)
         # below 1 in float32, so that the exponential is finite

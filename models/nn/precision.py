@@ -1,4 +1,4 @@
-"""The precision that delicate arithmetic runs in: norms, softmax, graphs and diffusion states, under autocast too."""
+"""The precision of norms, softmax, graphs and diffusion states, also under autocast: bfloat16 would spoil them."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is where it is float64 (for checking gradients); shape and device stay."""
+    """`x` in float32, or unchanged if it is float64 (as in gradient checks); same shape and device."""
     return x if x.dtype == torch.float64 else x.float()

@@ -1,7 +1,7 @@
-"""Vector quantisation of whole histories: each is assigned to one of a few learned centres (DiQDiff, from its facts).
+"""Vector quantisation of whole histories: it assigns each history to one of a few learned centres (as in DiQDiff).
 
-The released code makes its centres anew from every batch, as means of the members, and so its metrics depend on
-how evaluation is batched. Here the centres are parameters, and `codebook_loss` keeps each near the mean of its members.
+The released code computes its centres again for every batch, as means of the members, so its metrics depend on the
+evaluation batches. Here the centres are parameters, and `codebook_loss` keeps each near the mean of its members.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from models.options.base import require
 
 
 class SequenceQuantiser(nn.Module):
-    """Assigns a history of L vectors to one of M centres of the same shape by a linear layer on all of it.
+    """Assigns a history of L vectors to one of M centres of the same shape, by a linear layer over the whole history.
 
-    codes: (M, L, D), the centres.
+    codes: number of centres M; the parameter `codes` (M, L, D) holds them. Raises UserError for codes below 1, or a
+    temperature of 0 or less.
     """
 
     def __init__(self, length: int, hidden: int, codes: int, temperature: float = 0.1) -> None:
@@ -28,10 +29,10 @@ class SequenceQuantiser(nn.Module):
         self.codes = nn.Parameter(torch.empty(codes, length, hidden).normal_(std=0.02))
 
     def forward(self, x_BLD: Tensor, gumbel_BM: Tensor | None) -> Tensor:
-        """(B, L, D) centre of each history; `x_BLD` is zero at padding.
+        """(B, L, D) centre of each history; `x_BLD` must be zero at padding.
 
-        With `gumbel_BM`, (B, M) Gumbel noise of the caller's: a hard Gumbel-softmax sample, whose gradient is that of
-        the soft one (straight-through). Without: the likeliest centre. In float32, so that rounding settles no ties.
+        gumbel_BM: (B, M) Gumbel noise for a hard Gumbel-softmax sample, with the gradient of the soft sample
+        (straight-through); None gives the likeliest centre. Runs in float32, so that rounding makes no ties.
         """
         with torch.autocast(x_BLD.device.type, enabled=False):
             flat_BX = x_BLD.flatten(1).to(self.codes.dtype)
@@ -47,8 +48,8 @@ class SequenceQuantiser(nn.Module):
 def codebook_loss(centre_BLD: Tensor, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
     """Scalar: squared distance of each history to its centre, mean over its real positions, then over rows.
 
-    No gradient reaches `x_BLD`: the centres move to their members (the minimum is the members' mean, which is what the
-    released code computes), and not the members to their centres as with the commitment term of VQ-VAE.
+    `x_BLD` gets no gradient: the centres move to their members. The minimum is the mean of the members, as in the
+    released code. The commitment term of VQ-VAE would move the members to their centres; there is none here.
     """
     square_BL = (centre_BLD.float() - x_BLD.detach().float()).square().mean(dim=2)
     return ((square_BL * real_BL).sum(dim=1) / real_BL.sum(dim=1)).mean()

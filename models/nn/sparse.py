@@ -1,6 +1,6 @@
-"""Sparse matrices inside of models: built from training interactions alone, never dense, with torch alone.
+"""Sparse matrices in models. They are built from training interactions alone, and are never made dense.
 
-A matrix is a coalesced torch COO tensor while it is built, and a `SparseMap` when a model multiplies with it.
+While a matrix is built, it is a coalesced torch COO tensor. A model multiplies with it as a `SparseMap`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.nn.precision import at_least_float32
 
 
 class _Product(torch.autograd.Function):
-    """A @ x for a constant sparse A; the gradient is A.T @ gradient, from a transpose that is kept."""
+    """A @ x for a constant sparse A. The gradient is A.T @ gradient, with a transpose that is stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
@@ -29,9 +29,10 @@ class _Product(torch.autograd.Function):
 
 
 class SparseMap(nn.Module):
-    """A constant (m, n) sparse matrix as a map (n, D) -> (m, D), in float32 (float64 for checking gradients).
+    """A constant (m, n) sparse matrix as a map (n, D) -> (m, D), in float32 (float64 for gradient checks).
 
-    Memory: twice the entries of the matrix; nothing of size m x n. Not part of checkpoints: it is built from data.
+    It stores the entries of the matrix twice, and nothing of size m x n. It is not in checkpoints, because it is built
+    from the data.
     """
 
     matrix: Tensor
@@ -51,7 +52,7 @@ class SparseMap(nn.Module):
 
 
 def sparse_matrix(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The coalesced (COO) matrix with `values` (n,) at `rows`, `columns` (n,) int64; values of one place are added."""
+    """The coalesced (COO) matrix with `values` (n,) at `rows`, `columns` (n,) int64; values at one place are summed."""
     return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, shape, check_invariants=True).coalesce()
 
 
@@ -78,6 +79,6 @@ def row_normalised(matrix: Tensor) -> Tensor:
 
 
 def _rows(matrix: Tensor) -> Tensor:
-    with warnings.catch_warnings():  # that CSR is beta; products with it are what we test
+    with warnings.catch_warnings():  # torch warns that CSR is in beta state; our tests check the products
         warnings.simplefilter("ignore", UserWarning)
         return matrix.coalesce().to_sparse_csr()

@@ -1,4 +1,4 @@
-"""The post-LN transformer encoder that SASRec and every system built on it share (RecBole's variant of SASRec)."""
+"""The transformer encoder of SASRec, in RecBole's variant (post-LN), which most systems use."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def init_weights(module: nn.Module) -> None:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over one row's tokens, residual and LayerNorm included (Eq. 5).
+    """Multi-head attention over the tokens of each row, with residual and LayerNorm (Eq. 5).
 
-    causal: a token attends to itself and older ones, else to every real one of its row. norm_first: the norm is
-    applied to what attention reads (pre-LN), else to what comes out.
+    causal: whether a token attends only to itself and older tokens, or else to all real tokens of its row. norm_first:
+    whether the norm is before the attention (pre-LN), or else after the residual (post-LN).
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         query, key_value = self.query(asking), self.key_value(read)
         context = [self._attend(query, key_value, group, last_only) for group in layout.groups]
         joined = torch.cat(context) if len(context) > 1 else context[0]
-        if last_only and len(context) > 1:  # groups hold rows in their own order
+        if last_only and len(context) > 1:  # groups have another order of rows than the batch
             joined = joined.index_select(0, torch.cat([group.row for group in layout.groups]).argsort())
         mixed = source + self.dropout(self.out(joined))
         return mixed if self.norm_first else self.norm(mixed)  # type: ignore[no-any-return]
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm after it (or before it)."""
+    """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm. Options as in SelfAttention."""
 
     def __init__(
         self, hidden: int, inner: int, heads: int, attention_dropout: float, hidden_dropout: float,
@@ -97,10 +97,10 @@ class EncoderLayer(nn.Module):
 
 
 class CausalEncoder(nn.Module):
-    """Token embeddings to one vector per row: position embeddings, LayerNorm, dropout, layers, last real token.
+    """Turns token embeddings into one vector per row: position embeddings, LayerNorm, dropout, layers, last real token.
 
-    Position 0 is the oldest item. The last layer is computed for the last token alone, which is exact: nothing
-    reads the other outputs.
+    Position 0 is the oldest item. The last layer is computed for the last token alone, which changes no result,
+    because nothing reads the other outputs.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class CausalEncoder(nn.Module):
         return self.contextualise(self.embed(token_ND, layout), layout)
 
     def embed(self, token_ND: Tensor, layout: Layout) -> Tensor:
-        """(N, D) -> (N, D): position embeddings added, LayerNorm, dropout; what the layers read."""
+        """(N, D) -> (N, D) input of the layers: position embeddings added, LayerNorm, dropout."""
         return self.dropout(self.norm(token_ND + self.position(layout.position())))  # type: ignore[no-any-return]
 
     def contextualise(self, x_ND: Tensor, layout: Layout) -> Tensor:
-        """(N, D) states of the kept tokens -> (B, D): the layers alone, for systems that change what they read."""
+        """(N, D) output of `embed` -> (B, D): the layers alone, for systems that change their input in between."""
         for layer in self.layers:
             x_ND = layer(x_ND, layout, last_only=layer is self.layers[-1])
         return x_ND

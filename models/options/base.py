@@ -1,6 +1,6 @@
-"""What is known of a system before it is built: its options, their bounds, and what it needs of the data.
+"""The properties of a system that are known before it is built: its options, their bounds, and the data that it needs.
 
-Nothing in this package imports torch, so that a mistake in a command is told at once.
+Nothing in this package imports torch, so that the command line reports a mistake at once.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ ScheduleKind = Literal["linear", "cosine", "trunc_lin"]
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """The options of one system: every field has a default, bounds are checked in `__post_init__`.
+    """The options of one system. Every field has a default; `__post_init__` checks bounds and raises UserError.
 
-    Fields hold plain values (`models.options.plain` has which), or a frozen dataclass of them.
+    A field is a plain value (`models.options.plain` says of which types), or a frozen dataclass of plain values.
     """
 
-    #: whether there is anything to train; a baseline is fitted by its constructor
+    #: whether the system is trained; the constructor of a baseline fits it, so there is nothing to train
     trained: ClassVar[bool] = True
-    #: whether the built system still needs the training interactions, or the titles, so that an export carries them
+    #: whether a system that is rebuilt from an export needs the training interactions, or the titles, in the export
     needs_interactions: ClassVar[bool] = False
     needs_titles: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[ContentField, ...]:
-        """Content without which the system cannot be built with these options, nor encode a history later."""
+        """The content fields that the system needs with these options, to be built and to encode histories."""
         return ()
 
     def check_content(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise UserError where content of these shapes (of one item, by field) does not fit; `needs` are all there."""
+        """Raise UserError if content of these shapes (of one item, by field) does not fit. `shapes` has all `needs`."""
 
 
 def require(ok: bool, name: str, value: object, rule: str) -> None:
-    """Raises UserError that says which option is wrong, its value, and the rule it breaks."""
+    """Raises UserError if not `ok`: it says which option is wrong, its value, and the rule that it breaks."""
     if not ok:
         raise UserError(f"{name} is {value!r}: {rule}")
 
@@ -59,5 +59,5 @@ def probabilities(options: object, *names: str) -> None:
 
 
 def whole_heads(width: int, heads: int, name: str = "heads") -> None:
-    """Raises UserError unless `heads` divide `width`."""
+    """Raises UserError unless `heads` is 1 or more and divides `width`."""
     require(heads >= 1 and width % heads == 0, name, heads, f"heads divide the hidden width ({width})")

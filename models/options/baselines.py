@@ -10,14 +10,14 @@ from models.options.base import ContentField, SystemOptions, at_least_one, requi
 
 @dataclass(frozen=True)
 class BaselineOptions(SystemOptions):
-    """What all baselines have in common: nothing is trained."""
+    """Base class of the options of all baselines: they are not trained."""
 
     trained = False
 
 
 @dataclass(frozen=True)
 class PopularityOptions(BaselineOptions):
-    """There is nothing to choose."""
+    """Popularity has no options."""
 
     needs_interactions = True
 
@@ -26,7 +26,7 @@ class PopularityOptions(BaselineOptions):
 class RecencyOptions(BaselineOptions):
     """recency: the k-th newest item of a history weighs k ** -recency."""
 
-    # chosen, as the defaults below, on validation NDCG@10 of two synthetic worlds and of the MicroLens sample
+    # this default and those below have the best validation NDCG@10 on two synthetic worlds and the MicroLens sample
     recency: float = 1.5
 
     def __post_init__(self) -> None:
@@ -35,14 +35,14 @@ class RecencyOptions(BaselineOptions):
 
 @dataclass(frozen=True)
 class TitleOptions(RecencyOptions):
-    """recency alone, as above."""
+    """recency: see RecencyOptions."""
 
     needs_titles = True
 
 
 @dataclass(frozen=True)
 class TransitionOptions(RecencyOptions):
-    """window: how many later items an item is followed by, the n-th later one counting n ** -distance."""
+    """window: number of later items that count as followers of an item; the n-th of them counts n ** -distance."""
 
     needs_interactions = True
 
@@ -57,7 +57,7 @@ class TransitionOptions(RecencyOptions):
 
 @dataclass(frozen=True)
 class ContentOptions(RecencyOptions):
-    """field: what items are compared by."""
+    """field: the content field that items are compared by."""
 
     field: Literal["text", "visual"] = "text"
 

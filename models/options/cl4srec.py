@@ -10,9 +10,9 @@ from models.options.sasrec import SASRecOptions
 
 @dataclass(frozen=True)
 class CL4SRecOptions(SASRecOptions):
-    """crop: share of the history that a crop keeps; mask, reorder: share that is masked, or shuffled in one block.
+    """crop: share of the history that a crop keeps. mask, reorder: share that is masked, or shuffled in one block.
 
-    lambda_contrast: weight of InfoNCE; contrast_temperature and contrast_similarity are its own, not the ranking's.
+    lambda_contrast: weight of InfoNCE. contrast_temperature, contrast_similarity: those of InfoNCE, not of the ranking.
     """
 
     crop: float = 0.6

@@ -1,4 +1,4 @@
-"""What to tell a user whose dataset lacks the content that a system is made of."""
+"""The error message for a dataset that lacks content which a system needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOW_TO_MAKE: dict[ContentField, str] = {
 
 
 def require_content(system: str, fields: Collection[str], needs: tuple[ContentField, ...]) -> None:
-    """Raises UserError when a dataset with content `fields` lacks what `system` is made of."""
+    """Raises UserError if a dataset with content `fields` lacks one that `system` needs; says how to prepare it."""
     lacking = [field for field in needs if field not in fields]
     if lacking:
         hints = "; ".join(f"{field}: prepare it with {HOW_TO_MAKE[field]}" for field in lacking)

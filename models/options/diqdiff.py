@@ -9,10 +9,11 @@ from models.options.base import SystemOptions, at_least_one, probabilities, requ
 
 @dataclass(frozen=True)
 class DiQDiffOptions(SystemOptions):
-    """hidden: embedding width d; codes: centres M; steps: T. Defaults are those published for Amazon Beauty.
+    """hidden: embedding width d. codes: number of centres M. steps: number of diffusion steps T.
 
-    lambda_history, lambda_intent, lambda_noise: weights of the history, of its centre and of the noised target in a
-    token; lambda_intent 0 leaves the centres out. lambda_contrast, lambda_codebook: weights of the loss terms.
+    lambda_history, lambda_intent, lambda_noise: weights in a token of the history, of its centre, and of the noised
+    target; with lambda_intent 0 there are no centres. lambda_contrast, lambda_codebook: weights of the loss terms.
+    The defaults are the values published for Amazon Beauty.
     """
 
     hidden: int = 128

@@ -9,12 +9,13 @@ from models.options.base import ContentField, SystemOptions, at_least_one, proba
 
 @dataclass(frozen=True)
 class DMMD4SROptions(SystemOptions):
-    """steps, beta_*: of every diffusion; start: the step from which the reverse chains run.
+    """steps, beta_*: settings of every diffusion. start: the step at which the reverse chains start.
 
-    clusters: centres of histories; id_weight, cluster_weight: of level 2's condition. experts, top_experts: of level 3.
-    final_mix: share of level 4's output in what the encoder reads. lambda_*, of a loss: domain (level 1), interest
-    (level 2), uncertainty (KL, level 3), final (level 4), codebook (centres near their members).
-    use_content: without, IDs alone; use_denoising: without, level 3 alone (both for ablations).
+    clusters: number of centres of histories. id_weight, cluster_weight: weights in the condition of level 2. experts,
+    top_experts: number of experts of level 3, and how many of them are used per token. final_mix: share of level 4's
+    output in the input of the encoder. lambda_*: weights of the losses domain (level 1), interest (level 2),
+    uncertainty (KL, level 3), final (level 4) and codebook (centres near their members). For ablations: use_content
+    False leaves IDs alone, use_denoising False leaves level 3 alone.
     """
 
     hidden: int = 64
@@ -48,7 +49,8 @@ class DMMD4SROptions(SystemOptions):
         whole_heads(self.hidden, self.heads)
         probabilities(self, "attention_dropout", "hidden_dropout", "denoiser_dropout")
         ordered = 0 < self.beta_start <= self.beta_end < 1
-        require(ordered, "beta_start", self.beta_start, f"above 0, up to beta_end ({self.beta_end}), which is below 1")
+        rule = f"it is above 0 and at most beta_end ({self.beta_end}), which is below 1"
+        require(ordered, "beta_start", self.beta_start, rule)
         require(1 <= self.start <= self.steps, "start", self.start, f"it lies in 1..steps ({self.steps})")
         picked = 1 <= self.top_experts <= self.experts
         require(picked, "top_experts", self.top_experts, f"it lies in 1..experts ({self.experts})")

@@ -11,7 +11,7 @@ from models.options.base import ContentField, SystemOptions, at_least_one, proba
 
 @dataclass(frozen=True)
 class _AdapterOptions(SystemOptions):
-    """What both forms read: the layer states of two encoders."""
+    """Base class of the options of both forms: they need the layer states of two encoders."""
 
     @property
     def needs(self) -> tuple[ContentField, ...]:
@@ -20,7 +20,7 @@ class _AdapterOptions(SystemOptions):
 
 @dataclass(frozen=True)
 class IISANOptions(_AdapterOptions):
-    """hidden: item width d; adapter: inner width of all adapters; every: one layer in so many gets an adapter."""
+    """hidden: item width d. adapter: inner width of all adapters. every: each `every`-th layer gets an adapter."""
 
     hidden: int = 64
     adapter: int = 64
@@ -38,16 +38,16 @@ class IISANOptions(_AdapterOptions):
         visual, text = (shapes[field] for field in self.needs)
         if visual != text:
             raise UserError(
-                "IISAN needs two encoders with equally many layer states of equal width; here are "
-                f"{visual[0]} states of {visual[1]} of the video and {text[0]} states of {text[1]} of the title. "
-                "Use the system iisan-versa, which takes any two"
+                "IISAN needs two encoders with equally many layer states of equal width; here the video has "
+                f"{visual[0]} states of width {visual[1]}, and the title {text[0]} states of width {text[1]}. "
+                "Use the system iisan-versa, which works with any two encoders"
             )
 
 
 @dataclass(frozen=True)
 class IISANVersaOptions(_AdapterOptions):
-    """adapter, visual_adapter: inner width of adapters (text and inter tower; visual tower). groups: layers of an
-    encoder that get an adapter, at most, besides its embedding layer.
+    """adapter: inner width of the adapters of the text and inter towers. visual_adapter: that of the visual tower.
+    groups: the most layers of an encoder that get an adapter, in addition to its embedding layer.
     """
 
     hidden: int = 64

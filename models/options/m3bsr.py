@@ -7,20 +7,20 @@ from typing import Literal
 
 from models.options.base import ContentField, SystemOptions, at_least_one, probabilities, require, whole_heads
 
-#: behaviours that are deep, and shallow, where a dataset has them
+#: names of the behaviours that are deep, and of those that are shallow; a dataset may have some of them
 DEEP = ("like", "cvm_like", "comment", "follow", "collect", "forward")
 SHALLOW = ("effective_view", "view")
 
 
 @dataclass(frozen=True)
 class M3BSROptions(SystemOptions):
-    """inner: feed-forward width of the experts. steps: T of every diffusion, linear beta 1e-4..0.02.
+    """inner: feed-forward width of the experts. steps: T of every diffusion, with linear beta 1e-4..0.02.
 
-    evaluation_step: where the denoisers start at evaluation; "estimate" is one call there, "chain" `chain` calls on the
-    way down to 0, "none" feeds what was not denoised, as the released code does; "auto" picks on validation.
-    denoise_content, denoise_behaviour: off, that diffusion is left out. deep, shallow: names of behaviours; those that
-    the dataset lacks are ignored. use_behaviours: off, behaviours are ignored as if the dataset had one only.
-    contrast_temperature: of the term that drives experts apart.
+    evaluation_step: the step at which the denoisers start at evaluation. sampling: "estimate" is one call at that step;
+    "chain" is `chain` calls from that step down to 0; "none" uses the input without denoising, as the released code
+    does; "auto" chooses by validation. denoise_content, denoise_behaviour: whether there is this diffusion. deep,
+    shallow: names of behaviours; names that the dataset lacks are ignored. use_behaviours: False ignores behaviours, as
+    if the dataset had one only. contrast_temperature: temperature of the loss that makes the experts differ.
     """
 
     hidden: int = 128

@@ -24,8 +24,9 @@ Sampling = Literal["auto", "chain", "direct"]
 
 @dataclass(frozen=True)
 class TCDOptions:
-    """channels: of the U-Net's two levels (D7); attention_width: of queries, keys and values of the temporal attention
-    over all heads (0: the content's own width); decay: gamma of Eq. 7; null_token: see CrossAttention (D8).
+    """channels: those of the U-Net's two levels (D7). attention_width: width of queries, keys and values of the
+    temporal attention, over all heads (0: the width of the content). decay: gamma of Eq. 7. null_token: see
+    CrossAttention (D8).
     """
 
     channels: tuple[int, int] = (64, 128)
@@ -58,13 +59,13 @@ class NPDOptions:
 
 @dataclass(frozen=True)
 class MealRecOptions(SystemOptions):
-    """backbone: which sequence encoder; its options stand in the section of its name.
+    """backbone: the sequence encoder; its options are in the section of the same name.
 
-    steps: T of both diffusions; lambda_tcd, lambda_npd: loss weights (Eq. 16). use_tcd, use_npd: the paper's ablations.
-    mix: weight of x_0 in the ranked preference (0: only the denoised one, D20). detach_content, detach_preference:
-    stop gradients into the targets of L_T, L_N; without the second, L_N makes x_0 trivial (docs/fidelity.md, D17).
-    *_sampling: how each denoiser is used at evaluation: "chain" is the reverse chain from step
-    *_start (0: from T), "direct" one call on the clean state, "auto" picks on validation.
+    steps: T of both diffusions. lambda_tcd, lambda_npd: loss weights (Eq. 16). use_tcd, use_npd: False for the paper's
+    ablations. mix: weight of x_0 in the ranked preference (0: only the denoised one, D20). detach_content,
+    detach_preference: whether to stop gradients into the targets of L_T and L_N; without the second, L_N makes x_0
+    trivial (docs/fidelity.md, D17). *_sampling: the use of each denoiser at evaluation: "chain" is the reverse chain
+    from step *_start (0: from T), "direct" is one call on the clean state, "auto" chooses by validation.
     """
 
     backbone: Literal["sasrec", "cl4srec", "tedrec"] = "tedrec"

@@ -11,10 +11,10 @@ MODALITIES: tuple[ContentField, ...] = ("visual", "text")
 
 @dataclass(frozen=True)
 class MMGCNOptions(SystemOptions):
-    """hidden: width of id embeddings and states; visual_width: to which visual content is projected.
+    """hidden: width of ID embeddings and states. visual_width: width that visual content is projected to.
 
-    lambda_regularisation: loss weight. graph: whether nodes read their neighbours (else themselves); content: whether
-    items have content (else free vectors, as users have): ablations.
+    lambda_regularisation: loss weight. For ablations: graph False makes nodes read themselves, not their neighbours;
+    content False gives items free vectors, as users have, and not content.
     """
 
     needs_interactions = True

@@ -9,8 +9,8 @@ from models.options.base import ContentField, SystemOptions, at_least_one, proba
 
 @dataclass(frozen=True)
 class MoRecOptions(SystemOptions):
-    """hidden: embedding width d; depth: layers of an item's network after its projection. text, visual: what items are
-    known by, the title, the video or both.
+    """hidden: embedding width d. depth: number of layers of an item's network after the projection. text, visual:
+    whether the title and the video of an item are used.
     """
 
     hidden: int = 512
@@ -26,7 +26,7 @@ class MoRecOptions(SystemOptions):
         require(self.depth >= 0, "depth", self.depth, "it is at least 0")
         whole_heads(self.hidden, self.heads)
         probabilities(self, "dropout")
-        require(self.text or self.visual, "text", self.text, "it is true where visual is false")
+        require(self.text or self.visual, "text", self.text, "it must be true if visual is false")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

@@ -1,6 +1,6 @@
-"""Options from plain values (of YAML, JSON, the command line) and back: the one place where options are checked.
+"""Make options from plain values (of YAML, JSON, the command line), check their types, and turn them back.
 
-An option is a number, a string, true or false, one of several words (Literal), a tuple of such, or a frozen dataclass
+An option is a number, a string, true or false, one of several words (Literal), a tuple of these, or a frozen dataclass
 of options.
 """
 
@@ -17,10 +17,11 @@ T = TypeVar("T")
 
 
 def from_plain(cls: type[T], values: Mapping[Any, object], where: str = "model") -> T:
-    """An options dataclass from plain values, nested ones from nested mappings; what is not given has its default.
+    """Make an options dataclass from plain values, with nested dataclasses from nested mappings.
 
-    Numbers may be text, as YAML reads 1e-3. Raises UserError with a line per unknown key (and the nearest known one)
-    and per value of the wrong type, or else for the first value out of bounds.
+    An option that is not given has its default. Numbers may be text, because YAML reads 1e-3 as text. Raises UserError
+    with one line per unknown key (and the nearest known key) and per value of the wrong type; if there is none of
+    these, for the first value out of bounds.
     """
     kinds, known = get_type_hints(cls), [f.name for f in fields(cls)]  # type: ignore[arg-type]
     checked, problems = {}, []
@@ -38,7 +39,7 @@ def from_plain(cls: type[T], values: Mapping[Any, object], where: str = "model")
 
 
 def to_plain(options: object) -> dict[str, Any]:
-    """Every option as JSON and YAML hold it; `from_plain` gives equal options again."""
+    """All options as values that JSON and YAML can hold; `from_plain` turns them back into equal options."""
     return {f.name: _plain(getattr(options, f.name)) for f in fields(options)}  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""How a backbone learns to rank: options of models/ranking.py, shared by the systems that have them."""
+"""Options of models/ranking.py, which says how a backbone learns to rank; several systems share them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from models.options.base import ContentField, probabilities, require
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """untied: candidates have a table of their own. shorten: share of training rows that lose 1..n-1 of their n items.
+    """untied: whether candidates have their own table. shorten: share of training rows that lose 1..n-1 of n items.
 
-    content: added to each candidate's vector, as a learned projection of its content at unit length ("none": nothing).
-    id_dropout: share of the items whose ID vector a training step leaves out, so that content alone stands for them.
-    absent: items without any training interaction are "negatives" like all others, or "left_out" of the softmax.
-    repeats: width of the codes by which a learned amount is taken off the score of what the history holds (0: none).
+    content: the field that is added to each candidate's vector, as a learned projection of unit vectors ("none": no
+    field). id_dropout: share of the items whose ID vector a training step leaves out, so that only content represents
+    them. absent: whether items without a training interaction are "negatives" like all others, or are "left_out" of the
+    softmax. repeats: width of the codes that lower the score of items in the history by a learned amount (0: no codes).
     """
 
     untied: bool = False
@@ -32,7 +32,7 @@ class RankingOptions:
         require(self.absent in ("negatives", "left_out"), "absent", self.absent, "negatives or left_out")
         require(self.repeats >= 0, "repeats", self.repeats, "it is 0 or more")
         alone = self.content != "none" or not self.id_dropout
-        require(alone, "id_dropout", self.id_dropout, "it needs content, which stands for an item without its ID")
+        require(alone, "id_dropout", self.id_dropout, "it needs content, which represents an item without its ID")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

@@ -9,11 +9,13 @@ from models.options.base import SystemOptions, at_least_one, probabilities, requ
 
 @dataclass(frozen=True)
 class SSDRecOptions(SystemOptions):
-    """hidden, inner, layers, heads and the last two dropouts: of the SASRec encoder. dropout: of the stages before it.
+    """hidden, inner, layers, heads, attention_dropout, hidden_dropout: options of the SASRec encoder. dropout: that of
+    the stages before it.
 
-    augment, denoise: the second stage and the third; without both this is SASRec. strong: a pair of items must be met
-    more often to be an edge of the graphs. neighbours: edges of a node per graph, the strongest. tau: temperature of
-    the straight-through gradients at the start; it falls to `tau_least`. No choice depends on it, gradients alone do.
+    augment, denoise: whether there are the second and third stages; without both this is SASRec. strong: a pair of
+    items must occur more often than this to be an edge of the graphs. neighbours: the most edges of a node per graph,
+    the strongest. tau: initial temperature of the straight-through gradients; it falls to `tau_least`. It changes only
+    gradients, and no choice of items.
     """
 
     needs_interactions = True

@@ -19,10 +19,11 @@ from models.options.ranking import RankingOptions
 
 @dataclass(frozen=True)
 class TedRecOptions(SystemOptions):
-    """hidden: embedding width d; experts: of the text adaptor; temperature: of the cosine softmax.
+    """hidden: embedding width d. experts: number of experts of the text adaptor. temperature: that of the softmax over
+    cosines.
 
-    Published is similarity "cosine" and filter_start "noise"; "identity" starts with a filter that passes the IDs
-    unmixed (docs/fidelity.md says why). ranking: other deviations from the published objective (models/ranking.py).
+    The published form has similarity "cosine" and filter_start "noise". "identity" starts with a filter that leaves the
+    IDs unmixed (docs/fidelity.md says why). ranking: other deviations from the published objective (models/ranking.py).
     """
 
     hidden: int = 300
@@ -46,7 +47,7 @@ class TedRecOptions(SystemOptions):
         require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "dot or cosine")
         require(self.filter_start in ("noise", "identity"), "filter_start", self.filter_start, "noise or identity")
         dot = self.similarity == "dot" or not self.ranking.repeats
-        require(dot, "ranking.repeats", self.ranking.repeats, "it takes an amount off a score: similarity=dot")
+        require(dot, "ranking.repeats", self.ranking.repeats, "it must be 0 if similarity is cosine")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

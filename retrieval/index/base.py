@@ -1,4 +1,4 @@
-"""What every kind of index is: its options, and how an index is made. Nothing here imports torch or faiss."""
+"""The base class of all kinds of index: their options, and how they build an index. Imports neither torch nor faiss."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ Parameters = dict[str, int | float | str]
 class IndexKind(ABC):
     """A kind of FAISS index. A subclass is a frozen dataclass whose fields are its options.
 
-    Every field has a default and a type of plain values (int, float, str, bool, or one of them and None), and may have
-    metadata {"help": "..."}: each is an option of `mealrec index`. `__post_init__` checks ranges and raises UserError.
+    Every field has a default and a plain type: int, float, str, bool, or one of them with None. Each field becomes an
+    option of `mealrec index`, with the help text of its metadata {"help": "..."}, if it has any. `__post_init__` checks
+    the ranges and raises UserError.
     """
 
     #: whether FAISS can move an index of this kind to a GPU
@@ -26,8 +27,8 @@ class IndexKind(ABC):
 
     @abstractmethod
     def build(self, faiss: Any, vectors: Vectors) -> tuple[Any, Parameters]:
-        """A FAISS index by inner product, still without items, and what it was made with, by name.
+        """An empty FAISS index by inner product, and its parameters by name.
 
-        faiss: the module. vectors: (I - 1, width) float32 of the real items, for kinds that learn from
-        them; they are added afterwards. Raises UserError where the options do not fit the items.
+        faiss: the module. vectors: (I - 1, width) float32 of the real items, for kinds that learn from them; the
+        caller adds the vectors afterwards. Raises UserError if the options do not fit the items.
         """

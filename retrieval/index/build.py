@@ -1,4 +1,4 @@
-"""Indices of any registered kind: built, loaded, and measured against exact ranking."""
+"""Build and load indices of any registered kind, and measure their recall against exact ranking."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def build_index(
 ) -> FaissIndex:
     """Index item vectors (I, D) float32, row 0 padding, by `kind` of KINDS.
 
-    options: of that kind, its defaults unless given. checksum: of the model, required again at loading.
-    device "auto" takes a GPU where FAISS reports one and the kind has a GPU form. threads: of FAISS, process-wide.
-    Raises UserError for an unknown kind, where faiss is not installed, on vectors that are not finite, or on options
-    that do not fit the items.
+    options: options of that kind; None takes its defaults. checksum: that of the model; `load_index` compares it.
+    device "auto" uses a GPU if FAISS reports one and the kind has a GPU form. threads: number of FAISS threads in
+    this process. Raises UserError if the kind is unknown, faiss is not installed, a vector is not finite, there is no
+    item, or the options do not fit the items; ValueError if the options are those of another kind.
     """
     made = options if options is not None else KINDS[kind]()
     if not isinstance(made, KINDS[kind]):
@@ -58,9 +58,9 @@ def build_index(
 
 
 def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads: int | None = None) -> FaissIndex:
-    """The index in `folder`, made for the model of `checksum`.
+    """Load the index in `folder`, which was built for the model with `checksum`. device, threads: see `build_index`.
 
-    Raises UserError when it is absent, damaged, of a kind that is not registered, or was built for another model.
+    Raises UserError if the index is absent, damaged, of a kind that is not registered, or built for another model.
     """
     faiss = load_faiss(threads)
     record = cast(IndexRecord, read_record(folder / "index.json", IndexRecord, _REMEDY))
@@ -75,7 +75,7 @@ def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads:
 def recall_against_exact(
     index: Index, users: Vectors, item_vectors: Vectors, k: int, sample: int = 1000, seed: int = 0
 ) -> float:
-    """Share of the exact top-k that `index` finds, over at most `sample` of the users; 0 to 1.
+    """Share of the exact top-k that `index` finds, over at most `sample` random users; 0 to 1.
 
     users: (U, D), item_vectors: (I, D) as indexed. An item that ties with the k-th exact score counts as found.
     """

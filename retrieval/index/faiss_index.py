@@ -1,6 +1,6 @@
-"""An index of FAISS, whatever its kind. The only file that imports faiss.
+"""A FAISS index of any kind. The only file that imports faiss.
 
-Indices rank by inner product; for cosine, vectors are normalised before (`exact.for_similarity`).
+Indices rank by inner product; for cosine, the caller normalises all vectors first (`exact.for_similarity`).
 Item row 0 (padding) is never in an index, so every id that comes out is an item row >= 1.
 """
 
@@ -26,7 +26,7 @@ _GPU_MAX = 2048  # FAISS on a GPU selects at most this many results, and probes 
 
 
 class Index(Protocol):
-    """Items by similarity to a query, exactly or nearly."""
+    """Finds the items with the highest inner product with a query, exactly or approximately."""
 
     @property
     def description(self) -> str:
@@ -35,7 +35,7 @@ class Index(Protocol):
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
         """Scores (B, k), best first, and item rows (B, k) for queries (B, D).
 
-        Where the index found fewer than k items, the row ends with score -inf and item 0.
+        If the index finds fewer than k items, the row ends with score -inf and item 0.
         """
 
     def save(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class Index(Protocol):
 
 
 class IndexRecord(Record):
-    """`index.json`. checksum: of the model whose item vectors are indexed; file_sha256: of `index.faiss`."""
+    """The content of `index.json`. checksum: that of the indexed model. file_sha256: that of `index.faiss`."""
 
     kind: str
     parameters: Parameters
@@ -58,7 +58,7 @@ class FaissIndex:
     """An `Index` made by `build_index` or `load_index`."""
 
     def __init__(self, index: Any, record: IndexRecord, device: Device, *, gpu_form: bool) -> None:
-        """index: a FAISS index in host memory, without padding. gpu_form: of its kind. device: see `build_index`."""
+        """index: a FAISS index in host memory, without padding. gpu_form: see IndexKind. device: see `build_index`."""
         self.record = record
         self._cpu_index = index
         self._index, self.device, note = _on_device(index, record.kind, device, gpu_form)
@@ -73,21 +73,22 @@ class FaissIndex:
         return self._description
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """See `Index.search`. Raises UserError on a query that is not finite, or k above 2,048 on a GPU."""
+        """See `Index.search`. Raises UserError if a query is not finite, or if k is above 2,048 on a GPU; ValueError
+        if the queries have another width than the index."""
         if queries.ndim != 2 or queries.shape[1] != self.record.width:
             raise ValueError(f"queries have shape {queries.shape}, the index has width {self.record.width}")
         check_finite(torch.from_numpy(queries), "user vector")
         if self.device == "gpu" and k > _GPU_MAX:
-            raise UserError(f"FAISS on a GPU returns at most {_GPU_MAX:,} items, {k:,} were asked; use --device cpu")
+            raise UserError(f"FAISS on a GPU returns at most {_GPU_MAX:,} items, not {k:,}; use --device cpu")
         if not len(queries):
             return np.zeros((0, k), dtype=np.float32), np.zeros((0, k), dtype=np.int64)
         scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
-        ids = ids.astype(np.int64) + 1  # FAISS counts from 0 and says -1 for nothing
+        ids = ids.astype(np.int64) + 1  # FAISS counts from 0, and gives -1 where it found no item
         scores[ids == 0] = -np.inf
         return scores, ids
 
     def save(self, folder: Path) -> None:
-        """See `Index.save`: `index.faiss` and `index.json`, whole or absent."""
+        """See `Index.save`. Writes `index.faiss` and `index.json`, both or neither."""
         with whole_folder(folder, replace=True) as new:
             load_faiss().write_index(self._cpu_index, str(new / "index.faiss"))
             record = self.record.model_copy(update={"file_sha256": digest_file(new / "index.faiss").sha256})
@@ -95,7 +96,7 @@ class FaissIndex:
 
 
 def load_faiss(threads: int | None = None) -> Any:
-    """The faiss module. threads: of FAISS, process-wide. Raises UserError where it is not installed."""
+    """The faiss module. threads: number of its threads in this process. Raises UserError if it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -109,7 +110,7 @@ def load_faiss(threads: int | None = None) -> Any:
 
 
 def _on_device(index: Any, kind: str, device: Device, gpu_form: bool) -> tuple[Any, Literal["cpu", "gpu"], str]:
-    """The index on the chosen device, the device, and a note for the description. Never falls back silently."""
+    """The index on the chosen device, the device, and a note for the description that tells why a CPU was chosen."""
     faiss = load_faiss()
     gpus = faiss.get_num_gpus()
     if device == "cpu" or (device == "auto" and not gpus):
@@ -124,5 +125,5 @@ def _on_device(index: Any, kind: str, device: Device, gpu_form: bool) -> tuple[A
             "in place of faiss-cpu on a machine that has one"
         )
     if (probes := getattr(index, "nprobe", 0)) > _GPU_MAX:
-        raise UserError(f"FAISS on a GPU probes at most {_GPU_MAX:,} lists, nprobe is {probes:,}; lower --nprobe")
+        raise UserError(f"FAISS on a GPU searches at most {_GPU_MAX:,} lists, but nprobe is {probes:,}; lower --nprobe")
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index), "gpu", ""

@@ -15,7 +15,7 @@ _TRAINING_POINTS = 39  # per list: below this FAISS warns that its k-means is po
 
 @dataclass(frozen=True)
 class Ivf(IndexKind):
-    """About 4 sqrt(I) lists. nprobe: how many of them are searched; None is an eighth of them."""
+    """About 4 sqrt(I) lists. nprobe: number of lists that a query searches; None means an eighth of all lists."""
 
     nprobe: int | None = field(default=None, metadata={"help": "lists searched (an eighth of all)"})
 

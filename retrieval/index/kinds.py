@@ -1,4 +1,4 @@
-"""The kinds of index, by name: a user adds one with a file and a line here, or `KINDS.register`."""
+"""The kinds of index, by name. To add one, write its file and a line here, or call `KINDS.register`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ KINDS: Registry[type[IndexKind]] = Registry("index", {"flat": Flat, "ivf": Ivf, 
 
 
 def parse_options(kind: str, values: Mapping[str, object]) -> IndexKind:
-    """The options of `kind` from plain values or their text, the others at their defaults.
+    """The options of `kind` from plain values or their text; options that are not given have their defaults.
 
-    Raises UserError for an unknown kind or option (with the nearest name), and a value of the wrong type or range.
+    Raises UserError for an unknown kind or option (with the nearest name), or a value of the wrong type or range.
     """
     known = [field.name for field in fields(KINDS[kind])]
     for name in values:
         if name not in known:
-            raise UserError(f"{kind} has no option {name}: {nearest(name, known) if known else 'it has none'}")
+            raise UserError(f"{kind} has no option {name}: {nearest(name, known) if known else 'it has no options'}")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(KINDS[kind])
         options: IndexKind = adapter.validate_python(dict(values))

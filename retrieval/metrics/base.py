@@ -1,4 +1,4 @@
-"""What a metric is: a number from the rank of every user's target, or from the lists that all users are shown."""
+"""The two kinds of metric: from the rank of each user's target, or from the lists that all users are shown."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Values = NDArray[np.float64]
 
 
 class RankMetric(ABC):
-    """A metric of the rank of a user's one target: it has a value for each user, so runs can be tested in pairs.
+    """A metric of the rank of a user's one target. It has a value for each user, so a paired test can compare runs.
 
-    Higher is better, and no rank is worth more than a rank before it.
+    Higher is better, and a later rank is never worth more than an earlier one.
     """
 
     @abstractmethod
@@ -25,7 +25,7 @@ class RankMetric(ABC):
         """(U,) float64, the metric of each user in the top k. ranks: (U,) as UserRanks."""
 
     def best_possible(self, shares: Values, k: int) -> float | None:
-        """The expected mean of the ideal ranking; None where it is not known as far as rank k.
+        """The expected mean of the ideal ranking; None if `shares` ends before rank k.
 
         shares: (depth,) float64, expected share of targets at ranks 1, 2, ... of that ranking.
         """
@@ -39,8 +39,9 @@ class RankMetric(ABC):
 class Exposure:
     """How often items are shown in the top-k lists of `users` users.
 
-    shown: (I,) int64, lists that hold each item row. trained: (I,) int64, training interactions of each. Row 0, which
-    is padding, is 0 in both. Both are sums over users, so they depend neither on their order nor on their batches.
+    shown: (I,) int64, number of lists that hold each item row. trained: (I,) int64, number of training interactions of
+    each item row. Row 0 is padding, and 0 in both. Both are sums over users, so the order and batches of users do not
+    matter.
     """
 
     k: int
@@ -50,7 +51,7 @@ class Exposure:
 
 
 class ListMetric(ABC):
-    """A metric of the lists of all users together: one value, of which nothing can be tested user by user."""
+    """A metric of the lists of all users together. It has no value per user, so no paired test is possible."""
 
     @abstractmethod
     def value(self, exposure: Exposure) -> float:

@@ -1,4 +1,4 @@
-"""Metrics of what all users are shown, whatever their targets are."""
+"""Metrics of the lists that all users are shown; they do not depend on the targets."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Coverage(ListMetric):
 
 
 class Novelty(ListMetric):
-    """Novelty@k: mean over the recommended items of -log2 p(item), in bits; p is its share of training interactions.
+    """Novelty@k: mean over the recommended items of -log2 p(item), in bits; p is the item's share of interactions.
 
-    An item without a training interaction counts as if it had one: it is as novel as the rarest item that was seen,
-    and the metric stays finite. An empty training set, or empty lists, give 0.
+    The share is taken among the training interactions. An item that has none counts as if it had one: it is as novel
+    as the rarest item that was seen, and the metric stays finite. An empty training set, or empty lists, give 0.
     Source: self-information of Zhou et al., PNAS 107(10), 2010, as the popularity-based novelty of Castells, Vargas
     and Wang 2011, with equal weights for all ranks.
     """

@@ -11,7 +11,7 @@ from retrieval.metrics.base import RankMetric, UserRanks, Values
 
 
 def within(ranks: UserRanks, k: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """(U,) bool: the target is found, and at rank k or before."""
+    """(U,) bool: the target was found, at rank k or before."""
     return (ranks >= 1) & (ranks <= k)
 
 

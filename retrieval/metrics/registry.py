@@ -1,4 +1,7 @@
-"""The metrics by name, and which of them are asked for. A user adds one with a file and a line, or METRICS.register."""
+"""The metrics by name, and the choice of metrics for a run.
+
+To add a metric, write its file and a line here, or call METRICS.register.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ METRICS: Registry[Metric] = Registry(
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """Metrics by name, each in the top k for every k. A figure's key is NAME@k, such as "NDCG@10".
+    """Every metric of `names` in the top k, for every k of `ks`. The key of a value is NAME@k, such as "NDCG@10".
 
-    Raises UserError for an unknown metric (with the nearest name), a k below 1, an entry that is named twice, or none.
+    Raises UserError for an unknown metric (with the nearest name), a k below 1, an entry named twice, or an empty list.
     """
 
     names: tuple[str, ...] = ("HR", "NDCG")
@@ -44,7 +47,7 @@ class MetricChoice:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys in the order in which they are reported: k by k, for each k the metrics in order."""
+        """Keys in the order of reports: all metrics for the first k, then all metrics for the next k."""
         return tuple(f"{name}@{k}" for k in self.ks for name in self.names)
 
     def rank_metrics(self) -> dict[str, RankMetric]:
@@ -60,7 +63,7 @@ DEFAULT = MetricChoice()
 
 
 def parse_key(key: str) -> tuple[str, int] | None:
-    """("NDCG", 10) for "NDCG@10"; None for what is no key, or names no metric that is registered."""
+    """("NDCG", 10) for "NDCG@10"; None if `key` has another form, or its metric is not registered."""
     name, separator, k = key.rpartition("@")
     if not separator or name not in METRICS or not (k.isascii() and k.isdecimal()) or int(k) < 1:
         return None

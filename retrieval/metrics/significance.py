@@ -28,7 +28,7 @@ def paired_t_test(a: Values, b: Values, confidence: float = 0.95) -> PairedTest:
     """Test whether the mean of a per-user metric differs between two runs on the same users.
 
     a, b: (n,) values of the same users in the same order, n >= 2. Equal vectors give t = 0 and p = 1.
-    Raises UserError when the runs do not have the same number of users, or fewer than 2.
+    Raises UserError if the runs do not have the same number of users, or have fewer than 2.
     """
     if a.shape != b.shape:
         raise UserError(
@@ -40,7 +40,7 @@ def paired_t_test(a: Values, b: Values, confidence: float = 0.95) -> PairedTest:
         raise UserError(f"a paired t-test needs at least 2 users, there are {n}; evaluate on more users")
     if np.array_equal(a, b):
         return PairedTest(0.0, 0.0, 1.0, n, 0.0, 0.0, confidence)
-    from scipy import stats  # here: it takes most of a second, and most that import this never test anything
+    from scipy import stats  # imported here: it takes most of a second, and few importers of this module run a test
 
     with warnings.catch_warnings():  # a constant difference has no variance: t is infinite, and scipy warns of it
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -1,4 +1,4 @@
-"""Figures of many users: per user, their mean, and warm and cold targets apart."""
+"""Metrics of many users: per user, as means, and separately for warm and cold targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mean_metrics(ranks: UserRanks, choice: MetricChoice = DEFAULT) -> dict[str, 
 
 @dataclass(frozen=True)
 class TargetGroup:
-    """Mean metrics of the `count` users whose target is of one kind; `metrics` is empty when there is none."""
+    """Mean metrics of the `count` users whose target is of one kind; `metrics` is empty if `count` is 0."""
 
     count: int
     metrics: dict[str, float]
@@ -44,7 +44,7 @@ class WarmCold:
 
 
 def warm_cold(ranks: UserRanks, cold: NDArray[np.bool_], choice: MetricChoice = DEFAULT) -> WarmCold:
-    """Metrics of warm and of cold targets apart. ranks: (U,); cold: (U,), True for a target unseen in training."""
+    """Metrics of warm and of cold targets separately. ranks: (U,). cold: (U,), True for a target unseen in training."""
     if ranks.shape != cold.shape:
         raise ValueError(f"{ranks.shape} ranks, {cold.shape} cold flags")
     warm, unseen = (TargetGroup(int(x.size), mean_metrics(x, choice)) for x in (ranks[~cold], ranks[cold]))
@@ -58,7 +58,7 @@ def list_values(exposures: Sequence[Exposure], choice: MetricChoice) -> dict[str
 
 
 def best_possible(key: str, shares: Sequence[float]) -> float | None:
-    """The best possible value of a figure; None where it is not known. shares: see RankMetric.best_possible."""
+    """The best possible value of the metric with this key; None if not known. shares: see RankMetric.best_possible."""
     parsed = parse_key(key)
     metric = METRICS[parsed[0]] if parsed else None
     return metric.best_possible(np.array(shares), parsed[1]) if parsed and isinstance(metric, RankMetric) else None

@@ -173,7 +173,7 @@ def test_gates_start_at_one_half_and_adapters_near_the_identity() -> None:
 
 
 def test_unequal_encoders_are_refused_with_the_system_that_takes_them() -> None:
-    with pytest.raises(UserError, match=r"5 states of 6 of the video and 4 states of 7 .* iisan-versa"):
+    with pytest.raises(UserError, match=r"5 states of width 6, and the title 4 states of width 7.* iisan-versa"):
         build("iisan", OPTIONS, model_context())
 
 

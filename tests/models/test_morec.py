@@ -157,5 +157,5 @@ def test_bad_options_are_refused(name: str, value: float) -> None:
 
 
 def test_items_without_any_content_are_refused() -> None:
-    with pytest.raises(UserError, match="text is False: it is true where visual is false"):
+    with pytest.raises(UserError, match="text is False: it must be true if visual is false"):
         MoRecOptions(text=False, visual=False)

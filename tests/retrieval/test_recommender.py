@@ -208,7 +208,7 @@ def test_weights_that_do_not_fit_this_version_are_refused(tmp_path: Path) -> Non
     }
     weights = {**model.state_dict(), "surplus": torch.ones(1)}
     write_export(tmp_path / "a", options={}, inference="default", weights=weights, **shared)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"do not fit this version's sasrec.*surplus"):
+    with pytest.raises(UserError, match=r"do not fit this version of sasrec.*surplus"):
         Recommender.load(tmp_path / "a")
     write_export(
         tmp_path / "b", options={}, inference="magic", weights=model.state_dict(), **shared  # type: ignore[arg-type]

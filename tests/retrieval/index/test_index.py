@@ -150,7 +150,7 @@ def test_options_are_read_from_text_and_refused_by_name() -> None:
         ("hnsw", {"ef_search": 0}, "ef_search is 0"),
         ("hnsw", {"ef_search": "wide"}, "index hnsw: ef_search: Input should be a valid integer"),
         ("hnsw", {"ef_serch": 9}, "hnsw has no option ef_serch: did you mean 'ef_search'"),
-        ("flat", {"nprobe": 3}, "flat has no option nprobe: it has none"),
+        ("flat", {"nprobe": 3}, "flat has no option nprobe: it has no options"),
         ("ifv", {}, "unknown index 'ifv': did you mean 'ivf'"),
     ):
         with pytest.raises(UserError, match=says):

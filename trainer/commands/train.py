@@ -103,7 +103,7 @@ def _check_name(name: str, run_dir: Path, resume: bool) -> None:
     if (started or foreign) and not resume:
         raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to go on with it, or another --name")
     if resume and not (run_dir / "config.yaml").exists():
-        raise UserError(f"nothing to resume: {run_dir} holds no run")
+        raise UserError(f"nothing to resume: there is no run in {run_dir}")
     if resume:
         recipe.load(str(run_dir / "config.yaml"), None, [], None)  # refused here if an earlier version wrote it
 

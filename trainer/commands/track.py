@@ -1,4 +1,4 @@
-"""`mealrec track`: bring MLflow up to date with a run whose mirror could not finish."""
+"""`mealrec track`: send to MLflow what it does not have yet of a run that has ended."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments, description and example of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Post to MLflow what it does not have yet of a run that has ended: parameters, metrics, artifacts, status.\n"
-        "The MLflow run is the one that training began, if it began one; no point is posted twice."
+        "Send to MLflow what it does not have yet of a run that has ended: parameters, metrics, artifacts, status.\n"
+        "If training already began an MLflow run, that one is continued; no point is sent twice."
     )
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--uri", metavar="URI", help="tracking URI (the run's, or mlflow.db beside the runs)")
-    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the one of the run, or mealrec)")
-    parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds to try for (300)")
+    parser.add_argument("--uri", metavar="URI", help="tracking URI (default: the run's, else mlflow.db beside the runs)")
+    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (default: the run's, else mealrec)")
+    parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="give up after so many seconds (300)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sync and say how it went; 0 if MLflow has everything. Raises UserError otherwise."""
+    """Send what is missing and print the result; 0 if MLflow has everything. Raises UserError otherwise."""
     run_dir: Path = args.runs_dir / args.run
     metrics = run_dir / "metrics.jsonl"
     if not metrics.is_file():
-        raise UserError(f"there is no run {args.run!r}: {metrics} does not exist; name a folder of {args.runs_dir}")
+        raise UserError(f"there is no run {args.run!r}: {metrics} does not exist; name a folder in {args.runs_dir}")
     mirrored: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         mirrored = json.loads((run_dir / "mlflow.json").read_bytes())

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--uri", metavar="URI", help="tracking URI (default: the run's, else mlflow.db beside the runs)")
-    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (default: the run's, else mealrec)")
+    parser.add_argument("--uri", metavar="URI", help="tracking URI (the run's, else mlflow.db beside the runs)")
+    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the run's, else mealrec)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="give up after so many seconds (300)")
 
 

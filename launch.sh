@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Set-up and main job. `./launch.sh` trains SASRec, TedRec and MealRec on generated demo data, on a Ray head of its own;
-# `./launch.sh test` runs what continuous integration runs, `./launch.sh test --long` the long claims as well. All make .venv
-# first; a second call does not install again.
+# Set up and run. `./launch.sh` trains three baselines, SASRec, TedRec and MealRec on generated demo data, on its own Ray
+# head. `./launch.sh test` runs the same tests as continuous integration; `./launch.sh test --long` also runs the tests
+# marked `long`. Each first makes .venv, unless an earlier call has done so.
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
@@ -27,7 +27,7 @@ find_python() {
     return 1
 }
 
-# faiss-gpu and faiss-cpu write the same files: exactly one of the two extras is installed.
+# faiss-gpu and faiss-cpu write the same files, so only one of the two extras can be installed.
 accelerator() {
     if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
         echo gpu
@@ -43,7 +43,7 @@ install() {
     if [ -f .venv/stamp ] && [ "$(cat .venv/stamp)" = "$stamp" ]; then
         return
     fi
-    python=$(find_python) || fail "Python 3.10 to 3.13 is needed and none was found; install one and run this again"
+    python=$(find_python) || fail "found no Python 3.10 to 3.13; install one and run this again"
     printf 'installing into .venv with %s (%s); the first time takes a few minutes ...\n' "$python" "$extras"
     rm -rf .venv
     "$python" -m venv .venv 2>/dev/null || {
@@ -59,7 +59,7 @@ install() {
     printf 'installed in %s s\n' "$SECONDS"
 }
 
-# Ray cannot start from a path with spaces: go through a link that has none.
+# Ray cannot start from a path with spaces: use a link without spaces.
 plain_path() {
     local folder
     case $venv in
@@ -77,18 +77,18 @@ run_tests() {
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
-    # tests that start a Ray, or measure time, have the machine to themselves; the others share its cores
+    # tests that start Ray or measure time run alone, one at a time, after the others, which share the cores
     "$venv/bin/python" -m pytest -q -m "not alone and not long" "${in_parallel[@]}" --durations=10 \
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
         --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
-    # shellcheck disable=SC2046 # no name of a test has a space
+    # shellcheck disable=SC2046 # no test file has a space in its name
     "$venv/bin/python" -m pytest -q -m alone --durations=10 $(grep -rl 'mark\.alone' tests --include='*.py' | sort) </dev/null
     if [ "$1" = long ]; then # -rP prints what each of them found
         "$venv/bin/python" -m pytest -q -m long "${in_parallel[@]}" --durations=0 -rP tests/models/learns </dev/null
     fi
 }
 
-# A run keeps its name for ever: the second demo is demo-2, and so on.
+# The name of a run cannot be used twice: the second demo is demo-2, and so on.
 free_name() {
     local name=demo number=1
     while compgen -G "runs/$name-[a-z]*" >/dev/null || [ -e "runs/$name" ]; do
@@ -108,7 +108,7 @@ run_demo() {
     name=$(free_name)
     [ "$(accelerator)" = gpu ] && gpus=$(nvidia-smi -L | grep -c GPU)
     cpus=$("$venv/bin/python" -c 'import os; print(max(4, os.cpu_count() or 4))')
-    # A head of its own, on 127.0.0.1, that is stopped when the job has ended, also if this script is interrupted.
+    # cluster.jobs starts a Ray head on 127.0.0.1 and stops it when the job has ended, also if this script is interrupted.
     "$venv/bin/python" -m cluster.jobs --cpus "$cpus" --gpus "$gpus" -- python trainer/run.py \
         --recipe demo --model popularity,content-knn,transition-knn,sasrec,tedrec,mealrec --data data/demo --name "$name" </dev/null &
     job=$!
@@ -127,7 +127,7 @@ import polars
 print(" ".join(polars.read_parquet("data/demo/items.parquet").sort("train_count", descending=True)["item"][:3]))')
     cat <<TEXT
 
-All are in runs/$1-*: three baselines, which nothing is trained for, and three systems. What next, from $root:
+The results of three baselines and three trained systems are in runs/$1-*. What you can do next, in $root:
 
   . .venv/bin/activate
   mealrec compare $1-mealrec $1-tedrec $1-sasrec

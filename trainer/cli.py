@@ -1,4 +1,4 @@
-"""The command line: `mealrec VERB ...`. Exit codes: 0 done, 2 the user's mistake (one message), 1 a bug (traceback)."""
+"""The command line: `mealrec VERB ...`. Exit codes: 0 done, 2 a user's mistake (one message), 1 a bug (traceback)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. Bugs propagate, so that Python prints their traceback and exits with 1."""
+    """Run one verb; return the exit code. Bugs propagate, so that Python prints their traceback and exits with 1."""
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except (UserError, PreflightError) as error:
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
         return stop.code if isinstance(stop.code, int) else DONE
-    except BrokenPipeError:  # the reader (head, less) went away: nobody is left to tell
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python complains when it flushes at exit
+    except BrokenPipeError:  # the program that reads our output (head, less) has ended
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python reports an error when it flushes at exit
         return DONE
 
 
@@ -84,7 +84,7 @@ def _top_parser() -> argparse.ArgumentParser:
         description="MealRec: hierarchical diffusion models for micro-video recommendation.",
         epilog=f"commands:\n{verbs}\n\nexample:\n"
         "  mealrec prepare synthetic --users 10000 --items 2000 --out data/demo\n"
-        "\nmealrec COMMAND --help tells the options of a command, with an example.",
+        "\nmealrec COMMAND --help lists the options of a command, with an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     try:
@@ -96,13 +96,13 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _help(verb: str) -> str:
-    """First line of a command's docstring, read without importing torch and the like."""
+    """The first line of a command's docstring, read without importing the command, which may load torch."""
     source = (Path(__file__).parent / "commands" / f"{verb}.py").read_text(encoding="utf-8")
     return _summary(ast.get_docstring(ast.parse(source)))
 
 
 def _summary(docstring: str | None) -> str:
-    """The first line, without the name of the command that it begins with."""
+    """The first line of a docstring, without the name of the command at its start."""
     first = (docstring or "").strip().partition("\n")[0]
     return first.partition(": ")[2] if first.startswith("`") else first
 

@@ -1,4 +1,4 @@
-"""This process: its rank among the workers, and its memory."""
+"""The current process: its rank among the workers, and its memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _PAD = 64 << 20
 
 
 def world() -> tuple[int, int]:
-    """(rank, world size) of this process; (0, 1) outside of any process group."""
+    """(rank, world size) of this process; (0, 1) if there is no process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to give freed tensors back to the system (nothing happens with another C library).
+    """Tell glibc to keep freed memory instead of returning it to the system. Does nothing with another C library.
 
-    A training step on a CPU frees and allocates the same large tensors again and again; by default each goes through
-    mmap and munmap, and the kernel zeroes its pages anew: almost half of a step's time was page faults.
+    A training step on a CPU frees and allocates the same large tensors again and again. By default each allocation
+    uses mmap, and the kernel must zero its pages again: almost half of a step's time was page faults.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory that this process has held: of the GPU where it computes on one, else resident, mapped files too."""
+    """Peak memory of this process: on the GPU if it uses one, else resident memory, including memory-mapped files."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Progress on standard error for anything that takes longer than five seconds: a bar on a terminal, else lines."""
+"""Progress of tasks that take longer than five seconds, on standard error: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LINE_EVERY_S, _BAR_EVERY_S = 2.0, 0.2
 
 
 class _Bar(tqdm):  # type: ignore[misc]
-    monitor_interval = 0  # tqdm's thread would redraw bars that are not updated; it gets in the way of forks
+    monitor_interval = 0  # no tqdm thread, which would redraw bars without updates: threads make forks unsafe
 
 
 class Progress:
-    """Reports how much of `total` is done, the rate and the time left; prints nothing within the first five seconds.
+    """Reports how much of `total` is done, the rate and the time left. Prints nothing in the first five seconds.
 
-    already: how much of the total was done before, which does not count for the rate.
+    already: the part of the total that was done earlier and does not count for the rate.
     """
 
     def __init__(self, label: str, total: int, already: int = 0) -> None:
@@ -35,7 +35,7 @@ class Progress:
             )  # fmt: skip
 
     def update(self, done: int) -> None:
-        """Say that `done` of the total are done; a line at most every two seconds, a bar five times a second."""
+        """Report that `done` of the total are done. Prints at most a line every two seconds, or updates the bar."""
         done = min(done, self._total)
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
@@ -53,7 +53,7 @@ class Progress:
         self._next_line = now + _LINE_EVERY_S
 
     def close(self) -> None:
-        """End the line of a bar, so that what follows begins a new one."""
+        """End the line of the bar, so that further output starts on a new line."""
         if self._bar is not None:
             self._bar.close()
 

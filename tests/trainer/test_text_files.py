@@ -26,7 +26,7 @@ def test_text_comes_without_a_byte_order_mark_and_with_its_line_ends(tmp_path: P
         (b"", "a.txt is empty"),
         (b"a\nb\xff\n", "line 2 is not UTF-8"),
         (b"\n" * PIECE + b"a\n\xff", f"line {PIECE + 2} is not UTF-8"),
-        (b"x" * (PIECE - 1) + b"\xe2\x82", "line 1 ends within a character"),
+        (b"x" * (PIECE - 1) + b"\xe2\x82", "line 1 ends in the middle of a character"),
         ("é\n".encode("utf-16"), "line 1 is not UTF-8"),
     ],
 )

@@ -1,6 +1,6 @@
 """`mealrec compare`: metrics of several runs side by side, and paired t-tests over their users.
 
-Runs that differ in nothing but the end of their name, -sSEED (`mealrec train --seeds`), are one row: means over seeds.
+Runs whose names differ only in the ending -sSEED (`mealrec train --seeds`) share one row, which shows means over seeds.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments, description and example of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Print the test metrics of runs on the same data: one table with every item ranked, one with the user's own\n"
-        "history masked, cold targets apart; then the first run against each other one, by paired t-tests over users.\n"
-        "Runs NAME-s1, NAME-s2 ... (train --seeds) are joined: mean and standard deviation over seeds."
+        "Print the test metrics of runs on the same data: one table that ranks all items, and one that masks the\n"
+        "user's own history; both show warm and cold targets separately. Then compare the first run with each other\n"
+        "run by paired t-tests over users.\n"
+        "Runs NAME-s1, NAME-s2 ... (train --seeds) share one row: mean and standard deviation over seeds."
     )
     parser.epilog = "example:\n  mealrec compare demo-mealrec demo-tedrec demo-sasrec"
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a run that was tested")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a finished run")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
     parser.add_argument("--metrics", default=",".join(DEFAULT.names), metavar="NAME,...",
-                        help=f"metrics of ranks, whatever the runs reported ({','.join(DEFAULT.names)})")  # fmt: skip
+                        help="metrics that follow from ranks; the runs need not have reported them "
+                        f"({','.join(DEFAULT.names)})")  # fmt: skip
     parser.add_argument("--ks", default=",".join(map(str, DEFAULT.ks)), metavar="K,...",
-                        help="lengths of the lists; tests are at the first "
+                        help="lengths of the top lists; the t-tests use the first "
                         f"({','.join(map(str, DEFAULT.ks))})")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the comparison. Raises UserError for a run without a test, or runs on different data."""
+    """Print the comparison. Raises UserError for a run without test results, or for runs on different data."""
     choice = _choice(args.metrics, args.ks)
     runs = [read_run(args.runs_dir / name) for name in args.runs]
     for other in runs[1:]:
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choice(metrics: str, ks: str) -> MetricChoice:
-    """What to report. Raises UserError for an unknown metric, or one that ranks alone do not tell."""
+    """The metrics to report. Raises UserError for an unknown metric, or one that does not follow from ranks alone."""
     if not all(k.isascii() and k.isdecimal() for k in ks.split(",")):
         raise UserError(f"--ks {ks}: write whole numbers separated by commas, e.g. --ks 1,5,10")
     choice = MetricChoice(tuple(metrics.split(",")), tuple(map(int, ks.split(","))))
@@ -74,17 +76,17 @@ def _choice(metrics: str, ks: str) -> MetricChoice:
 
 
 def _cost(folders: Sequence[Path]) -> list[str]:
-    """Seeds, best epoch, median seconds of a training epoch, and peak memory, as far as the runs tell."""
+    """Seeds, best epoch, median seconds of a training epoch, and peak memory; "-" where the runs recorded none."""
     best, seconds, peak = [], [], []
     for folder in folders:
         best.append(json.loads((folder / "test.json").read_bytes()).get("epoch"))
         lines = read_lines(folder / "metrics.jsonl", 0)[0] if (folder / "metrics.jsonl").exists() else []
         seconds += [line["metrics"]["train_seconds"] for line in lines if line["event"] == "epoch"]
         peak += [line["metrics"]["peak_memory_mib"] for line in lines if "peak_memory_mib" in line["metrics"]]
-    told = [epoch for epoch in best if epoch is not None]
+    recorded = [epoch for epoch in best if epoch is not None]
     return [
         str(len(folders)),
-        f"{np.median(told):.0f}" if told else "-",
+        f"{np.median(recorded):.0f}" if recorded else "-",
         f"{np.median(seconds):.2f}" if seconds else "-",
         f"{np.median(peak):,.0f}" if peak else "-",
     ]
@@ -107,7 +109,7 @@ def _metrics_table(groups: Sequence[SeedGroup], masked: bool, choice: MetricChoi
 
 
 def _figure(values: Sequence[float]) -> str:
-    """The mean, and with several seeds their standard deviation."""
+    """The mean, and for several seeds also the standard deviation."""
     if not values:
         return "-"
     spread = f" ±{np.std(values, ddof=1):.4f}" if len(values) > 1 else ""

@@ -1,4 +1,4 @@
-"""Say what is installed and reachable here: what will work, and what will not.
+"""Check what is installed and reachable on this machine, and say what will work and what will not.
 
 Example: mealrec doctor --ray
 """
@@ -27,7 +27,7 @@ from trainer.tracking.address import on_shared_storage, redacted, sqlite_path
 MISSING_EXIT = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _MIN_DISK, _MIN_MEMORY = 5e9, 4e9
-#: what does not work without a package; any other requirement is needed by every command
+#: packages that only some commands need, and what does not work without them
 _OPTIONAL = {
     "deepspeed": "the plain torch engine is used: no ZeRO",
     "mlflow": "runs are only in runs/NAME/metrics.jsonl",
@@ -45,7 +45,7 @@ State = Literal["ok", "warning", "missing"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. missing: something required is not there."""
+    """One line of the report. state: "missing" means that something required is not there."""
 
     state: State
     what: str
@@ -57,7 +57,7 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--ray", action="store_true", help="also start Ray here, or reach the cluster (half a minute)")
+    parser.add_argument("--ray", action="store_true", help="also start or reach Ray (takes half a minute)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
     parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
                         metavar="URI", help="where MLflow is (MLFLOW_TRACKING_URI, else mlflow.db here)")  # fmt: skip
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def findings(args: argparse.Namespace) -> Iterator[Finding]:
-    """All checks, from what is installed to what is reachable."""
+    """All checks: first of what is installed, then of what is reachable."""
     yield _python()
     yield from packages()
     yield from _devices()
@@ -86,7 +86,7 @@ def findings(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Each requirement of pyproject.toml against what is installed."""
+    """Compare each requirement of pyproject.toml with the installed version."""
     for requirement in _requirements():
         if requirement.name.startswith("faiss"):
             continue  # one of two packages: see _faiss
@@ -95,7 +95,7 @@ def packages() -> Iterator[Finding]:
 
 
 def judge_package(name: str, found: str | None, wanted: SpecifierSet, without: str | None) -> Finding:
-    """What a package's version means. without: what happens when it is not there; None: nothing works."""
+    """The finding for one package. without: what does not work without the package; None if nothing works."""
     if found is None:
         return Finding("warning" if without else "missing", name, f"not installed: {without or 'required'}")
     if not wanted.contains(found, prereleases=True):
@@ -104,7 +104,7 @@ def judge_package(name: str, found: str | None, wanted: SpecifierSet, without: s
 
 
 def _requirements() -> list[Requirement]:
-    """Requirements of every command, and of the extras `text` and `video`; installed, else from pyproject.toml."""
+    """Requirements of the package and of its extras `text` and `video`, from its metadata, else from pyproject.toml."""
     try:
         lines = requires("mealrec") or []
     except PackageNotFoundError:
@@ -171,7 +171,7 @@ def _memory() -> Finding:
 
 
 def disk(runs: Path) -> Finding:
-    """Room, and the right to write, where runs go."""
+    """Check the free space, and the right to write, where runs go."""
     folder = next(each for each in (runs.absolute(), *runs.absolute().parents) if each.exists())
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""Rank every test user with a run's best checkpoint again, exactly or by a FAISS index.
+"""Evaluate a run's best checkpoint again, with exact ranking or a FAISS index.
 
 Example: mealrec evaluate --run first-mealrec --set eval.index=ivf
 """
@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec evaluate`."""
     parser.add_argument("--run", required=True, help="name or folder of a run")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
-    parser.add_argument("--data", help="where the run's dataset is now (default: where it was)")
+    parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--set", action="append", default=[], metavar="eval.KEY=VALUE", dest="settings",
-                        help="how to rank and what to report, e.g. eval.index=flat, eval.metrics=[HR,MRR], "
+                        help="change how to rank and what to report, e.g. eval.index=flat, eval.metrics=[HR,MRR], "
                         "eval.ks=[1,5,10]")  # fmt: skip
     parser.add_argument("--out", type=Path, help="write the full report as JSON to this file")
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(folder: Path) -> str | None:
-    """The way of encoding users that training chose on validation; None while the run is not finished."""
+    """The way of encoding users that training chose on validation; None if the run is not finished."""
     path = folder / "valid.json"
     return str(json.loads(path.read_text())["inference"]) if path.exists() else None
 

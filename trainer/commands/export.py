@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec export`."""
     parser.add_argument("--run", required=True, help="name or folder of a run")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
-    parser.add_argument("--data", help="where the run's dataset is now (default: where it was)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+    parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and say how to use it."""
+    """Write the export and print how to use it."""
     folder = run_folder(args.run, args.runs_dir)
     opened = open_run(folder, args.data)
     valid = folder / "valid.json"

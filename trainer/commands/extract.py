@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from models.errors import UserError
-from trainer.commands.kinds import add_kinds
+from trainer.commands.subcommands import add_subcommands
 from trainer.data.format.manifest import file_info
 from trainer.data.sources.items import read_items
 from trainer.data.storage import is_url
@@ -41,7 +41,7 @@ _UNITS = {"videos": 16, "titles": 64}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two kinds, and their options."""
-    made = add_kinds(parser, "kind", _KINDS)
+    made = add_subcommands(parser, "kind", _KINDS)
     _add_videos(made["videos"])
     _add_titles(made["titles"])
     for name, sub in made.items():

@@ -1,4 +1,4 @@
-"""`mealrec index`: build a FAISS index over an exported model's item vectors, and say what it costs in recall."""
+"""`mealrec index`: build a FAISS index over an exported model's item vectors, and measure its recall."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Build a FAISS index over an exported model and save it in MODEL/index/KIND.\n"
-        "Recall is measured against exact ranking, for synthetic users: random histories encoded by the model."
+        "Recall is measured against exact ranking, for synthetic users: the model encodes random histories."
     )
     parser.epilog = "example:\n  mealrec index --model model --kind hnsw"
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder made by `mealrec export`")
-    parser.add_argument(
-        "--kind", required=True, metavar="KIND", help=f"{', '.join(KINDS)}: flat is exact, others are faster and near"
-    )
+    parser.add_argument("--kind", required=True, metavar="KIND",
+                        help=f"{', '.join(KINDS)}: flat is exact, the others are faster but approximate")  # fmt: skip
     for name, text in _options().items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", dest=name, help=text)
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "gpu"], default="auto", help="where FAISS searches while recall is measured"
-    )
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto",
+                        help="where FAISS searches when recall is measured (auto)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="FAISS threads (all cores)")
 
 
 def _options() -> dict[str, str]:
-    """Help of each option by name; kinds that have an option of one name share it."""
+    """The help text of each option by name. Kinds with an option of the same name share it."""
     texts: dict[str, list[str]] = {}
     for kind in KINDS:
         for field in fields(KINDS[kind]):
@@ -47,12 +45,12 @@ def _options() -> dict[str, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, measure, save; returns the exit code. Raises UserError for an option that the kind does not have."""
+    """Build, save and measure the index; return the exit code. Raises UserError for an option that the kind lacks."""
     given = {name: getattr(args, name) for name in _options() if getattr(args, name) is not None}
     options = parse_options(args.kind, given)
     recommender = Recommender.load(args.model)
     histories = np.random.default_rng(0).integers(1, len(recommender.items.ids) + 1, size=(_QUERIES, _HISTORY)).tolist()
-    users = recommender.encode(histories).numpy()  # first: a system without vectors is refused here
+    users = recommender.encode(histories).numpy()  # first, because this refuses a system without vectors
     vectors = recommender.item_vectors.numpy()
     started = time.perf_counter()
     index = build_index(

@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 
 from models.errors import UserError
-from trainer.commands.kinds import add_kinds
+from trainer.commands.subcommands import add_subcommands
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare
 from trainer.data.sources.base import Source
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = {name: (SOURCES[name].help, SOURCES[name].example) for name in SOURCES} | {"synthetic": _SYNTHETIC}
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "examples:\n" + "\n".join(f"  {example}" for _, example in kinds.values())
-    made = add_kinds(parser, "source", kinds)
+    made = add_subcommands(parser, "source", kinds)
     for name, sub in made.items():
         if name in SOURCES:
             SOURCES[name].add_arguments(sub)

@@ -1,4 +1,4 @@
-"""`mealrec recommend`: a history of raw item ids in, the top k items out."""
+"""`mealrec recommend`: recommend the top k items for a history of raw item ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments, description and examples of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Recommend items for a history. Ids that the model does not know are reported and left out;\n"
+        "Recommend items for a history. Ids that the model does not know are reported and ignored;\n"
         "items of the history are not recommended again."
     )
     parser.epilog = (
@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--index",
         default="exact",
         metavar="KIND",
-        help=f"what ranks: exact, or an index that `mealrec index` made: {', '.join(KINDS)} (exact)",
+        help=f"how to rank: exact, or by an index that `mealrec index` made: {', '.join(KINDS)} (exact)",
     )
     parser.add_argument("--keep-history", action="store_true", help="let items of the history be recommended again")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer one history; returns the exit code."""
+    """Print the recommendations for one history; return the exit code."""
     recommender = Recommender.load(args.model, index=args.index)
     (answer,) = recommender.recommend([args.history.split()], args.k, exclude_history=not args.keep_history)
     if args.json:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"recommendations": ranked, "unknown": answer.unknown, "ranked_by": recommender.description}))
         return 0
     if answer.unknown:
-        print(f"not known to the model, left out: {' '.join(answer.unknown)}", file=sys.stderr)
+        print(f"ignored, because the model does not know them: {' '.join(answer.unknown)}", file=sys.stderr)
     print(_table(answer))
     return 0
 

@@ -1,4 +1,4 @@
-"""`mealrec track`: bring MLflow up to date with a run whose mirror could not finish."""
+"""`mealrec track`: send to MLflow what it does not have yet of a run that has ended."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments, description and example of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Post to MLflow what it does not have yet of a run that has ended: parameters, metrics, artifacts, status.\n"
-        "The MLflow run is the one that training began, if it began one; no point is posted twice."
+        "Send to MLflow what it does not have yet of a run that has ended: parameters, metrics, artifacts, status.\n"
+        "If training already began an MLflow run, that one is continued; no point is sent twice."
     )
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sync and say how it went; 0 if MLflow has everything. Raises UserError otherwise."""
+    """Send what is missing and print the result; 0 if MLflow has everything. Raises UserError otherwise."""
     run_dir: Path = args.runs_dir / args.run
     metrics = run_dir / "metrics.jsonl"
     if not metrics.is_file():

@@ -1,4 +1,4 @@
-"""Train one system, or several for comparison, on a prepared dataset.
+"""Train one system, or several to compare, on a prepared dataset.
 
 Example: mealrec train --recipe demo --data data/demo --model sasrec,tedrec,mealrec --name first
 """
@@ -28,21 +28,21 @@ from trainer.tracking import where_runs_are, write_group
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec train`, and of `python trainer/run.py` in a Ray job."""
-    parser.add_argument("--recipe", required=True, help=f"{', '.join(recipe.names())}, or a path to a .yaml file")
+    parser.add_argument("--recipe", required=True, help=f"{', '.join(recipe.names())}, or the path of a .yaml file")
     parser.add_argument("--data", help="prepared dataset, a folder or URL (default: the recipe's data.path)")
     parser.add_argument("--name", required=True, help="name of the run; results go to RUNS_DIR/NAME")
-    parser.add_argument("--model", help="system to train instead of the recipe's; several, separated by commas, "
-                        "make runs NAME-SYSTEM and one table")  # fmt: skip
-    parser.add_argument("--seeds", help="train each system once per seed, e.g. 2020,2021,2022: runs NAME-sSEED, which "
-                        "`mealrec compare` joins to means and spreads")  # fmt: skip
+    parser.add_argument("--model", help="system to train instead of the recipe's; for several systems, separated by "
+                        "commas, the runs are called NAME-SYSTEM and share one table")  # fmt: skip
+    parser.add_argument("--seeds", help="train each system once per seed, e.g. 2020,2021,2022; the runs are called "
+                        "NAME-sSEED, and `mealrec compare` shows their mean and standard deviation")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="override one setting; may be repeated")  # fmt: skip
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    parser.add_argument("--resume", action="store_true", help="continue the run of this name")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything that can be checked without torch, then train each system in turn."""
+    """Check everything that can be checked without torch, then train the systems one after the other."""
     systems = args.model.split(",") if args.model else [None]
     if len(set(systems)) < len(systems) or "" in systems:
         raise UserError(f"--model {args.model}: name each system once, separated by commas")
@@ -81,7 +81,7 @@ def _seeds(text: str | None) -> list[int | None]:
 
 
 def _check(config: RunConfig) -> RunConfig:
-    """Refuse what the workers would refuse, before any of them starts; returns the config with absolute paths."""
+    """Refuse what the workers would refuse, before any of them starts; return the config with absolute paths."""
     if not config.data.path:
         raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
     config.engine.choose()
@@ -104,28 +104,28 @@ def _check_content(config: RunConfig, manifest: Manifest) -> None:
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r} is not a plain folder name")
-    started = (run_dir / "metrics.jsonl").exists()  # a start that was refused leaves only its configuration
+    started = (run_dir / "metrics.jsonl").exists()  # a refused start leaves only its configuration
     foreign = run_dir.exists() and not (run_dir / "config.yaml").exists()
     if (started or foreign) and not resume:
-        raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to go on with it, or another --name")
+        raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to continue it, or another --name")
     if resume and not (run_dir / "config.yaml").exists():
-        raise UserError(f"nothing to resume: {run_dir} holds no run")
+        raise UserError(f"nothing to resume: there is no run in {run_dir}")
     if resume:
-        recipe.load(str(run_dir / "config.yaml"), None, [], None)  # refused here if an earlier version wrote it
+        recipe.load(str(run_dir / "config.yaml"), None, [], None)  # refuses a file that an earlier version wrote
 
 
 def _train(name: str, config: RunConfig, run_dir: Path) -> None:
-    import torch  # not before everything is checked: a mistake is told at once
+    import torch  # only after all checks, so that mistakes are reported at once
 
     from trainer.training.worker import train_worker
 
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
     text = recipe.dump(config, shlex.join(["mealrec", "train", *sys.argv[1:]]))
-    if not (run_dir / "checkpoints").exists():  # else the workers compare it with what is to be done now
+    if not (run_dir / "checkpoints").exists():  # else the workers first compare the old file with this configuration
         write_text(run_dir / "config.yaml", text)
     settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
-    # a baseline is fitted in seconds: less than it takes workers to start
+    # fitting a baseline takes seconds, less than the start of workers
     if config.cluster.launcher == "inline" or not config.model.options.trained:
         train_worker(settings)
     else:
@@ -134,7 +134,7 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
             train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
             cpus_per_worker=1, max_failures=config.cluster.max_failures, folders=_local(config),
         )  # fmt: skip
-    write_text(run_dir / "config.yaml", text)  # more epochs, say
+    write_text(run_dir / "config.yaml", text)  # a resumed run may have other settings, such as more epochs
     print(f"{name}: done in {time.perf_counter() - started:.0f} s, results in {run_dir}", flush=True)
 
 

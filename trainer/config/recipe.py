@@ -1,8 +1,9 @@
-"""Recipes: YAML files of settings for a dataset and the systems trained on it, and how options override them.
+"""Recipes: YAML files of settings for a dataset and the systems trained on it. Here they are read and overridden.
 
-A recipe has the sections of `trainer.config.schema.RunConfig`, except that `model` is the name of the system to train
-and `systems` holds, for each that differs from its defaults, the options that do, and under its key `train` what is
-different in the training of that system. A run's own `config.yaml`, whose `model` is a section, is a recipe too.
+A recipe has the sections of `trainer.config.schema.RunConfig`, with two differences: `model` is the name of the system
+to train, and `systems` has a section for each system whose options differ from the defaults. The key `train` of such a
+section overrides the training settings for that system. A run's `config.yaml`, where `model` is a section, is a recipe
+too.
 """
 
 from __future__ import annotations
@@ -28,22 +29,23 @@ def names() -> list[str]:
 
 
 def load(recipe: str, model: str | None, settings: Iterable[str], data: str | None) -> RunConfig:
-    """The configuration of `recipe` (a name, or a path to YAML) for system `model`, with `section.key=value` settings.
+    """The configuration from `recipe` (a name, or the path of a YAML file) for the system `model`.
 
-    Raises UserError for an unknown recipe, system, key or value, before anything starts.
+    settings: "section.key=value", override the recipe. data: overrides the path of the dataset.
+    Raises UserError for an unknown recipe, system, key or value.
     """
     values = _read(recipe)
     if isinstance(values.get("model"), Mapping):
         _check_written_by_a_run(recipe, values)
     overrides = nest(settings)
-    if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as recipes say it
+    if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as in recipes
         overrides["model"] = {"name": overrides["model"]}
     model = str(overrides.get("model", {}).pop("name", "")) or model
     systems = values.pop("systems", None) or {}
     if not isinstance(systems, Mapping) or not all(isinstance(options, Mapping | None) for options in systems.values()):
         raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
     for system in systems:
-        options_class(system)  # refuses an unknown name
+        options_class(system)  # raises for an unknown name
     if not isinstance(values.get("model"), Mapping):
         chosen = model or str(values.get("model", ""))
         options = dict(systems.get(chosen) or {})
@@ -51,7 +53,7 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
             _merge(values, {"train": training})
         values["model"] = {"name": chosen, **options}
     elif model and model != values["model"].get("name"):
-        values["model"] = {"name": model}  # options of another system do not carry over
+        values["model"] = {"name": model}  # do not keep the options of another system
     _merge(values, overrides)
     if data:
         _merge(values, {"data": {"path": data}})
@@ -85,7 +87,7 @@ def _read(recipe: str) -> dict[str, Any]:
 
 
 def nest(settings: Iterable[str]) -> dict[str, Any]:
-    """["a.b=1"] -> {"a": {"b": 1}}; values are YAML."""
+    """Turn ["a.b=1"] into {"a": {"b": 1}}; values are YAML. Raises UserError for a setting in another form."""
     nested: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -111,5 +113,5 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def dump(config: RunConfig, command: str) -> str:
-    """`config.yaml` of a run: complete, headed by the command that made it, and itself a recipe."""
+    """The text of a run's `config.yaml`: the command as a comment, then every setting. The file is a recipe itself."""
     return f"# {' '.join(command.split())}\n" + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

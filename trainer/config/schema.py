@@ -1,7 +1,7 @@
-"""The configuration of one training run: typed, frozen, and refused where a key or value is unknown.
+"""The configuration of one training run: typed and frozen; an unknown key or a bad value is refused.
 
-Each part of the program has its own section; the model's section holds the options of the chosen system, which are
-checked in models/options. Nothing here imports torch.
+Each part of the program has its own section. The section `model` holds the options of the chosen system, which
+models/options checks. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """path: a prepared dataset, a folder or URL. loader: resident keeps content and sequences on the model's device,
-    mmap gathers from memory-mapped files on the host, stream reads training rows from WebDataset shards; auto is
-    resident when everything fits in half of the free memory, else mmap. stream_window: shards shuffled together.
+    """path: a prepared dataset, a folder or URL. loader: `resident` keeps content and sequences on the model's device,
+    `mmap` reads them from memory-mapped files on the host, `stream` reads training rows from WebDataset shards; `auto`
+    is `resident` if everything fits in half of the free memory, else `mmap`. stream_window: number of shards that are
+    shuffled together.
     """
 
     path: str = ""
@@ -39,9 +40,9 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """batch_size: rows of the global batch, over all workers. patience: validations without improvement of NDCG@10
-    before stopping. clip_norm: gradient norm limit (0: none). accumulation: micro-batches per step and worker.
-    checkpoint_every: steps between checkpoints inside an epoch (0: only at its end).
+    """batch_size: rows of the global batch, over all workers. patience: training stops after so many validations
+    without improvement of NDCG@10. clip_norm: limit of the gradient norm (0: none). accumulation: micro-batches per
+    step and worker. checkpoint_every: steps between checkpoints within an epoch (0: only at its end).
     """
 
     epochs: int = Field(default=300, ge=1)
@@ -55,8 +56,8 @@ class TrainConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """name: auto is DeepSpeed where it is installed, else plain torch. precision: bf16 is autocast over fp32 weights.
-    zero_stage: DeepSpeed's partitioning of optimizer state (1), gradients (2) and parameters (3).
+    """name: `auto` is DeepSpeed if it is installed, else plain torch. precision: `bf16` is autocast over fp32 weights.
+    zero_stage: DeepSpeed partitions optimizer states (1), gradients too (2), parameters too (3).
     """
 
     name: Literal["auto", "deepspeed", "torch"] = "auto"
@@ -65,9 +66,9 @@ class EngineConfig(_Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
 
     def choose(self) -> Literal["deepspeed", "torch"]:
-        """The engine that is used here, found without importing it.
+        """The engine to use on this machine, found without importing it.
 
-        Raises UserError where DeepSpeed is needed and is not installed, or not wanted.
+        Raises UserError if DeepSpeed is needed and is not installed, or not chosen.
         """
         if self.name != "torch" and importlib.util.find_spec("deepspeed") is not None:
             return "deepspeed"
@@ -79,9 +80,9 @@ class EngineConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """launcher: ray runs workers under Ray Train, inline runs one worker in this process (as baselines always do).
-    threads: CPU threads of one worker (0: this node's cores over its workers). max_failures: restarts from the last
-    checkpoint after a worker dies.
+    """launcher: `ray` runs workers under Ray Train, `inline` runs one worker in this process (baselines always do).
+    threads: CPU threads of one worker (0: the node's cores divided by its workers). max_failures: how many times
+    workers that died are restarted from the last checkpoint.
     """
 
     launcher: Literal["ray", "inline"] = "ray"
@@ -116,9 +117,9 @@ class TrackingConfig(_Section):
 
 
 class ModelConfig(BaseModel):
-    """name: which system is trained. options: its options, complete and checked, of its class in models/options.
+    """name: the system to train. options: all its options, checked, of its class in models/options.
 
-    Read and written as one section, `{name: sasrec, hidden: 64, ...}`.
+    In YAML both are one section, `{name: sasrec, hidden: 64, ...}`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -152,13 +153,13 @@ class RunConfig(_Section):
     seed: int = Field(default=2020, ge=0)
 
     def fingerprint(self) -> str:
-        """sha256 of everything that decides what is learned; a run is only continued under an equal one.
+        """sha256 of everything that decides what is learned; a run is only continued if it is equal.
 
-        Left out: where the data lies (its own checksum is compared), where the run executes and is tracked, its
-        checkpoint interval, and how long it may go on.
+        Left out: the path of the data (its checksum is compared instead), where the run executes and is tracked, its
+        checkpoint interval, and its number of epochs.
         """
         content = self.model_dump(exclude={"cluster", "tracking", "eval"})
-        streamed = self.data.loader == "stream"  # in an order of its own
+        streamed = self.data.loader == "stream"  # streamed rows come in another order
         content["data"] = {"stream_window": self.data.stream_window} if streamed else {}
         content["engine"] = {"precision": self.engine.precision}
         for free in ("epochs", "checkpoint_every"):
@@ -167,7 +168,7 @@ class RunConfig(_Section):
 
 
 def parse(values: Mapping[str, Any]) -> RunConfig:
-    """A RunConfig from nested plain values; UserError names each key that is wrong and the nearest valid one."""
+    """A RunConfig from nested plain values. Raises UserError that names each wrong key and the nearest valid one."""
     try:
         return RunConfig.model_validate({"model": None, **values})
     except ValidationError as error:
@@ -181,7 +182,7 @@ def _explain(error: ValidationError) -> str:
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path) or "configuration"
         cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, UserError) and path[:1] == ["model"]:  # options say by themselves which one is wrong
+        if isinstance(cause, UserError) and path[:1] == ["model"]:  # this message already names the option
             lines.append(str(cause))
             continue
         if problem["type"] == "extra_forbidden":

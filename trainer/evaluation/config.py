@@ -10,10 +10,10 @@ from retrieval.metrics.registry import DEFAULT, MetricChoice
 
 
 class EvalConfig(BaseModel):
-    """metrics, ks: figures that are reported, each metric in the top k for every k; metrics of lists (Coverage,
-    Novelty) are computed at the end alone. Training is steered by NDCG@10 whatever they are.
-    index: what ranks the catalogue; exact is the truth, a FAISS index reports its recall against it.
-    depth: how many items an index returns per user. recall_sample: users whose exact top-k it is compared with.
+    """metrics, ks: the metrics to report, each at every k. Metrics of lists (Coverage, Novelty) are only computed at
+    the end. Early stopping always uses NDCG@10, whatever is reported.
+    index: how to rank the catalogue: `exact`, or a kind of FAISS index, whose recall against exact is reported.
+    depth: how many items an index returns per user. recall_sample: number of users for whom recall is measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +27,7 @@ class EvalConfig(BaseModel):
 
     @property
     def choice(self) -> MetricChoice:
-        """The figures that are reported."""
+        """The metrics and list lengths to report."""
         return MetricChoice(self.metrics, self.ks)
 
     @field_validator("metrics")

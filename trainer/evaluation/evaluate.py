@@ -1,4 +1,4 @@
-"""Full-catalogue evaluation of a model on a split: ranks per user, and every metric computed from them."""
+"""Full-catalogue evaluation of a model on a split: the rank of every user's target, and metrics from these ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.evaluation.rankers import make_ranker
 from trainer.process import world
 
 Ints = NDArray[np.int64]
-#: what decides when training stops, which epoch is kept, and how users are encoded; whatever is reported
+#: decides when training stops, which epoch is kept, and how users are encoded, whatever metrics are reported
 CRITERION = "NDCG@10"
 _CRITERION = MetricChoice(("NDCG",), (10,))
 
@@ -36,7 +36,7 @@ class Evaluation:
     """Ranks of one split, (U,) each, in the order of user rows; rank 0 means not found within the index's depth.
 
     rank: among all items. rank_masked: with the user's own history masked. cold: the target occurs in no training row.
-    choice: what is reported. lists, lists_masked: metrics of lists by key, where they were asked for.
+    choice: the metrics to report. lists, lists_masked: metrics of lists by key, empty if they were not computed.
     """
 
     user: Ints
@@ -52,17 +52,17 @@ class Evaluation:
 
     @property
     def criterion(self) -> float:
-        """NDCG@10, which steers training."""
+        """NDCG@10, which decides about early stopping and the best epoch."""
         return mean_metrics(self.rank, _CRITERION)[CRITERION]
 
     def metrics(self) -> dict[str, float]:
-        """The reported figures by key, with the history not masked (RecBole's rule, D25)."""
+        """The reported metrics by key. The history is not masked (RecBole's rule, D25)."""
         return self._in_order({**mean_metrics(self.rank, self.choice), **self.lists})
 
     def report(self) -> dict[str, Any]:
-        """The content of test.json: metrics, the same with the history masked, warm and cold targets apart.
+        """The content of test.json: metrics without and with the history masked, also for warm and cold targets alone.
 
-        Metrics of lists have no part in the latter: a list is not of one target.
+        Metrics of lists are not split into warm and cold, because a list does not belong to one target.
         """
         apart = warm_cold(self.rank, self.cold, self.choice)
         masked = warm_cold(self.rank_masked, self.cold, self.choice)
@@ -80,14 +80,14 @@ class Evaluation:
         return {key: values[key] for key in self.choice.keys if key in values}
 
     def save(self, path: Path) -> None:
-        """Ranks per user as plain arrays, for tests of significance."""
+        """Write the ranks of all users as plain arrays, for significance tests."""
         with path.open("wb") as file:
             np.savez(
                 file, user=self.user, target=self.target, rank=self.rank, rank_masked=self.rank_masked, cold=self.cold
             )
 
 
-#: scores that a system without vectors gives at once
+#: most scores to compute at once for a system without vectors
 _SCORES_AT_ONCE = 1 << 26
 
 
@@ -95,11 +95,11 @@ _SCORES_AT_ONCE = 1 << 26
 def evaluate(
     model: System, loaded: Loaded, split: Split, config: EvalConfig, *, with_lists: bool = False
 ) -> Evaluation:
-    """Rank the target of every user of `split` against the whole catalogue. Collective; complete on every rank.
+    """Rank the target of every user of `split` among the whole catalogue. Collective; every rank gets all results.
 
-    The model is in eval mode. Each rank takes a contiguous share of the users; noise is keyed by
-    user, so that the ranks depend neither on the shares nor on the batch size. with_lists: compute the metrics of
-    lists too, where the configuration asks for any.
+    The model must be in eval mode. Each process takes a contiguous share of the users. Noise is keyed by user, so
+    neither the shares nor the batch size change the ranks. with_lists: also compute the metrics of lists that the
+    configuration asks for.
     """
     started = time.perf_counter()
     rank, size = world()
@@ -107,7 +107,7 @@ def evaluate(
     users = np.array_split(np.arange(dataset.manifest.users, dtype=np.int64), size)[rank]
     ranker = make_ranker(model, config)
     known = _Known(loaded, split)
-    nobody = torch.zeros(0, dtype=torch.int64)  # the share of a worker when there are more workers than users
+    nobody = torch.zeros(0, dtype=torch.int64)  # a worker has no users if there are more workers than users
     parts = [Ranks(nobody, nobody)]
     counter: ExposureCounter | None = None
     if with_lists and config.choice.list_metrics():
@@ -132,7 +132,7 @@ def evaluate(
 
 
 class _Known:
-    """What each user had seen before the target of a split, without the limit on history length."""
+    """All items that each user had seen before the target of a split, without the limit on history length."""
 
     def __init__(self, loaded: Loaded, split: Split) -> None:
         self._offsets = torch.from_numpy(np.array(loaded.dataset.offsets))
@@ -147,7 +147,7 @@ class _Known:
 
 
 def _gather(values: torch.Tensor) -> Ints:
-    """Every rank's share, in rank order, as one array on every rank."""
+    """Join the shares of all ranks, in rank order. Every rank gets the whole array."""
     size = world()[1]
     if size == 1:
         return values.numpy().astype(np.int64)
@@ -157,7 +157,7 @@ def _gather(values: torch.Tensor) -> Ints:
 
 
 def choose_inference(criteria: Mapping[str, float]) -> str:
-    """The way of encoding users with the best validation NDCG@10; the first of equals (the cheapest)."""
+    """The way of encoding users with the best validation NDCG@10; if several are equal, the first, the cheapest."""
     if not criteria:
         raise UserError("no way of encoding users was validated")
     return max(criteria, key=lambda name: criteria[name])

@@ -1,4 +1,4 @@
-"""What ranks the catalogue for a batch of users: scores, exact inner products, or an index whose recall is measured."""
+"""Rank the catalogue for a batch of users: by scores, by exact inner products, or by an index with measured recall."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.evaluation.config import EvalConfig
 
 
 class TopLists(NamedTuple):
-    """The best items of each user, best first, (B, k) int64 item rows, 0 where there is none: out of all items, and
+    """The top items of each user, (B, k) int64 item rows, best first, 0 where there are no more: out of all items, and
     without the user's own history.
     """
 
@@ -25,17 +25,17 @@ class TopLists(NamedTuple):
 
 
 class Ranker(Protocol):
-    """Ranks of the targets of users, and their top-k lists where they are asked for."""
+    """Computes the ranks of the users' targets, and on request the users' top-k lists."""
 
     def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
-        """Ranks (B,), 1-based, 0 where the target was not found; lists of length k, None for k = 0."""
+        """Ranks (B,), from 1, or 0 if the target was not found; and lists of length k, None for k = 0."""
 
     def describe(self) -> dict[str, Any] | None:
-        """What ranked, and how near to exact it is; None where it is exact."""
+        """The index and its recall against exact ranking; None for exact ranking."""
 
 
 def make_ranker(model: System, config: EvalConfig) -> Ranker:
-    """The ranker of `config` for `model`. Raises UserError for an index over a system without item vectors."""
+    """The ranker for `model` that `config` asks for. Raises UserError for an index of a system without item vectors."""
     if isinstance(model, Baseline):
         if config.index != "exact":
             raise UserError(f"eval.index={config.index}: this system has no item vectors to index; use exact")
@@ -45,7 +45,7 @@ def make_ranker(model: System, config: EvalConfig) -> Ranker:
 
 
 class ScoreRanker:
-    """Ranks by the scores of a system that has no vectors."""
+    """Ranks by the scores of a system without vectors."""
 
     def __init__(self, model: Baseline) -> None:
         self._model = model
@@ -63,7 +63,7 @@ class ScoreRanker:
 
 
 class ExactRanker:
-    """Ranks by inner products with the whole catalogue."""
+    """Ranks by inner products with all items."""
 
     def __init__(self, model: SequenceModel) -> None:
         self._model = model
@@ -83,7 +83,7 @@ class ExactRanker:
 
 
 class IndexRanker:
-    """Ranks by an index whose recall it measures on a sample. Lists are short where it found too few items."""
+    """Ranks by an index, and measures its recall for a sample of users. A list is short if the index found too few."""
 
     def __init__(self, model: SequenceModel, config: EvalConfig) -> None:
         self._model, self._config = model, config
@@ -100,7 +100,7 @@ class IndexRanker:
         hit = ids == batch.target.cpu()[:, None]
         plain = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
         user, item = histories.pairs(0, len(ids), len(self._items))
-        # pairs as numbers: a table of users by items would not fit for the catalogues that an index is for
+        # encode pairs as numbers: for large catalogues a table of users by items would not fit into memory
         row = torch.arange(len(ids))[:, None] * len(self._items)
         seen = torch.isin(row + ids.clamp(min=0), user * len(self._items) + item)
         before = (seen & (torch.arange(depth) < plain[:, None] - 1)).sum(1)
@@ -108,7 +108,7 @@ class IndexRanker:
         ranks = Ranks(plain, torch.where(plain > 0, plain - before, 0))
         if not k:
             return ranks, None
-        unseen = ids.gather(1, seen.int().sort(dim=1, stable=True)[1])  # seen items go last, others keep their order
+        unseen = ids.gather(1, seen.int().sort(dim=1, stable=True)[1])  # move seen items to the end
         unseen[torch.arange(depth) >= depth - seen.sum(1)[:, None]] = 0
         return ranks, TopLists(ids[:, :k], unseen[:, :k])
 
@@ -122,7 +122,7 @@ class IndexRanker:
         self._recall_depth = exact.shape[1]
 
     def describe(self) -> dict[str, Any]:
-        """What ranked, and how near to exact it is."""
+        """The index and its recall against exact ranking."""
         recall = self._found / max(1, self._sampled * self._recall_depth)
         return {
             "kind": self._config.index, "description": self._index.description, "depth": self._config.depth,

@@ -1,4 +1,4 @@
-"""Tables for people: metrics of runs side by side, never mixing masked and unmasked figures in a column."""
+"""Text tables of the metrics of runs. No column mixes masked and unmasked figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.data.synthetic.users import TARGET_SHARE
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns in line, a rule under the header; the first `left` columns to the left, figures to the right."""
+    """Aligned columns with a rule under the header; the first `left` columns are left-aligned, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -23,10 +23,10 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def metric_table(reports: Mapping[str, Mapping[str, Any]], keys: Sequence[str], split: str = "test") -> str:
-    """Metrics of runs by name (the content of test.json), those of `keys`; "-" where a report has no such figure.
+    """A table of the metrics `keys` of runs; "-" where a run has no such figure. reports: run -> content of test.json.
 
-    Where the data's truth is known a second table, with the history masked, ends with the best possible: the world's
-    users do not repeat items, so its bound is for rankings that leave the history out.
+    For synthetic data a second table, with the history masked, ends with the best possible value. It only holds for
+    rankings without the history, because users of a synthetic world do not repeat items.
     """
     text = f"\n{split} metrics, full ranking, history not masked\n" + _table(reports, keys)
     truth = next((report["truth"] for report in reports.values() if report.get("truth")), None)
@@ -38,7 +38,7 @@ def metric_table(reports: Mapping[str, Mapping[str, Any]], keys: Sequence[str], 
 
 
 def _best_possible(truth: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float | None]:
-    """The best possible value of each key, None where the truth does not tell. Older datasets hold four figures."""
+    """The best possible value of each key, None if it is unknown. Older datasets hold the values of four keys only."""
     shares = truth.get(TARGET_SHARE, [])
     return {key: truth[key] if key in truth else best_possible(key, shares) for key in keys}
 

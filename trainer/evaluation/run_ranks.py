@@ -1,4 +1,4 @@
-"""The ranks that a test of a run left behind: read, checked, and joined over seeds."""
+"""Read and check the ranks that the test of a run saved, and group runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from retrieval.metrics.base import RankMetric, UserRanks, Values
 from retrieval.metrics.registry import METRICS, MetricChoice, parse_key
 from retrieval.metrics.summary import per_user
 
-#: test.json may be rounded; a figure of other ranks differs by more (one user of 10,000 moves HR@10 by 1e-4)
+#: allows for rounding in test.json; other ranks would differ by more (one of 10,000 users changes HR@10 by 1e-4)
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class RunRanks:
-    """Test ranks of one run, by ascending user: user, target, rank, rank_masked (U,) integers; cold (U,) bool."""
+    """Test ranks of one run, sorted by user: user, target, rank, rank_masked (U,) integers; cold (U,) bool."""
 
     name: str
     user: NDArray[np.integer[Any]]
@@ -40,19 +40,19 @@ class RunRanks:
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs of one system that differ in their seed alone; most groups are of one run."""
+    """Runs that differ only in their seed. A run without such partners is a group of its own."""
 
     name: str
     runs: list[RunRanks]
 
     def per_user(self, masked: bool, choice: MetricChoice) -> dict[str, Values]:
-        """Rank metrics of each user by key, means over seeds."""
+        """Metrics of each user by key, each the mean over seeds."""
         values = [per_user(run.ranks(masked), choice) for run in self.runs]
         return {key: np.mean([each[key] for each in values], axis=0) for key in values[0]}
 
 
 def grouped(runs: Sequence[RunRanks]) -> list[SeedGroup]:
-    """Runs joined by the name before -sSEED, in the order of their first run."""
+    """Group runs by the part of the name before -sSEED, in the order of their first run."""
     groups: dict[str, list[RunRanks]] = {}
     for entry in runs:
         groups.setdefault(re.sub(r"-s\d+$", "", entry.name), []).append(entry)
@@ -60,7 +60,7 @@ def grouped(runs: Sequence[RunRanks]) -> list[SeedGroup]:
 
 
 def read_run(folder: Path) -> RunRanks:
-    """The test ranks in `folder`, checked against its test.json. Raises UserError naming the file that is wrong."""
+    """Read the test ranks in `folder` and check them against its test.json. Raises UserError with the wrong file."""
     path = folder / "ranks-test.npz"
     arrays = _read_arrays(path)
     integers = [arrays[name] for name in ("user", "target", "rank", "rank_masked")]
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> RunRanks:
     order = np.argsort(arrays["user"])
     ranks = RunRanks(folder.name, **{name: array[order] for name, array in arrays.items()})
     if not len(order) or (np.diff(ranks.user) == 0).any() or min(ranks.rank.min(), ranks.rank_masked.min()) < 0:
-        raise UserError(f"{path}: expected at least one user, each user once, and ranks from 1 on (0: not found)")
+        raise UserError(f"{path}: expected at least one user, each user once, and no rank below 0 (0: not found)")
     _require_same_figures(folder / "test.json", ranks)
     return ranks
 
@@ -87,7 +87,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _require_same_figures(path: Path, ranks: RunRanks) -> None:
-    """test.json reports either every item ranked or the history masked; it must fit the ranks next to it."""
+    """Raise UserError unless the metrics in test.json follow from `ranks`, either of all items or masked."""
     again = f"test the run again: mealrec evaluate --run {path.parent.name}"
     try:
         report = json.loads(path.read_bytes())
@@ -99,13 +99,13 @@ def _require_same_figures(path: Path, ranks: RunRanks) -> None:
     reported = {key: value for key, value in figures.items() if _of_ranks(key)}  # none: metrics of lists alone
     if reported and not any(_fit(reported, column) for column in (ranks.rank, ranks.rank_masked)):
         raise UserError(
-            f"{path} does not report the metrics of ranks-test.npz next to it, so one of them is from another test; "
-            f"{again}"
+            f"the metrics in {path} do not follow from ranks-test.npz next to it, so one of the two is from another "
+            f"test; {again}"
         )
 
 
 def _of_ranks(key: str) -> tuple[RankMetric, int] | None:
-    """The metric and k of a figure; None where it is not one of ranks, or not of a metric that is known here."""
+    """The metric and k of a key such as "HR@10"; None for a metric of lists, or an unknown one."""
     parsed = parse_key(key)
     metric = METRICS[parsed[0]] if parsed else None
     return (metric, parsed[1]) if parsed and isinstance(metric, RankMetric) else None
@@ -118,7 +118,7 @@ def _fit(reported: dict[str, float], ranks: UserRanks) -> bool:
 
 
 def require_same_data(first: RunRanks, other: RunRanks) -> None:
-    """Raises UserError where two runs were not tested on the same users, targets and training rows."""
+    """Raise UserError if two runs were not tested on the same users, targets and training rows."""
     for field in ("user", "target", "cold"):
         if not np.array_equal(getattr(first, field), getattr(other, field)):
             what = {"user": "users", "target": "targets", "cold": "training rows (cold targets)"}[field]

@@ -1,4 +1,4 @@
-"""What a run is made of, from its configuration: the device, the model on its data, its weights, the engine."""
+"""Build the parts of a run from its configuration: the device, the model for its data, its weights, the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.training.engine import Engine, TorchEngine
 
 
 def choose_device(config: RunConfig) -> torch.device:
-    """The device of this worker. Raises UserError where a GPU is asked for and none is there."""
+    """The device of this worker. Raises UserError if the configuration asks for a GPU and there is none."""
     wanted = config.engine.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu or auto")
@@ -24,7 +24,7 @@ def choose_device(config: RunConfig) -> torch.device:
 
 
 def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Baseline:
-    """The configured system over this data, on its device, initialised from the seed alone: the same on every rank."""
+    """The configured system for this data, on its device. Only the seed decides its weights, so all ranks agree."""
     torch.manual_seed(config.seed)
     dataset = loaded.dataset
     titles = dataset.item_titles() if config.model.options.needs_titles else ()
@@ -37,16 +37,16 @@ def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Baseline:
 
 
 def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:
-    """Copy checkpointed weights into `model`, by name; every parameter must be there, with its shape."""
+    """Copy weights of a checkpoint into `model` by name. Every parameter must be in `weights`, with its shape."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
 
 
 def build_engine(model: SequenceModel, config: RunConfig, device: torch.device) -> Engine:
-    """The configured engine; auto is DeepSpeed where it is installed, else plain torch."""
+    """The configured engine; `auto` means DeepSpeed if it is installed, else plain torch."""
     if config.engine.choose() == "torch":
         return TorchEngine(model, config.train, config.engine, device)
-    from trainer.training.engine_deepspeed import DeepSpeedEngine  # imported here: it may be absent, and takes seconds
+    from trainer.training.engine_deepspeed import DeepSpeedEngine  # late: it may be absent, and takes seconds
 
     return DeepSpeedEngine(model, config.train, config.engine, device)

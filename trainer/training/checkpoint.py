@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or absent: written aside, hashed, synced, then renamed into place.
+"""Checkpoints that are complete or absent: written under a temporary name, hashed, synced, then renamed into place.
 
-One writer at a time (rank 0). On disk, below the root of a store:
+There is one writer at a time (rank 0). A store keeps in its root folder:
 
-    step-000000123/         NAME.safetensors per group of tensors, state.json, and manifest.json, which is written last
-    .replaced-000000123/    the former checkpoint of a step, there only while a commit of the same step takes its place
-    .tmp-*, .trash-*        on the way in, on the way out; never read, removed by `prune`
+    step-000000123/         NAME.safetensors for each group of tensors, state.json, and manifest.json, written last
+    .replaced-000000123/    the old checkpoint of a step, kept while a commit of the same step replaces it
+    .tmp-*, .trash-*        checkpoints that are being written or removed; never read, removed by `prune`
 
 Nothing here is unpickled: tensors are safetensors, everything else is JSON.
 """
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was committed at `step`: tensors on the CPU by group and name, and the JSON state."""
+    """The content of the checkpoint of `step`: tensors on the CPU by group and name, and the JSON state."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -56,7 +56,7 @@ class _DamagedError(Exception):
 
 
 class CheckpointStore:
-    """The checkpoints of one run, below the folder `root` (made at the first commit)."""
+    """The checkpoints of one run, in the folder `root`. The first commit makes the folder."""
 
     def __init__(self, root: Path, files: FileSystem = DISK) -> None:
         self.root = root
@@ -69,13 +69,13 @@ class CheckpointStore:
         state: Mapping[str, Any],
         keep: Collection[int] | None = None,
     ) -> Path:
-        """Write one checkpoint, whole or not at all; return its folder.
+        """Write one checkpoint, completely or not at all; return its folder.
 
         step: at least 0; a checkpoint of the same step is replaced. tensors: by group (one file each) and name; views
-        and tensors on other devices are copied. state: JSON values. keep: if given, older steps to keep; all others
-        are removed once the new checkpoint is in place.
-        Whatever fails, checkpoints that were there before can still be loaded. Raises UserError when the disk is
-        full, ValueError for a bad step or group name; other errors of the system pass through.
+        and tensors on other devices are copied. state: JSON values. keep: older steps to keep; if it is given, all
+        others are removed once the new checkpoint is in place.
+        If a commit fails, the earlier checkpoints can still be loaded. Raises UserError when the disk is full and
+        ValueError for a bad step or group name; other errors of the system pass through.
         """
         if step < 0 or any(not _GROUP.fullmatch(group) for group in tensors):
             raise ValueError(f"bad step {step} or group name in {sorted(tensors)}")
@@ -88,7 +88,7 @@ class CheckpointStore:
             if keep is not None:
                 self.prune({*keep, step})
         except OSError as error:
-            # give the space back; what cannot be removed now is removed by the next prune
+            # free the space; the next prune removes what cannot be removed now
             shutil.rmtree(aside, ignore_errors=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(self._full(step, needed)) from error
@@ -96,11 +96,11 @@ class CheckpointStore:
         return self._folder(step)
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint of the highest step that is whole; None if there is none. Damaged ones are logged."""
+        """The undamaged checkpoint of the highest step; None if there is none. Damaged checkpoints are logged."""
         for step, folder in self._folders():
             try:
                 return _read(folder, step)
-            except _DamagedError as error:  # noqa: PERF203 - the search goes on below a damaged one
+            except _DamagedError as error:  # noqa: PERF203 - try the next lower step
                 log.warning("checkpoint of step %d is damaged and not used: %s", step, error)
         return None
 
@@ -117,11 +117,11 @@ class CheckpointStore:
         raise UserError(f"no usable checkpoint of step {step}: {reason}. Steps in {self.root}: {there}.")
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, ascending, whole or not."""
+        """Steps that have a folder, in ascending order, including damaged ones."""
         return sorted({step for step, _ in self._folders()})
 
     def prune(self, keep: Collection[int]) -> None:
-        """Remove all steps but `keep`, and what interrupted commits and removals left behind."""
+        """Remove all steps except `keep`, and folders that interrupted commits and removals left behind."""
         folders = self._folders()
         for step, folder in folders:
             superseded = folder != self._folder(step) and (step, self._folder(step)) in folders
@@ -140,7 +140,7 @@ class CheckpointStore:
         self._files.mkdir(folder)
         entries = {STATE: self._write(folder / STATE, encoded_state)}
         for group, named in tensors.items():
-            # a copy each: safetensors refuses tensors that share storage, such as views of a flat buffer
+            # copy each one: safetensors refuses tensors that share storage, such as views of a flat buffer
             own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in named.items()}
             entries[group + TENSORS] = self._write(folder / (group + TENSORS), encode_tensors(own))
         manifest = {"schema_version": SCHEMA_VERSION, "step": step, "files": entries}
@@ -163,7 +163,7 @@ class CheckpointStore:
             self._trash(former)
 
     def _trash(self, folder: Path) -> None:
-        # renamed first: a kill during the removal must not leave half a checkpoint under a name that is read
+        # rename first: a kill during the removal must not leave half a checkpoint under a name that is read
         trash = self.root / f".trash-{uuid.uuid4().hex}"
         self._files.rename(folder, trash)
         self._files.remove_tree(trash)
@@ -175,7 +175,7 @@ class CheckpointStore:
         return sorted(self.root.iterdir()) if self.root.is_dir() else []
 
     def _folders(self) -> list[tuple[int, Path]]:
-        """Highest step first; of one step, the one in place before the one that it replaces."""
+        """Steps and folders, highest step first. For one step, the current folder comes before the replaced one."""
         matches = [(path, _FOLDER.fullmatch(path.name)) for path in self._entries()]
         found = [(int(match[2]), path) for path, match in matches if match]
         return sorted(found, key=lambda entry: (-entry[0], entry[1].name.startswith(".")))
@@ -191,7 +191,7 @@ class CheckpointStore:
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """A checkpoint whose every file is present and has its length and hash; raises _DamagedError otherwise."""
+    """Read a checkpoint. Raises _DamagedError unless every file is there, with its recorded length and hash."""
     manifest_path = folder / MANIFEST
     manifest = _decode_json(manifest_path, _read_bytes(manifest_path))
     entries = manifest.get("files")
@@ -213,10 +213,10 @@ def _read(folder: Path, step: int) -> Checkpoint:
 def _read_verified(folder: Path, name: str, entry: object) -> bytes:
     path = folder / name
     if name != STATE and not (name.endswith(TENSORS) and _GROUP.fullmatch(name.removesuffix(TENSORS))):
-        raise _DamagedError(f"{folder / MANIFEST} lists {name!r}, which is no file of a checkpoint")
+        raise _DamagedError(f"{folder / MANIFEST} lists {name!r}, which is not a file of a checkpoint")
     data = _read_bytes(path)
     if not isinstance(entry, dict) or len(data) != entry.get("bytes"):
-        raise _DamagedError(f"{path} has {len(data)} bytes, not what the manifest says")
+        raise _DamagedError(f"{path} has {len(data)} bytes, which is not the number in the manifest")
     if digest(data) != entry.get("sha256"):
         raise _DamagedError(f"{path} does not have the SHA-256 of the manifest")
     return data

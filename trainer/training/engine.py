@@ -1,8 +1,8 @@
-"""What executes a training step: the contract, what both engines share, and the engine of plain torch.
+"""Engines execute training steps. Here: their interface, the parts that both share, and the plain torch engine.
 
-A step takes micro-batches with their weights in the mean over the global batch, so that any number of workers and
-any accumulation give the same gradient. `state` and `load` move whole float32 tensors by parameter name: a checkpoint
-written by one engine, at one world size, is read by every other.
+A step takes micro-batches, each with its weight in the mean over the global batch, so that any number of workers and
+any accumulation give the same gradient. `state` and `load_optimizer` use whole float32 tensors by parameter name, so
+every engine with any number of workers can read a checkpoint that another one wrote.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite: raised on every rank, before the update of that step."""
+    """A loss or gradient was not finite. Raised on every rank; the weights are those from before that step."""
 
 
 class TrainingPass(nn.Module):
     """The model's loss terms and their weighted sum, under the configured precision.
 
-    bf16 is autocast over float32 weights, entered inside of `forward`, so that both engines treat it alike.
+    bf16 means autocast over float32 weights. It is entered inside `forward`, so that both engines do the same.
     """
 
     def __init__(self, model: SequenceModel, precision: str) -> None:
@@ -40,7 +40,7 @@ class TrainingPass(nn.Module):
         self.precision = precision
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total, terms): the scalar to minimise, and each detached term."""
+        """Returns (total, terms): the scalar to minimise, and each term, detached."""
         with torch.autocast(batch.history.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.model(batch)
         total = torch.stack([self.model.loss_weights[name] * value.float() for name, value in terms.items()]).sum()
@@ -48,10 +48,10 @@ class TrainingPass(nn.Module):
 
 
 class FiniteGuard:
-    """Stops an update whose loss or gradient is not finite on any rank, as a hook right before the optimizer's step.
+    """Prevents an update if a loss or gradient is not finite on any rank. A hook runs it before the optimizer's step.
 
-    On a CPU it raises at once. On a GPU the update is skipped on the device (fused Adam's `found_inf`), as is every
-    later one, so that the weights stay those before the bad step; `check`, called where the host waits anyway, raises.
+    On a CPU it raises at once. On a GPU the device skips this update and all later ones (fused Adam's `found_inf`), so
+    the weights stay as they were before the bad step. `check`, called where the host waits anyway, raises the error.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class FiniteGuard:
         optimizer.register_step_pre_hook(self._before_update)
 
     def note(self, total: Tensor) -> None:
-        """Take the loss of one micro-batch into account."""
+        """Remember whether the loss of a micro-batch is finite."""
         self._bad = torch.maximum(self._bad, (~torch.isfinite(total.detach())).float())
 
     def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -76,13 +76,13 @@ class FiniteGuard:
             self.check()
 
     def check(self) -> None:
-        """Raise NonFiniteError if any step up to now was not finite (waits for the device)."""
+        """Raise NonFiniteError if any step so far was not finite. Waits for the device."""
         if self._bad.item():
             raise NonFiniteError("a loss or gradient is not finite")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam (AdamW where weight decay is set), fused: one pass over all parameters, and skippable on the device."""
+    """Adam, or AdamW if weight decay is set. Fused: one pass over all parameters, and a GPU can skip an update."""
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
@@ -100,30 +100,30 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
-        """One optimizer update over this rank's micro-batches and weights; returns this rank's share of each loss term.
+        """Do one optimizer update from this rank's (micro-batch, weight) pairs; return its share of each loss term.
 
         Terms are scalars on the device; their sum over ranks is the mean over the global batch.
-        Raises NonFiniteError before the update where it can be known without waiting for the device, else in `check`.
+        Raises NonFiniteError before the update, unless that means waiting for the device; then `check` raises it.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Raise NonFiniteError if a step up to now was not finite."""
+        """Raise NonFiniteError if a step so far was not finite."""
 
     @abstractmethod
     def state(self) -> Groups:
-        """{"model": name -> weight, "optimizer": "name/exp_avg" ... -> moment}, whole, float32, on the CPU.
+        """{"model": name -> weight, "optimizer": "name/exp_avg" ... -> moment}: whole float32 tensors on the CPU.
 
-        Collective: every rank calls it; the answer is complete on rank 0.
+        Collective: every rank calls it; the result is complete on rank 0.
         """
 
     @abstractmethod
     def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
-        """Take over the optimizer group of `state`. Collective. Weights are loaded into the model before."""
+        """Load the optimizer group of `state`. Collective. Load the weights into the model first."""
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[SequenceModel]:
-        """The model with every parameter present, in eval mode, without gradients: for evaluation and export."""
+        """The model with all its parameters gathered, in eval mode, without gradients: for evaluation."""
         training = self.model.training
         self.model.eval()
         try:
@@ -145,7 +145,7 @@ def weights_of(model: SequenceModel) -> dict[str, Tensor]:
 
 
 class TorchEngine(Engine):
-    """Plain torch: gradients summed over workers, then Adam. For machines without DeepSpeed, and as its reference."""
+    """Plain torch: sums gradients over workers, then Adam. Used without DeepSpeed, and as its reference in tests."""
 
     name = "torch"
 
@@ -174,7 +174,7 @@ class TorchEngine(Engine):
             return
         handles = []
         for parameter in self.model.parameters():
-            if parameter.grad is None:  # every rank takes part in every collective
+            if parameter.grad is None:  # every rank must take part in every collective
                 parameter.grad = torch.zeros_like(parameter)
             handles.append(dist.all_reduce(parameter.grad, async_op=True))
         for handle in handles:

@@ -55,7 +55,7 @@ class DeepSpeedEngine(Engine):
 
     def _settings(self, train: TrainConfig) -> dict[str, Any]:
         return {
-            # DeepSpeed only checks these against each other; the plan decides the real sizes
+            # DeepSpeed only checks that these sizes fit each other; the plan decides the real sizes
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": train.accumulation,
             "gradient_clipping": train.clip_norm,
@@ -67,7 +67,7 @@ class DeepSpeedEngine(Engine):
     def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
         self._engine.train()
         sums: dict[str, Tensor] = {}
-        # DeepSpeed divides by micro-batches and by workers; the weights already are shares of the global mean
+        # undo DeepSpeed's division by micro-batches and workers: the weights are already shares of the global mean
         scale = len(batches) * world()[1]
         for batch, weight in batches:
             total, terms = self._engine(batch)
@@ -75,7 +75,7 @@ class DeepSpeedEngine(Engine):
             self._engine.backward(total * (weight * scale))
             self._engine.step()
             add_terms(sums, terms, weight)
-        if getattr(self._optimizer, "overflow", False):  # ZeRO saw it before the guard, and skipped the update
+        if getattr(self._optimizer, "overflow", False):  # ZeRO noticed it before the guard, and skipped the update
             raise NonFiniteError("a gradient is not finite")
         return sums
 
@@ -107,7 +107,7 @@ class DeepSpeedEngine(Engine):
         if self._stage == 0:
             return load_moments(self.model, self._optimizer, moments)
         done = next(moment for name, moment in moments.items() if name.endswith("/step"))
-        for flat in self._flat_parameters():  # the states that ZeRO makes at its first step, empty
+        for flat in self._flat_parameters():  # make the empty states that ZeRO itself makes only at its first step
             state = {key: torch.zeros_like(flat.data) for key in MOMENTS}
             state["step"] = done.to(flat.device, copy=True)
             self._optimizer.optimizer.state[flat] = state
@@ -130,7 +130,7 @@ class DeepSpeedEngine(Engine):
         return [state for state in states if state]
 
     def _link_states(self) -> None:
-        """Stages 1 and 2 map parameters to optimizer states only once those exist."""
+        """Map parameters to optimizer states in stages 1 and 2, which cannot do so before the states exist."""
         if self._stage < 3 and self._flat_states():
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -140,17 +140,17 @@ def _whole(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _shape(parameter: Tensor) -> torch.Size:
-    """Of the whole parameter, whatever part of it lies here."""
+    """The shape of the whole parameter, even if this rank holds only a part of it."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def _join_process_group(device: torch.device) -> None:
-    """Use the process group that Ray Train made, or make one of a single worker."""
+    """Use the process group that Ray Train made; without one, make a group of one worker."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # a shared-memory operation that would be compiled at first use (half a minute) and changes no result
+    # turn off a shared-memory operation: compiling it at first use takes half a minute, and it changes no result
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed's own use of collectives that torch renamed
+    # DeepSpeed itself uses the old names of collectives that torch renamed
     warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor. is deprecated", category=FutureWarning)
     os.environ.setdefault("LOCAL_RANK", "0")
     if not dist.is_initialized():

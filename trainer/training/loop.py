@@ -1,7 +1,7 @@
-"""The training loop: epochs over the plan, validation, early stopping, checkpoints, and going on after a crash.
+"""The training loop: epochs over the plan, validation, early stopping, checkpoints, and resuming after a crash.
 
-What it promises is in docs/reliability.md. The random state of a step is a function of (seed, step, rank), so that a
-checkpoint needs no generator state and a resumed run draws what the undisturbed one would have drawn.
+docs/reliability.md lists what it guarantees. The random state of a step is a function of (seed, step, rank). So a
+checkpoint needs no generator state, and a resumed run draws the same numbers as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from trainer.process import world
 from trainer.tracking import MetricsLog
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.engine import Engine, NonFiniteError
-from trainer.training.reporting import Progress
+from trainer.training.reporting import EpochReporter
 from trainer.training.stopping import EarlyStopping
 
 
 @dataclass
 class Position:
-    """Where a run is: everything besides tensors that a checkpoint holds.
+    """How far a run has come. A checkpoint holds this besides the tensors.
 
-    epoch: the one in progress, from 1. step: steps of it that are done. sums: loss terms of this epoch so far, as
-    this rank's share, so that the epoch's mean is the same after a resume. rows: how many rows they come from.
+    epoch: the current epoch, from 1. step: the steps of this epoch that are done. total_steps: the steps of the whole
+    run that are done. sums: this rank's share of the loss terms, summed over the epoch so far; a resumed run needs
+    them to report the same mean of the epoch.
     """
 
     epoch: int = 1
@@ -49,18 +50,20 @@ class Position:
 class Loop:
     """One run on one worker. Rank 0 writes; every rank computes."""
 
-    def __init__(self, config: RunConfig, loaded: Loaded, engine: Engine, run_dir: Path, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, loaded: Loaded, engine: Engine, run_dir: Path, reporter: EpochReporter
+    ) -> None:
         self.config, self.loaded, self.engine, self.run_dir = config, loaded, engine, run_dir
         self.rank, self.size = world()
         self.plan = Plan(loaded.training_rows.count, config.train.batch_size)
         self.store = CheckpointStore(run_dir / "checkpoints")
         self.stopping = EarlyStopping(config.train.patience)
-        self.progress = progress
+        self.reporter = reporter
         self.position = Position()
         self.log: MetricsLog | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`; its weights are in the model already. Collective."""
+        """Continue from `checkpoint`, whose weights are already in the model. Collective."""
         self.engine.load_optimizer(checkpoint.tensors["optimizer"])
         state = checkpoint.state
         self.stopping.restore(state["stopping"])
@@ -69,7 +72,7 @@ class Loop:
         self.position = Position(**position, sums=sums if self.rank == 0 else dict.fromkeys(sums, 0.0))
 
     def run(self) -> None:
-        """Train until the last epoch or the early stop. Raises NonFiniteError before a step that is not finite."""
+        """Train until the last epoch or the early stop. Raises NonFiniteError if a loss or gradient is not finite."""
         if self.rank == 0:
             self.log = MetricsLog(self.run_dir / "metrics.jsonl")
         while self.position.epoch <= self.config.train.epochs and not self.stopping.stop:
@@ -77,15 +80,15 @@ class Loop:
 
     def _epoch(self) -> None:
         position, train = self.position, self.config.train
-        self.progress.start_epoch()
-        # float64 adds float32 losses without rounding, so that a resume may add them in another order
+        self.reporter.start_epoch()
+        # float64 adds float32 losses without rounding, so the order of the sum, which a resume changes, does not matter
         start = torch.tensor(list(position.sums.values()), dtype=torch.float64, device=self.engine.device)
         sums = dict(zip(position.sums, start, strict=True))
         first, started = position.step, time.perf_counter()
         for step in range(first, self.plan.steps):
             self._step(step, sums)
             position.step, position.total_steps = step + 1, position.total_steps + 1
-            if self.progress.due():
+            if self.reporter.due():
                 self._show(first, sums)
             if train.checkpoint_every and position.step % train.checkpoint_every == 0 and step + 1 < self.plan.steps:
                 self._commit(sums)
@@ -113,10 +116,10 @@ class Loop:
         self._check(done - 1)
         mean = {name: self.size * float(value) / done for name, value in sums.items()}
         rows = (done - first) * self.config.train.batch_size
-        self.progress.step(self.position.epoch, done, self.plan.steps, rows, mean)
+        self.reporter.step(self.position.epoch, done, self.plan.steps, rows, mean)
 
     def _check(self, step: int) -> None:
-        """On a GPU a bad step is only noticed where the host waits anyway; its update was skipped on the device."""
+        """Stop at a bad step. A GPU skips its update itself, so this is called only where the host waits anyway."""
         try:
             self.engine.check()
         except NonFiniteError:
@@ -130,7 +133,7 @@ class Loop:
             write_json(self.run_dir / "nonfinite.json", {"epoch": epoch, "step": step, "training_rows": rows.tolist()})
 
     def _totals(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Loss terms summed over ranks: means over global batches, summed over steps."""
+        """Loss terms summed over ranks. Each step adds its mean over the global batch."""
         values = torch.stack([sums[name] for name in sorted(sums)])
         if self.size > 1:
             dist.all_reduce(values)
@@ -151,13 +154,13 @@ class Loop:
             self.log.append("epoch", position.epoch, position.total_steps, record)
         shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items()) + (" (best)" if best else "")
         eta = (seconds + evaluation.seconds) * (self.config.train.epochs - position.epoch)
-        self.progress.epoch(position.epoch, losses, rate, shown, eta)
+        self.reporter.epoch(position.epoch, losses, rate, shown, eta)
         self.position = Position(epoch=position.epoch + 1, total_steps=position.total_steps)
         self._commit({})
 
     def _commit(self, sums: dict[str, Tensor]) -> None:
-        """One checkpoint: every rank gives its part, rank 0 writes, all go on when it is on the disk."""
-        self._check(self.position.step - 1)  # a step that a GPU skipped must not become part of a checkpoint
+        """Commit a checkpoint: every rank contributes, rank 0 writes, and all ranks wait until it is on the disk."""
+        self._check(self.position.step - 1)  # a checkpoint must not count a step that a GPU skipped
         tensors = self.engine.state()
         totals = self._totals(sums) if sums else {}
         failed: list[str | None] = [None]
@@ -169,7 +172,7 @@ class Loop:
             }  # fmt: skip
             try:
                 self.store.commit(self.position.total_steps, tensors, state, keep=[self.stopping.best_step])
-            except UserError as error:  # a full disk: every rank must hear of it
+            except UserError as error:  # a full disk: every rank must raise it
                 failed[0] = str(error)
         if self.size > 1:
             dist.broadcast_object_list(failed)
@@ -186,14 +189,14 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def check_resumable(checkpoint: Checkpoint, config: RunConfig, data: str, run_dir: Path) -> None:
-    """Raise UserError unless `checkpoint` was made under an equal configuration and equal data."""
+    """Raise UserError unless `checkpoint` was made with the same configuration and the same data."""
     if checkpoint.state["config"] != config.fingerprint():
         raise UserError(
-            f"{run_dir} was trained under another configuration: {_difference(run_dir, config)}. "
-            "Use another --name, or the settings of its config.yaml"
+            f"{run_dir} was trained with another configuration: {_difference(run_dir, config)}. "
+            "Use another --name, or the settings in its config.yaml"
         )
     if checkpoint.state["data"] != data:
-        raise UserError(f"{run_dir} was trained on other data than {config.data.path} holds now; use another --name")
+        raise UserError(f"{run_dir} was trained on other data than is now in {config.data.path}; use another --name")
 
 
 def _difference(run_dir: Path, config: RunConfig) -> str:

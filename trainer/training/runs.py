@@ -1,4 +1,4 @@
-"""A run folder, read back: its configuration, its best checkpoint, the model on its data."""
+"""Open a run folder: its configuration, and its model with the weights of the best checkpoint, on its data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ContentTensors = dict[ContentField, torch.Tensor]
 
 @dataclass(frozen=True)
 class Run:
-    """The best checkpoint of a run, in its model, on the data that it was trained on."""
+    """A run that was opened: its model, with the weights of the best checkpoint, and the data it was trained on."""
 
     folder: Path
     config: RunConfig
@@ -32,13 +32,13 @@ class Run:
 
 
 def open_run(folder: Path, data: str | None = None) -> Run:
-    """Open `folder`; `data` replaces the dataset's recorded path (it may have moved, its content may not differ).
+    """Open the run in `folder`. data: the dataset's path, if it has moved; its content must be the same.
 
-    Raises UserError: no run there, a run of an earlier version whose configuration does not fit, no checkpoint yet,
-    other data.
+    Raises UserError if there is no run, if an earlier version wrote a configuration that does not fit any more, if
+    there is no checkpoint yet, or if the data differ.
     """
     if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds no run (no config.yaml); give the name or folder of a run that was trained")
+        raise UserError(f"there is no run in {folder} (no config.yaml); give the name or folder of a trained run")
     config = recipe.load(str(folder / "config.yaml"), None, [], data)
     store = CheckpointStore(folder / "checkpoints")
     latest = store.latest()
@@ -47,7 +47,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     dataset = Dataset.open(config.data.path)
     if latest.state["data"] != dataset.manifest.fingerprint:
         raise UserError(
-            f"{folder} was trained on other data than {config.data.path} holds now; give its data by --data"
+            f"{folder} was trained on other data than is now in {config.data.path}; use --data to say where its data is"
         )
     device = choose_device(config)
     loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
@@ -60,7 +60,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
 
 
 def run_folder(name: str, runs_dir: Path) -> Path:
-    """The folder of run `name`, which may be a path itself."""
+    """The folder of run `name`; `name` may also be the path of the folder."""
     return Path(name) if Path(name).is_dir() else runs_dir / name
 
 

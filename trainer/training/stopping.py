@@ -1,4 +1,4 @@
-"""Early stopping on validation NDCG@10, whose whole state travels in the checkpoint."""
+"""Early stopping on validation NDCG@10. A checkpoint holds its whole state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class EarlyStopping:
-    """Best value so far, where it was, and how many validations since. Only a higher value is an improvement."""
+    """The best value so far, its step and epoch, and the number of validations since. Equal is not an improvement."""
 
     patience: int
     best: float = -1.0
@@ -16,7 +16,7 @@ class EarlyStopping:
     since: int = 0
 
     def update(self, value: float, epoch: int, step: int) -> bool:
-        """Take one validation into account; whether it is the best so far."""
+        """Record the value of one validation. Returns whether it is the best so far."""
         if value > self.best:
             self.best, self.best_epoch, self.best_step, self.since = value, epoch, step, 0
             return True

@@ -1,4 +1,4 @@
-"""What runs on every worker: open the data, build, train, evaluate the best checkpoint."""
+"""The function that every worker runs: open the data, build the model, train it, evaluate the best checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.training.build import build_engine, build_model, choose_device, loa
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.engine import NonFiniteError
 from trainer.training.loop import Loop, check_resumable
-from trainer.training.reporting import Progress
+from trainer.training.reporting import EpochReporter
 
 _MIRROR_SECONDS = 60.0
 
@@ -34,8 +34,8 @@ _MIRROR_SECONDS = 60.0
 def train_worker(settings: dict[str, Any]) -> None:
     """Train one run on this worker. settings: `config` (plain values of a RunConfig) and `run_dir`.
 
-    Goes on from the last checkpoint of the run folder if there is one: this is what Ray Train calls again after a
-    worker died, and what `--resume` calls.
+    Continues from the last checkpoint in the run folder if there is one. So Ray Train can simply call it again after
+    a worker died, and `--resume` needs nothing else.
     """
     config, run_dir = parse(settings["config"]), Path(settings["run_dir"])
     rank, size = world()
@@ -57,36 +57,36 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
     checkpoint = _agree_on_checkpoint(run_dir)
     if checkpoint is not None:
         check_resumable(checkpoint, config, dataset.manifest.fingerprint, run_dir)
-    progress = Progress(rank == 0, config.train.epochs)
+    reporter = EpochReporter(rank == 0, config.train.epochs)
     if isinstance(model, Baseline):
-        _announce(progress, config, loaded, model, "fitted, nothing is trained")
+        _announce(reporter, config, loaded, model, "fitted, nothing is trained")
         with _tracked(config, run_dir, checkpoint, rank) as log:
             _fit(config, loaded, run_dir)
-            _finish(Trained(model, 0, 0, "none"), config, loaded, run_dir, log, progress)
+            _finish(Trained(model, 0, 0, "none"), config, loaded, run_dir, log, reporter)
         return
     if checkpoint is not None:
         load_weights(model, checkpoint.tensors["model"])
     engine = build_engine(model, config, device)
-    loop = Loop(config, loaded, engine, run_dir, progress)
+    loop = Loop(config, loaded, engine, run_dir, reporter)
     if checkpoint is not None:
         loop.restore(checkpoint)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     how = f"{parameters:,} parameters; {loop.size} worker(s), {engine.name} engine, {config.engine.precision}"
-    _announce(progress, config, loaded, model, how)
+    _announce(reporter, config, loaded, model, how)
     if checkpoint is not None:
-        progress.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
+        reporter.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
     with _tracked(config, run_dir, checkpoint, rank) as log:
         _train(loop)
         best = build_model(config, loaded)
         assert isinstance(best, SequenceModel)
         load_weights(best, loop.best().tensors["model"])
         trained = Trained(best, loop.stopping.best_epoch, loop.position.total_steps, engine.name)
-        _finish(trained, config, loaded, run_dir, log, progress)
+        _finish(trained, config, loaded, run_dir, log, reporter)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is evaluated at the end: the best model, its epoch, all steps that were taken, and what took them."""
+    """The result of training: the best model and its epoch, the number of steps in all, and the engine's name."""
 
     model: SequenceModel | Baseline
     epoch: int
@@ -95,7 +95,9 @@ class Trained:
 
 
 def _fit(config: RunConfig, loaded: Loaded, run_dir: Path) -> None:
-    """A baseline is fitted when it is built; its checkpoint only says from what, so that it is opened like any run."""
+    """Write the checkpoint of a baseline, which was fitted when it was built. It records the configuration and data,
+    so that the run can be opened like any other.
+    """
     if world()[0] != 0:
         return
     state = {
@@ -110,14 +112,14 @@ def _train(loop: Loop) -> None:
         loop.run()
     except NonFiniteError:
         raise UserError(
-            f"a loss or gradient is not finite in epoch {loop.position.epoch}; the step was not taken. "
+            f"a loss or gradient is not finite in epoch {loop.position.epoch}; the weights were not updated. "
             f"Its training rows are in {loop.run_dir / 'nonfinite.json'}; "
             "try a lower train.learning_rate, or train.clip_norm=1"
         ) from None
 
 
 def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, the same one on every rank."""
+    """The newest undamaged checkpoint, the same one on every rank."""
     store = CheckpointStore(run_dir / "checkpoints")
     rank, size = world()
     if size == 1:
@@ -132,19 +134,19 @@ def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
     return latest if latest is not None else store.load(chosen[0])
 
 
-def _announce(progress: Progress, config: RunConfig, loaded: Loaded, model: System, how: str) -> None:
+def _announce(reporter: EpochReporter, config: RunConfig, loaded: Loaded, model: System, how: str) -> None:
     manifest = loaded.dataset.manifest
-    progress.say(
+    reporter.say(
         f"{config.model.name} on {manifest.users:,} users, {manifest.items:,} items, {manifest.train_rows:,} training "
         f"rows ({loaded.device.type}, data {loaded.placement}): {how}"
     )
     for note in model.notes:
-        progress.say(f"note: {note}")
+        reporter.say(f"note: {note}")
 
 
 @contextlib.contextmanager
 def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, rank: int) -> Iterator[MetricsLog | None]:
-    """The metrics file and its MLflow mirror, on rank 0, for the time of the run."""
+    """Keep the metrics file and its MLflow mirror open during the run. Only rank 0 has them; others get None."""
     if rank != 0:
         yield None
         return
@@ -167,9 +169,9 @@ def _warn(message: str) -> None:
 
 
 def _finish(
-    trained: Trained, config: RunConfig, loaded: Loaded, run_dir: Path, log: MetricsLog | None, progress: Progress
+    trained: Trained, config: RunConfig, loaded: Loaded, run_dir: Path, log: MetricsLog | None, reporter: EpochReporter
 ) -> None:
-    """Evaluate the best model: every way of encoding users on validation, the best of them on the test split."""
+    """Evaluate the best model in every way of encoding users; report the way that is best on validation."""
     evaluations, chosen = evaluate_choices(trained.model, loaded, config)
     if log is None:
         return
@@ -188,7 +190,7 @@ def _finish(
     log.append("test", trained.epoch, trained.steps, _figures(test.report()))
     log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
     shown = " ".join(f"{name} {value:.4f}" for name, value in test.metrics().items())
-    progress.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
+    reporter.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
 def evaluate_choices(
     model: SequenceModel | Baseline, loaded: Loaded, config: RunConfig
 ) -> tuple[dict[Split, dict[str, Evaluation]], str]:
-    """Evaluations by split and way of encoding users, and the way that is best on validation. Collective."""
+    """Evaluations by split and by way of encoding users, and the way that is best on validation. Collective."""
     if isinstance(model, SequenceModel):
         model.eval()
     results: dict[Split, dict[str, Evaluation]] = {"validation": {}, "test": {}}

@@ -188,10 +188,10 @@ def test_a_dataset_without_text_is_refused_for_tedrec(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["evaluate", "--run", "absent"], "holds no run"),
+        (["evaluate", "--run", "absent"], "there is no run in"),
         (["evaluate", "--run", "base", "--set", "train.epochs=3"], "only eval.* can change"),
         (["evaluate", "--run", "base", "--set", "eval.index=faiss"], "eval.index"),
-        (["export", "--run", "absent", "--out", "x"], "holds no run"),
+        (["export", "--run", "absent", "--out", "x"], "there is no run in"),
         (["evaluate", "--run", "started"], "no checkpoint of a validated epoch"),
     ],
 )

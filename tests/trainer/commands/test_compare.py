@@ -99,7 +99,7 @@ def test_t_tests_pair_users_whatever_their_order(tmp_path: Path, capsys: pytest.
         ({"cold": np.arange(8)}, "expected integers"),
         ({"target": np.arange(7)}, "of one length"),
         ({"user": np.zeros(8, int)}, "each user once"),
-        ({"rank_masked": np.array([-1] * 8)}, "ranks from 1 on"),
+        ({"rank_masked": np.array([-1] * 8)}, "no rank below 0"),
         ({"user": np.array([object()] * 8)}, "cannot be read"),
     ],
 )

@@ -127,7 +127,7 @@ def test_fractions_of_a_second_order_rows(tmp_path: Path) -> None:
         (b"user,item,time,\n1,2,3,4\n", "column names"),
         (b"user,item,time\n1,2,3\n1,\xff,3\n", "line 3 is not UTF-8"),
         ("user,item,time\n1,ß,3\n".encode("utf-16"), "line 1 is not UTF-8"),
-        (b"user,item,time\n1,2,3\xe2\x82", "line 2 ends within a character"),
+        (b"user,item,time\n1,2,3\xe2\x82", "line 2 ends in the middle of a character"),
         (b"user,item,time\n1,2,3\n1,2,x\n", "line 3: time 'x' is not a time"),
         (b"user,item,time\n1,2,3\n\n1,2,nan\n", "line 4: time 'nan' is not a time|line 4: time"),
         (b"user,item,time\n1,2,inf\n", "line 2: time"),

@@ -212,7 +212,7 @@ def test_a_folder_of_another_kind_is_not_taken(data: Path, tmp_path: Path, capsy
     mine = tmp_path / "runs" / "tiny" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    for more, said in (([], "run 'tiny' exists"), (["--resume"], "holds no run")):
+    for more, said in (([], "run 'tiny' exists"), (["--resume"], "there is no run in")):
         assert main([*command(data, mine.parent), *more]) == 2
         assert said in capsys.readouterr().err
     assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]

@@ -1,4 +1,4 @@
-"""Commands of several kinds, `mealrec COMMAND KIND ...`, each with its own options and example."""
+"""Subcommands, `mealrec COMMAND SUBCOMMAND ...`, each with its own options and example."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Mapping
 
 
-def add_kinds(
-    parser: argparse.ArgumentParser, dest: str, kinds: Mapping[str, tuple[str, str]]
+def add_subcommands(
+    parser: argparse.ArgumentParser, dest: str, subcommands: Mapping[str, tuple[str, str]]
 ) -> dict[str, argparse.ArgumentParser]:
-    """A parser per kind; `kinds`: what it is for, in words, and an example."""
+    """Add a parser for each subcommand; return them by name. subcommands: name -> (description, example)."""
     made = parser.add_subparsers(dest=dest, metavar=dest.upper(), required=True)
     return {
         name: made.add_parser(
@@ -19,5 +19,5 @@ def add_kinds(
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        for name, (text, example) in kinds.items()
+        for name, (text, example) in subcommands.items()
     }

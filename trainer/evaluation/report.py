@@ -23,18 +23,27 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def metric_table(reports: Mapping[str, Mapping[str, Any]], keys: Sequence[str], split: str = "test") -> str:
-    """A table of the metrics `keys` of runs; "-" where a run has no such figure. reports: run -> content of test.json.
+    """A table of the metrics `keys` of runs, the best NDCG@10 first; "-" where a run has no such figure.
+
+    reports: run -> content of test.json. Without NDCG@10 the first of `keys` decides.
 
     For synthetic data a second table, with the history masked, ends with the best possible value. It only holds for
     rankings without the history, because users of a synthetic world do not repeat items.
     """
-    text = f"\n{split} metrics, full ranking, history not masked\n" + _table(reports, keys)
+    text = f"\n{split} metrics, full ranking, history not masked\n" + _table(_best_first(reports, keys), keys)
     truth = next((report["truth"] for report in reports.values() if report.get("truth")), None)
     if truth is None:
         return text
-    masked = {name: report["masked"] for name, report in reports.items()}
+    masked = _best_first({name: report["masked"] for name, report in reports.items()}, keys)
     best = {"best possible": _best_possible(truth, keys)}
     return f"{text}\n\n{split} metrics, history masked\n" + _table({**masked, **best}, keys)
+
+
+def _best_first(metrics: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """The same entries in descending order; entries without the figure, and equal ones, keep their order."""
+    key = "NDCG@10" if "NDCG@10" in keys else keys[0]
+    order = sorted(metrics, key=lambda name: -metrics[name].get(key, float("-inf")))
+    return {name: metrics[name] for name in order}
 
 
 def _best_possible(truth: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float | None]:

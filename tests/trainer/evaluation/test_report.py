@@ -29,3 +29,17 @@ def test_the_best_possible_is_told_as_far_as_the_truth_goes() -> None:
     assert table[-1] == ["best", "possible", "0.3750", "0.7500", "-", "-"]
     older = {**report, "truth": {"HR@1": 0.375}}  # of a dataset that was made before
     assert rows(metric_table({"run": older}, KEYS))[-1] == ["best", "possible", "0.3750", "-", "-", "-"]
+
+
+def test_the_best_run_comes_first_in_each_table() -> None:
+    figures = {"a": (0.1, 0.4), "b": (0.3, 0.2), "c": (0.2, 0.3)}
+    reports = {
+        name: {"HR@10": 0.5, "NDCG@10": plain, "masked": {"HR@10": 0.5, "NDCG@10": masked}, "truth": {"NDCG@10": 0.9}}
+        for name, (plain, masked) in figures.items()
+    }
+    keys = ["HR@10", "NDCG@10"]
+    table = rows(metric_table(reports, keys))
+    assert [row[0] for row in table[3:6]] == ["b", "c", "a"]
+    assert [row[0] for row in table[-4:]] == ["a", "c", "b", "best"]
+    only = [{**FIGURES, "HR@1": value} for value in (0.1, 0.2)]
+    assert [row[0] for row in rows(metric_table({"x": only[0], "y": only[1]}, KEYS))[-2:]] == ["y", "x"]

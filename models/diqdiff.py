@@ -1,7 +1,8 @@
-"""DiQDiff: quantised guidance and contrastive discrepancy on DiffuRec's diffusion (Mao et al. 2025), from its facts.
+"""DiQDiff: DiffuRec's diffusion with quantised guidance and a contrastive loss (Mao et al. 2025), from its facts.
 
-The target's embedding is noised and added to every token of the history; a transformer estimates it at the last one.
-Deviations are in docs/fidelity.md: padding is never attended to, the centres are learned, the chain is deterministic.
+The target's embedding is noised and added to every token of the history. A transformer estimates the embedding at the
+last token. Deviations are in docs/fidelity.md: no token attends to padding, the centres are learned, and the chain is
+deterministic.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from models.options.diqdiff import DiQDiffOptions
 
 
 class Approximator(nn.Module):
-    """Estimates the target's embedding x_0 from guidance, x_t and t: pre-LN layers, every token sees every other.
+    """Estimates the target's embedding x_0 from guidance, x_t and t: pre-LN layers, every token attends to all others.
 
-    No position embeddings: order is told by which token is read, and by the centres.
+    There are no position embeddings. The model knows the order only from the last token, which it reads, and from the
+    centres.
     """
 
     def __init__(self, options: DiQDiffOptions) -> None:
@@ -52,7 +54,7 @@ class Approximator(nn.Module):
 
 
 class DiQDiff(SequenceModel):
-    """The estimate of the next item's embedding, ranked by its dot products with the item table.
+    """Estimates the next item's embedding, and ranks items by its dot products with the item table.
 
     Inference "direct" is one call on the starting noise, at step T; "chain" is the reverse chain of T calls.
     """
@@ -65,7 +67,7 @@ class DiQDiff(SequenceModel):
         self.options = options
         self.noise = KeyedNoise(context.seed)
         self.diffusion = Diffusion("trunc_lin", options.steps)
-        # N(0, 1), PyTorch's law, as released: of the size of the noise that is added to it
+        # N(0, 1), PyTorch's default, as released: the same scale as the noise that is added to it
         self.item_embedding = nn.Embedding(context.table.n_items, options.hidden, padding_idx=0)
         self.norm = nn.LayerNorm(options.hidden, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(options.embedding_dropout)
@@ -92,13 +94,13 @@ class DiQDiff(SequenceModel):
         return losses
 
     def _guidance(self, batch: Batch, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
-        """(N, D) weighted sum of history and centre for the kept tokens, and the loss of the centres."""
+        """(N, D) weighted sum of history and centre for the kept tokens, and the loss of the centres by name."""
         history_ND = self.norm(self.dropout(self.item_embedding(layout.flatten(batch.history))))
         guidance_ND = self.options.lambda_history * history_ND
         if not self.options.lambda_intent:
             return guidance_ND, {}
         real_BL = batch.history != 0
-        # zero at padding, whose LayerNorm is not
+        # zero at padding, where the LayerNorm gives another value
         history_BLD = layout.pad(history_ND) * real_BL[:, :, None]
         gumbel_BM = self.noise.gumbel(batch.key, (self.options.codes,), Stream.CLUSTER) if self.training else None
         centre_BLD = self.quantiser(history_BLD, gumbel_BM)

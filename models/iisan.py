@@ -1,7 +1,7 @@
 """IISAN (Fu et al. 2024): side adapters over the layer states of two frozen encoders; and its asymmetric form, Versa.
 
-From the facts of the released code (cached form); choices and deviations are in docs/fidelity.md. Intra-modal towers
-read the states of one encoder, the inter-modal tower reads pairs of states of both.
+Written from the facts of the released code (cached form); docs/fidelity.md has choices and deviations. Each intra-modal
+tower reads the states of one encoder; the inter-modal tower reads pairs of states of both encoders.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ _ADAPTER_STD = 0.01
 
 
 def adapter_states(states: int, every: int) -> list[int]:
-    """Which of an encoder's states get an adapter: the embedding layer's (0), the last, and every so many before it.
+    """The states of an encoder that get an adapter: that of the embedding layer (0), the last, and each `every`-th
+    before the last.
 
-    Of the 13 states of BERT-base, every second: 0, 2, 4 ... 12, as published.
+    For the 13 states of BERT-base and every = 2, these are 0, 2, 4 ... 12, as published.
     """
     return [0, *sorted(range(states - 1, 0, -every))]
 
 
 def group_size(states: int, groups: int) -> int:
-    """Layers per group so that there are at most `groups`: 2 for BERT-base and 6 for Llama-7B, as published."""
+    """Layers per group for at most `groups` groups; 6 groups give 2 for BERT-base and 6 for Llama-7B, as published."""
     return max(2, -(-(states - 1) // groups))
 
 
@@ -70,7 +71,7 @@ class IntraTower(nn.Module):
 class InterTower(nn.Module):
     """Adapters along pairs of states: s = A_j(s + g_j V_j + (1 - g_j) T_j), from s = 0, in the smaller width.
 
-    The wider encoder's states are projected, by a linear layer per pair; equal widths need none.
+    A linear layer per pair projects the states of the wider encoder; equal widths need no projection.
     """
 
     def __init__(self, visual: int, text: int, inner: int, depth: int) -> None:
@@ -97,7 +98,7 @@ class InterTower(nn.Module):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a side network. *_states: which states its towers read. *_adapter: inner widths."""
+    """The sizes of a side network. *_states: the states that its towers read. *adapter: inner widths of adapters."""
 
     visual_states: Sequence[int]
     text_states: Sequence[int]
@@ -107,13 +108,14 @@ class Sizes:
 
 
 class SideNetwork(nn.Module):
-    """Two intra towers and the inter tower over layer states, a head on each; their outputs fused to an item vector.
+    """Two intra towers and one inter tower over layer states, each with a head; a linear layer fuses their outputs.
 
-    Where one encoder has more adapters, its first ones run in its own tower alone, and the others are paired.
+    If one encoder has more adapters, its first states go to its own tower only, and the others form the pairs.
     """
 
     def __init__(self, visual: ContentInput, text: ContentInput, sizes: Sizes, narrow_heads: bool) -> None:
-        """narrow_heads: the heads of the intra towers go to D in their first layer (Versa), not in their second."""
+        """narrow_heads: whether the heads of the intra towers reduce the width to D in their first layer (Versa), or
+        else in their second."""
         super().__init__()
         self.visual, self.text, self.sizes = visual, text, sizes
         widths, hidden = (visual.width[1], text.width[1]), sizes.hidden
@@ -124,7 +126,7 @@ class SideNetwork(nn.Module):
             for width, middle in [*((w, hidden if narrow_heads else w) for w in widths), (inner, inner)]
         )
         self.fuse = nn.Linear(3 * hidden, hidden)
-        self.apply(xavier)  # adapters, made below, have weights of their own law
+        self.apply(xavier)  # the adapters are made below, because they have another distribution
         self.visual_tower = IntraTower(widths[0], sizes.visual_adapter, len(sizes.visual_states))
         self.text_tower = IntraTower(widths[1], sizes.adapter, len(sizes.text_states))
         self.inter_tower = InterTower(*widths, sizes.adapter, depth)
@@ -147,7 +149,7 @@ class SideNetwork(nn.Module):
 
 
 class _Adapted(ContentModel):
-    """Items by a side network over both encoders' layer states."""
+    """Base of both forms: a side network over the layer states of both encoders makes the item vectors."""
 
     items: SideNetwork
 

@@ -1,7 +1,7 @@
 """MMGCN: one graph convolution per modality over users and items (Wei et al. 2019), from facts of its released code.
 
-Corrected (docs/fidelity.md): preferences and id embeddings are trained; the released code never registers them.
-N = U + I nodes are kept as users and items apart; row 0 of the items is padding, without neighbours.
+One correction (docs/fidelity.md): preferences and ID embeddings are trained; the released code never registers them.
+The N = U + I nodes are stored as users and items separately. Row 0 of the items is padding and has no neighbours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.nn.sparse import SparseMap, interaction_users, row_normalised, user_
 from models.options.base import ContentField
 from models.options.mmgcn import MODALITIES, MMGCNOptions
 
-#: draws of a negative item; the first that the user has not seen is taken
+#: number of draws per negative item; the first drawn item that the user has not seen is the negative
 _DRAWS = 16
 
 
@@ -35,14 +35,14 @@ class GraphLayer(nn.Module):
         self.out = nn.Linear(width + hidden, hidden)
 
     def forward(self, x_NW: Tensor, mean_NW: Tensor, id_ND: Tensor) -> Tensor:
-        """Own states, means over neighbours (0 without any) and id embeddings -> (N, D)."""
+        """(N, W) own states, (N, W) means over neighbours (0 for none), (N, D) ID embeddings -> (N, D)."""
         h_NW = F.leaky_relu(self.neighbours(mean_NW))
         own_ND = F.leaky_relu(self.own(x_NW)) + id_ND
         return F.leaky_relu(self.out(torch.cat([h_NW, own_ND], dim=1)))
 
 
 class Neighbours(nn.Module):
-    """Means over neighbours in the graph of users and items; an item counts as often as it was interacted with."""
+    """Means over neighbours in the graph of users and items, weighted by the number of interactions."""
 
     def __init__(self, interactions: TrainingInteractions, n_items: int) -> None:
         super().__init__()
@@ -66,7 +66,8 @@ class ModalityGraph(nn.Module):
     def forward(
         self, content_IW: Tensor, ids: tuple[Tensor, Tensor], neighbours: Neighbours | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Final states of users (U, D), and states of items before the first layer and after each."""
+        """(I, W) content and ID embeddings of users and items -> final states of users (U, D), and the states of items
+        before the first layer and after each layer."""
         user, item = F.normalize(self.preference, dim=1), F.normalize(at_least_float32(content_IW), dim=1)
         states = [item]
         for layer in self.layers:
@@ -76,7 +77,7 @@ class ModalityGraph(nn.Module):
         return user, states
 
     def newcomers(self, batch: Batch, states: list[Tensor], id_D: Tensor, graph: bool) -> Tensor:
-        """(B, D) users outside of the graph, who read their history and otherwise are the average user."""
+        """(B, D) vectors of users who are not in the graph: the average user, with the history as neighbours."""
         average_W = F.normalize(self.preference, dim=1).mean(dim=0)
         user = average_W.expand(len(batch), -1)
         for layer, state in zip(self.layers, states, strict=False):
@@ -86,7 +87,7 @@ class ModalityGraph(nn.Module):
 
 
 class Propagated(NamedTuple):
-    """Final vectors of users (U, D) and items (I, D), and per modality the states of items before every layer."""
+    """Final vectors of users (U, D) and items (I, D), and for each modality the states of items before every layer."""
 
     user: Tensor
     item: Tensor
@@ -101,13 +102,13 @@ class Unseen(nn.Module):
     def __init__(self, interactions: TrainingInteractions, n_items: int, seed: int) -> None:
         super().__init__()
         self.n_items, self.noise = n_items, KeyedNoise(seed)
-        # one sorted number per pair: a table of users by items would not fit
+        # one sorted number per pair, because a table of users by items would not fit into memory
         pairs = torch.unique(interaction_users(interactions) * n_items + interactions.items)
         self.register_buffer("seen", pairs, persistent=False)
 
     def forward(self, user_B: Tensor, key_B: Tensor) -> Tensor:
-        """(B,) item rows, uniform over what the user has not seen; a seen one if all draws were."""
-        # keys count rows and epochs: their highest bits are free to tell the draws apart
+        """(B,) item rows, uniform over the items that the user has not seen; a seen item if all draws were seen."""
+        # keys count rows and epochs, so their highest bits are free: they hold the number of the draw
         draw = torch.arange(_DRAWS, device=key_B.device) << 56
         item_BR = self.noise.integers(key_B[:, None] ^ draw, 1, self.n_items - 1, Stream.NEGATIVES)
         pair_BR = user_B[:, None] * self.n_items + item_BR
@@ -117,9 +118,9 @@ class Unseen(nn.Module):
 
 
 class MMGCN(Caching, SequenceModel):
-    """Users and items of the training graph by the mean of their states over modalities; dot product; BPR.
+    """The vector of a user or item is the mean of its final states over modalities; dot product; BPR loss.
 
-    The graph, not the order of a history, says who a user is: only somebody unknown is encoded from the history.
+    A known user's vector comes from the graph and not from the history; only an unknown user's history is read.
     """
 
     def __init__(self, options: MMGCNOptions, context: ModelContext) -> None:
@@ -143,7 +144,7 @@ class MMGCN(Caching, SequenceModel):
         user_BD = user_UD[batch.user]
         margin_B = (user_BD * (item_ID[batch.target] - item_ID[negative_B])).sum(dim=1)
         drawn = [self.user_embedding(batch.user), self.item_embedding(batch.target), self.item_embedding(negative_B)]
-        # the released code weighs the visual preferences alone
+        # the released code regularises the preferences of the visual modality alone
         regularisation = torch.cat(drawn).square().mean() + self._modalities()[0].preference.square().mean()
         return {"ranking": -F.logsigmoid(margin_B).mean(), "regularisation": regularisation}
 
@@ -183,7 +184,7 @@ class MMGCN(Caching, SequenceModel):
 
 
 def _item_input(field: ContentField, options: MMGCNOptions, context: ModelContext) -> tuple[nn.Module, int]:
-    """(I,) item rows -> (I, width), and the width: visual content is projected, text is used as it is."""
+    """A module (I,) item rows -> (I, width), and the width. It projects visual content, and leaves text unchanged."""
     if not options.content:
         width = options.visual_width if field == "visual" else options.hidden
         return nn.Embedding(context.table.n_items, width), width

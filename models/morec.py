@@ -1,6 +1,6 @@
 """MoRec: frozen content features in place of item ids (Yuan et al. 2023), in its two-stage form.
 
-From the facts of its released code; choices and deviations are in docs/fidelity.md.
+Written from the facts of its released code; docs/fidelity.md has choices and deviations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.options.morec import MoRecOptions
 
 
 class FeatureEncoder(nn.Module):
-    """One modality: its vector through a linear layer and GELU, then `depth` times dropout, linear layer, GELU."""
+    """Encodes one modality: a linear layer and GELU, then `depth` times dropout, a linear layer and GELU."""
 
     def __init__(self, content: ContentInput, hidden: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class FeatureEncoder(nn.Module):
 
 
 class MoRec(ContentModel):
-    """An item is the sum of its encoded modalities."""
+    """The vector of an item is the sum of its encoded modalities."""
 
     def __init__(self, options: MoRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)

@@ -1,7 +1,7 @@
 """TedRec: text-ID semantic fusion in the frequency domain (Xu et al. 2024), from the facts of its released code.
 
-Deviations (docs/fidelity.md): padded positions are zero on both sides of the FFT, so that what a prefix gives does
-not depend on a random padding row, and only real positions are computed.
+Deviations (docs/fidelity.md): padded positions are zero before and after the FFT, so that the vector of a history does
+not depend on a random padding row; and only real positions are computed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from models.options.tedrec import TedRecOptions
 
 
 class TextAdaptor(nn.Module):
-    """Mixture of experts from text width H to D: expert e gives W_e (dropout(x) - b_e), b_e learned per position.
+    """Mixture of experts from text width H to D: expert e gives W_e (dropout(x) - b_e); b_e is learned per position.
 
-    The gate is a dense softmax over experts; in training its logits get normal noise with a learned scale.
+    The gate is a dense softmax over experts. In training, normal noise with a learned scale is added to its logits.
     """
 
     def __init__(self, width: int, hidden: int, length: int, experts: int, rate: float) -> None:
@@ -39,10 +39,10 @@ class TextAdaptor(nn.Module):
         self.dropout = rate
 
     def forward(self, text_NH: Tensor, position_N: Tensor, noise_NE: Tensor | None) -> Tensor:
-        """(N, H) text and (N,) positions -> (N, D); `noise_NE` (N, E) standard normal in training, else None.
+        """(N, H) text and (N,) positions -> (N, D); `noise_NE` is (N, E) standard normal in training, else None.
 
-        sum_e g_e W_e (drop_e(x) - b_e) as two products: gated inputs times stacked experts, minus gates times the
-        projected shifts, which depend on the position alone.
+        Computes sum_e g_e W_e (drop_e(x) - b_e) as two products: the gated inputs times the stacked experts, minus the
+        gates times the projected shifts, which depend on the position alone.
         """
         logits_NE = text_NH @ self.gate
         if noise_NE is not None:
@@ -58,9 +58,10 @@ class TextAdaptor(nn.Module):
 class FrequencyFusion(nn.Module):
     """Fuses ID and text sequences by products of their spectra along the history (orthonormal real DFT).
 
-    A learned complex filter on the IDs, and the product of both spectra (circular convolution), each gated per
-    position. A history is short: the transform is a product with its matrix, which is faster than an FFT, and needs
-    neither complex numbers nor an FFT library. Always in float32: half precision would round the phases.
+    It sums two parts, each with a gate per position: the IDs through a learned complex filter, and the product of both
+    spectra (circular convolution). Histories are short, so the transform is a matrix product, which is faster than an
+    FFT and needs neither complex numbers nor an FFT library. It always runs in float32 at least, because half precision
+    would round the phases.
     """
 
     transform: Tensor
@@ -68,7 +69,7 @@ class FrequencyFusion(nn.Module):
 
     def __init__(self, length: int, hidden: int) -> None:
         super().__init__()
-        # complex as two reals: ZeRO flattens parameters, which complex ones do not survive
+        # a complex number is stored as two reals: ZeRO flattens parameters, and cannot do so with complex ones
         self.filter = nn.Parameter(0.02 * torch.randn(1, length // 2 + 1, hidden, 2))
         self.item_gate = nn.Linear(hidden, 1)
         self.fuse_gate = nn.Linear(hidden, 1)
@@ -77,6 +78,7 @@ class FrequencyFusion(nn.Module):
         self.register_buffer("inverse", inverse, persistent=False)
 
     def forward(self, item_BLD: Tensor, text_BLD: Tensor) -> Tensor:
+        """(B, L, D) ID and text vectors, zero at padding -> (B, L, D) fused, in float32 at least."""
         with torch.autocast(item_BLD.device.type, enabled=False):
             item, text = self._spectrum(item_BLD), self._spectrum(text_BLD)
             filtered = self._product(item, at_least_float32(self.filter).unbind(-1))
@@ -90,7 +92,7 @@ class FrequencyFusion(nn.Module):
             return 2 * (filtered * gate_item + fused * gate_fuse)
 
     def _spectrum(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
-        """Real and imaginary part, (B, L // 2 + 1, D) each."""
+        """(B, L, D) -> real and imaginary part of the spectrum, (B, L // 2 + 1, D) each."""
         x_BLD = at_least_float32(x_BLD)
         return (self.transform.to(x_BLD.dtype) @ x_BLD).chunk(2, dim=1)
 
@@ -101,11 +103,14 @@ class FrequencyFusion(nn.Module):
 
 
 def real_dft(length: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal real DFT as matrices: (2F, L) to stacked real and imaginary parts, (L, 2F) back; F = L//2+1."""
+    """The orthonormal real DFT and its inverse as matrices (2F, L) and (L, 2F), with F = L // 2 + 1.
+
+    The first gives F real parts and then F imaginary parts.
+    """
     frequency, time = torch.arange(length // 2 + 1, dtype=torch.float64), torch.arange(length, dtype=torch.float64)
     angle = 2 * math.pi * frequency[:, None] * time / length
     forward = torch.cat([angle.cos(), -angle.sin()]) / math.sqrt(length)
-    # every frequency but 0 and, for even lengths, the highest stands for its conjugate too
+    # all frequencies count twice, for themselves and their conjugates, except 0 and, for even lengths, the highest
     twice = torch.full_like(frequency, 2.0)
     twice[0] = 1.0
     if length % 2 == 0:
@@ -149,6 +154,6 @@ class TedRec(Backbone):
         return self.encoder(layout.flatten(fused_BLD), layout)  # type: ignore[no-any-return]
 
     def _gate_noise(self, batch: Batch, layout: Layout) -> Tensor:
-        """(N, E) gate noise, keyed by row so that it does not depend on how rows are batched."""
+        """(N, E) gate noise, keyed by row, so that it does not depend on the batch."""
         experts = self.adaptor.gate.shape[1]
         return layout.flatten(self.noise.normal(batch.key, (layout.length, experts), Stream.GATE_NOISE))

@@ -1,4 +1,4 @@
-"""The layers of DMMD4SR: its denoiser, the gate on what a user's interest does not explain, and its fusion."""
+"""The layers of DMMD4SR: its denoiser, its gate for content that the user's interest does not support, its fusion."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from models.nn.precision import at_least_float32
 
 
 class TokenDenoiser(nn.Module):
-    """x_t, t -> estimate of x_0, each token alone: W_2 tanh(W_1 [dropout(x_t); sinusoids of t] + b_1) + b_2.
+    """x_t, t -> estimate of x_0, for each token alone: W_2 tanh(W_1 [dropout(x_t); sinusoids of t] + b_1) + b_2.
 
-    The first layer is two, one for the state and one for the step, so that the steps of a chain share their part.
+    W_1 is two layers, one for the state and one for the step, so that the step's part is computed once for all tokens.
     """
 
     sinusoids: Tensor
@@ -29,13 +29,13 @@ class TokenDenoiser(nn.Module):
         self.register_buffer("sinusoids", sinusoids, persistent=False)
 
     def forward(self, x_ND: Tensor, t: Tensor | int) -> Tensor:
-        """(N, D) states at step `t`, one for all or (N,), each in 0..T -> (N, D)."""
+        """(N, D) states at step `t` (one int for all tokens, or (N,); in 0..T) -> (N, D)."""
         time = self.time(self.sinusoids[t]) if isinstance(t, int) else self.time(self.sinusoids).index_select(0, t)
         return self.out(torch.tanh(self.state(self.dropout(x_ND)) + time))  # type: ignore[no-any-return]
 
 
 class InterestGate(nn.Module):
-    """(1 - g) x + g MLP([x; c]) with g = sigmoid(Linear([x; c])): replaces what the condition c does not support."""
+    """(1 - g) x + g MLP([x; c]), g = sigmoid(Linear([x; c])): replaces parts of x that do not fit the condition c."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -45,12 +45,13 @@ class InterestGate(nn.Module):
         )
 
     def forward(self, x_ND: Tensor, condition_ND: Tensor) -> Tensor:
+        """(N, D) tokens and (N, D) conditions -> (N, D)."""
         joined = torch.cat([x_ND, condition_ND], dim=1)
         return x_ND + torch.sigmoid(self.gate(joined)) * (self.mlp(joined) - x_ND)  # type: ignore[no-any-return]
 
 
 class Uncertain(nn.Module):
-    """A normal distribution N(mu, sigma^2) per token, mu and log sigma linear in it."""
+    """A normal distribution N(mu, sigma^2) per token; mu and log sigma are linear functions of the token."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -58,9 +59,10 @@ class Uncertain(nn.Module):
         self.log_scale = nn.Linear(hidden, hidden)
 
     def forward(self, x_ND: Tensor, noise_ND: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(N, D) -> a draw by `noise_ND` (standard normal; None: the mean), and (N,) KL divergence from N(0, 1).
+        """(N, D) -> (N, D) sample by `noise_ND` (standard normal; None: the mean), and (N,) KL divergence from N(0, 1).
 
-        The divergence is a mean over dimensions, as every other loss; a sum empties the draws (docs/fidelity.md).
+        The divergence is a mean over dimensions, as in every other loss. With a sum, the samples would lose all
+        information (docs/fidelity.md).
         """
         mean, log_scale = at_least_float32(self.mean(x_ND)), at_least_float32(self.log_scale(x_ND))
         scale = log_scale.exp()
@@ -69,10 +71,10 @@ class Uncertain(nn.Module):
 
 
 class ExpertFusion(nn.Module):
-    """ReLU(LN(Linear([t; v]))): t and v each a mixture of `top` linear experts out of E of their modality.
+    """ReLU(LN(Linear([t; v]))), where t and v are each a mixture of `top` out of E linear experts of their modality.
 
-    One gate serves both modalities; its softmax runs over the `top` experts picked, which is the softmax over all,
-    cut and renormalised. All experts are computed: at this width that is one product, cheaper than sorting tokens.
+    One gate serves both modalities. Its softmax runs over the `top` chosen experts, which equals the softmax over all
+    experts, cut and renormalised. All experts are computed: at this width, one product is cheaper than sorting tokens.
     """
 
     def __init__(self, hidden: int, experts: int, top: int) -> None:
@@ -85,6 +87,7 @@ class ExpertFusion(nn.Module):
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, text_ND: Tensor, visual_ND: Tensor) -> Tensor:
+        """(N, D) tokens of both modalities -> (N, D)."""
         mixed = [self._mix(self.text, text_ND), self._mix(self.visual, visual_ND)]
         return F.relu(self.norm(self.join(torch.cat(mixed, dim=1))))
 

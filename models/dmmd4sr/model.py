@@ -1,8 +1,8 @@
-"""DMMD4SR: diffusion denoises text and video at several levels before they join the IDs (Lu and Yin 2025).
+"""DMMD4SR: diffusion denoises text and video at several levels before they are added to the IDs (Lu and Yin 2025).
 
-Level 1 takes out the domain shift of each modality's encoder, level 2 what the user's interest does not explain, level
-3 fuses the modalities under uncertainty, level 4 denoises the fused sequence; a causal encoder reads it. Written from
-facts of the released code; what differs from it is in docs/fidelity.md. N: real tokens of a batch.
+Level 1 removes the domain shift of each modality's encoder. Level 2 removes content that the user's interest does not
+support. Level 3 fuses the modalities under uncertainty. Level 4 denoises the fused sequence, and a causal encoder reads
+the result. Written from facts of the released code; docs/fidelity.md lists the differences. N: kept tokens of a batch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MODALITIES = ("text", "visual")
 
 @dataclass
 class _Pass:
-    """One pass over a batch: what random draws it uses, and what the losses read of it afterwards.
+    """One pass over a batch: the random numbers that it uses, and the values that the losses need afterwards.
 
-    noise: (N, D) per denoiser, and for the draw of each modality in training. seen: (N, D), what each denoiser was
-    given. divergence: (N,) KL per modality. identity_BLD, centre_BLD: ID vectors of the history, and their centre.
+    noise: (N, D) per denoiser, and in training also for the sample of each modality. seen: (N, D) input of each
+    denoiser. divergence: (N,) KL per modality. identity_BLD, centre_BLD: ID vectors of the history, and their centre.
     """
 
     batch: Batch
@@ -45,7 +45,7 @@ class _Pass:
     centre_BLD: Tensor | None = None
 
     def row_mean(self, value_N: Tensor) -> Tensor:
-        """Scalar: mean over each row's real tokens, then over rows, so that it does not depend on how rows are cut."""
+        """Scalar: mean over each row's real tokens, then over rows, so that padding and other rows do not matter."""
         row_N = self.layout.row()
         length_N = self.batch.length[row_N]
         weight_N = (self.layout.position() < length_N) / (length_N * self.layout.rows)
@@ -53,7 +53,7 @@ class _Pass:
 
 
 class DMMD4SR(Backbone):
-    """Denoised text and video join the IDs; dot product with the ID table."""
+    """Adds denoised text and video to the IDs, encodes the sequence, and ranks by dot product with the ID table."""
 
     def __init__(self, options: DMMD4SROptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden)
@@ -112,7 +112,7 @@ class DMMD4SR(Backbone):
         return losses
 
     def _begin(self, batch: Batch) -> _Pass:
-        """The random draws of a pass, keyed by row and position: a denoiser's loss and its chain use the same one."""
+        """Draw the noise of a pass, keyed by row and position; a denoiser's loss and its chain use the same noise."""
         layout = Layout.of(batch)
         key_N = batch.key[layout.row()] * layout.length + layout.position()
         shape, noise = (self.options.hidden,), {}
@@ -127,7 +127,7 @@ class DMMD4SR(Backbone):
         return _Pass(batch, layout, noise)
 
     def _encode(self, state: _Pass) -> Tensor:
-        """(B, D) state of the encoder over the fused sequence; in training and at evaluation alike."""
+        """(B, D) output of the encoder for the fused sequence, in training and at evaluation."""
         layout = state.layout
         item_ND = self.item_embedding(layout.flatten(state.batch.history))
         token_ND = self.encoder.embed(item_ND, layout)
@@ -144,12 +144,12 @@ class DMMD4SR(Backbone):
         return self.encoder.contextualise(token_ND, layout)
 
     def _project(self, name: str, state: _Pass) -> Tensor:
-        """(N, D) unit vectors: the content of each token's item, projected."""
+        """(N, D) unit vectors: the projected content of each token's item."""
         content = self.content[name](state.layout.flatten(state.batch.history))
         return F.normalize(at_least_float32(self.project[name](content)), dim=1)
 
     def _condition(self, item_ND: Tensor, state: _Pass) -> Tensor:
-        """(N, D) what level 2 is told of the interest: the item's ID vector and the centre of the history's cluster."""
+        """(N, D) condition of level 2: weighted sum of the item's ID vector and the centre of the history's cluster."""
         layout, batch, o = state.layout, state.batch, self.options
         real_N = layout.flatten(batch.history) != 0
         state.identity_BLD = layout.pad(item_ND * real_N[:, None])
@@ -166,7 +166,7 @@ class DMMD4SR(Backbone):
         return denoised
 
     def _chain(self, name: str, x_ND: Tensor, state: _Pass) -> Tensor:
-        """`x_ND` noised to step `start`, then the reverse chain of denoiser `name`, without noise."""
+        """(N, D): noises `x_ND` to step `start`, then runs the deterministic reverse chain of denoiser `name`."""
         x_ND = at_least_float32(x_ND)
         state.seen[name] = x_ND
         start = self.options.start
@@ -175,13 +175,13 @@ class DMMD4SR(Backbone):
         return self.diffusion.reverse(noised_ND, start, self.denoisers[name])
 
     def _draw(self, name: str, x_ND: Tensor, state: _Pass) -> Tensor:
-        """A draw of level 3's distribution in training, its mean otherwise."""
+        """(N, D): a sample of level 3's distribution in training, its mean at evaluation."""
         drawn_ND, divergence_N = self.uncertain[name](x_ND, state.noise.get(name))
         state.divergence.append(divergence_N)
         return drawn_ND  # type: ignore[no-any-return]
 
     def _denoising_losses(self, state: _Pass) -> dict[str, Tensor]:
-        """Squared error of every denoiser at one random step per row (its modality's, or level 4's)."""
+        """Squared error of every denoiser at one random step per row; each modality and level 4 have their own step."""
         streams = {"text": Stream.TEXT_STEP, "visual": Stream.VISUAL_STEP, "final": Stream.FUSION_STEP}
         row_N = state.layout.row()
         step_N = {name: self.noise.integers(state.batch.key, 1, self.options.steps, stream)[row_N]

@@ -19,12 +19,12 @@ from models.nn.transformer import LAYER_NORM_EPS, CausalEncoder
 
 
 def unit(x_ND: Tensor) -> Tensor:
-    """Every token with zero mean and unit variance, so that unit noise fits it and no loss falls by shrinking it."""
+    """(N, D) tokens with zero mean and unit variance: they have the scale of the noise, and no loss can shrink them."""
     return F.layer_norm(x_ND, x_ND.shape[-1:], eps=LAYER_NORM_EPS)
 
 
 class CrossAttention(nn.Module):
-    """The tokens of one part read those of another, of the same row, all of them: (n, D), (m, D) -> (n, D)."""
+    """Each token of one part attends to all tokens of another part in the same row: (n, D), (m, D) -> (n, D)."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class CrossAttention(nn.Module):
 class NoisePredictor(nn.Module):
     """x_t, t, condition -> the noise in x_t: x = LN(x_t + time), h = LN(x + attention to the condition), MLP(h).
 
-    The last step has no residual: what is predicted is noise, not a state.
+    The MLP has no residual connection, because its output is noise and not a state.
     """
 
     sinusoids: Tensor
@@ -75,7 +75,7 @@ class NoisePredictor(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """A diffusion of the tokens of one part, conditioned on those of another; predicts the noise."""
+    """A diffusion over the tokens of one part, conditioned on the tokens of another part; it predicts the noise."""
 
     def __init__(
         self, predictor: NoisePredictor, diffusion: Diffusion, noise: KeyedNoise, streams: tuple[Stream, Stream]
@@ -87,7 +87,8 @@ class Denoiser(nn.Module):
         self.streams = streams
 
     def forward(self, x_nD: Tensor, part: Part, context_mD: Tensor, context: Part) -> tuple[Tensor, Tensor]:
-        """Training: one random step per row. (n, D) -> the estimate of the clean tokens, and the noise's mean error."""
+        """Training, at one random step per row: (n, D) -> (n, D) estimate of the clean tokens, and the scalar mean
+        squared error of the noise."""
         t_n = self.noise.integers(part.key, 1, self.diffusion.steps, self.streams[0])[part.layout.row()]
         noise = part.normal(x_nD.shape[1], self.noise, self.streams[1])
         state = self.diffusion.corrupt(x_nD, t_n, noise)
@@ -96,7 +97,8 @@ class Denoiser(nn.Module):
         return self.diffusion.clean(state, t_n, predicted), (error_n * part.weight).sum()
 
     def reverse(self, x_nD: Tensor, part: Part, context_mD: Tensor, context: Part, steps: Sequence[int]) -> Tensor:
-        """Evaluation: corrupted to steps[0] by keyed noise, then estimated at each of the falling `steps`."""
+        """Evaluation: (n, D) -> (n, D). Corrupts the tokens to steps[0] with keyed noise, then denoises them from each
+        of the descending `steps` to the next, and from the last to 0."""
         t_n = part.source.new_full(part.source.shape, steps[0])
         state = self.diffusion.corrupt(x_nD, t_n, part.normal(x_nD.shape[1], self.noise, self.streams[1]))
         for t, s in pairwise([*steps, 0]):
@@ -109,7 +111,7 @@ class Denoiser(nn.Module):
 class InterestExperts(nn.Module):
     """One encoder per behaviour and modality, a common one over both behaviours, and a gate between the two kinds.
 
-    user = g common + (1 - g) mean of the specific, g = sigmoid(MLP [all of them]).
+    user = g common + (1 - g) mean(specific), where g = sigmoid(MLP [outputs of all experts]).
     """
 
     def __init__(self, modalities: int, length: int, hidden: int, inner: int, layers: int, heads: int, dropout: float,
@@ -129,7 +131,7 @@ class InterestExperts(nn.Module):
     def forward(
         self, shallow: Sequence[Tensor], shallow_part: Part, deep: Sequence[Tensor], deep_part: Part, history: Layout
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (n, D) per modality of both parts -> (B, D) interest, and (B, E, D) what each specific expert says."""
+        """Tokens (n, D) per modality of both parts -> (B, D) interest and (B, E, D) outputs of the specific experts."""
         specific = [expert(x, shallow_part.layout) for expert, x in zip(self.shallow, shallow, strict=True)]
         specific += [expert(x, deep_part.layout) for expert, x in zip(self.deep, deep, strict=True)]
         common = self.common(self._both(_sum(shallow), shallow_part, _sum(deep), deep_part, history), history)
@@ -138,7 +140,7 @@ class InterestExperts(nn.Module):
         return torch.lerp(specific_BED.mean(dim=1), common, gate.to(common.dtype)), specific_BED
 
     def _both(self, shallow: Tensor, shallow_part: Part, deep: Tensor, deep_part: Part, history: Layout) -> Tensor:
-        """(N, D): each item of the history as its behaviours see each other, summed where it has both."""
+        """(N, D) tokens of the history: each part attends to the other; an item in both parts gets the sum."""
         size = history.rows * history.length if history.token is None else len(history.token)
         tokens = shallow.new_zeros(size, shallow.shape[1])
         tokens = shallow_part.put(self.shallow_reads(shallow, shallow_part, deep, deep_part), tokens)
@@ -150,9 +152,9 @@ def _sum(tokens: Sequence[Tensor]) -> Tensor:
 
 
 def mean_cosine(x_BED: Tensor) -> Tensor:
-    """Scalar: mean over rows and over pairs of different experts of the cosine of what they say, in float32 at least.
+    """Scalar: mean cosine of the outputs of two different experts, over rows and pairs, in float32 at least.
 
-    The sum over all pairs is the squared norm of the sum of the unit vectors.
+    The sum over all pairs is computed as the squared norm of the sum of the unit vectors.
     """
     with torch.autocast(x_BED.device.type, enabled=False):
         x_BED = F.normalize(at_least_float32(x_BED), dim=2)

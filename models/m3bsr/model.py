@@ -1,8 +1,9 @@
 """M3BSR: multi-modal multi-behaviour recommendation by conditional diffusions and a mixture of interest experts.
 
-Its own code is not public; this follows the facts of its journal successor's (docs/fidelity.md). Content is denoised
-under the ids of the history, the shallow behaviour (views) under the deep one (likes and the like); one expert per
-behaviour and modality, and a common one, read the interest.
+Its own code is not public; this follows the facts of the code of its journal successor (docs/fidelity.md). One
+diffusion denoises content, conditioned on the IDs of the history. Another denoises the shallow behaviour (views),
+conditioned on the deep one (likes and similar ones). One expert per behaviour and modality, and a common expert, encode
+the user's interest.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _CONTENT: dict[ContentField, tuple[Stream, Stream]] = {
 
 
 class M3BSR(SequenceModel):
-    """Denoised content and behaviours through interest experts; unit user vector, dot product with the item table."""
+    """Interest experts encode denoised content and behaviours to a unit user vector; dot product with the item table.
+
+    Raises UserError if the dataset has several behaviours and none of them is deep.
+    """
 
     def __init__(self, options: M3BSROptions, context: ModelContext) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class M3BSR(SequenceModel):
         self.contrast = nn.Linear(hidden, hidden)
         self._build_denoisers()
         self.apply(init_weights)
-        #: what stands for a behaviour that a row does not show, per modality; tokens have unit scale
+        #: tokens, one per modality, for a behaviour that a row does not show; they have unit scale, as all tokens
         self.null = nn.Parameter(torch.randn(1 + len(_CONTENT), hidden)) if self._deep else None
         diffusions = (*(_CONTENT if options.denoise_content else ()), *["behaviour"] * options.denoise_behaviour)
         self.loss_weights = {
@@ -59,12 +63,12 @@ class M3BSR(SequenceModel):
         self.inference = self.inference_choices[0]
 
     def _choose_behaviours(self, names: tuple[str, ...]) -> None:
-        """The bits of deep and shallow behaviours; none of either: one behaviour only."""
+        """Set the bits of the deep and of the shallow behaviours; both are 0 if there is one behaviour only."""
         self._deep = self._shallow = 0
         if not names or not self.options.use_behaviours:
             why = "behaviours are ignored (use_behaviours)" if names else "this dataset has one behaviour"
             self.notes = (
-                f"M3BSR (single-behaviour): {why}; the most recent half of a history stands for the deep one",
+                f"M3BSR (single-behaviour): {why}; the most recent half of a history is used as the deep behaviour",
             )
             return
         self._deep, self._shallow = (
@@ -102,7 +106,7 @@ class M3BSR(SequenceModel):
         return self.item_embedding.weight.float()
 
     def _interest(self, batch: Batch, losses: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """(B, D) unit user vectors and (B, E, D) experts; with `losses`, as in training, the diffusions' go there."""
+        """(B, D) unit user vectors and (B, E, D) expert outputs. losses: in training, receives the diffusion losses."""
         batch, shallow_BL, deep_BL = self._by_behaviour(batch)
         layout = Layout.of(batch)
         whole, shallow, deep = (Part.of(batch, keep, layout) for keep in (shallow_BL | deep_BL, shallow_BL, deep_BL))
@@ -113,7 +117,7 @@ class M3BSR(SequenceModel):
             if self.options.denoise_content:
                 x = self._denoise(self.content_denoisers[number], field, (x, whole, tokens[0], whole), losses)
             tokens.append(x)
-        # one behaviour only: no part is empty
+        # with one behaviour only, no part is empty, so no null tokens are needed
         nulls = [None] * len(tokens) if self.null is None else self.null
         in_shallow, in_deep = (
             [part.take(x, null) for x, null in zip(tokens, nulls, strict=True)] for part in (shallow, deep)
@@ -137,9 +141,9 @@ class M3BSR(SequenceModel):
         return denoiser.reverse(*given, steps=[start - start * call // calls for call in range(calls)])
 
     def _by_behaviour(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
-        """The batch without items of no behaviour, and the (B, L) masks of its shallow and its deep items.
+        """The batch without items that are neither shallow nor deep, and (B, L) masks of the shallow and deep items.
 
-        A row that shows neither anywhere (somebody known by a list of items alone) counts as shallow throughout.
+        A row without any behaviour (of a user who is known only by a list of items) is shallow as a whole.
         """
         position = torch.arange(batch.history.shape[1], device=batch.history.device)
         real = position < batch.length[:, None]

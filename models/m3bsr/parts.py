@@ -1,4 +1,4 @@
-"""Sub-sequences of histories by behaviour, whose tokens M3BSR reads apart."""
+"""Sub-sequences of histories by behaviour, which M3BSR encodes separately."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from models.nn.noise import KeyedNoise, Stream
 def compact(batch: Batch, keep_BL: Tensor) -> tuple[Batch, Tensor, Tensor]:
     """The kept items of every row moved to the left, in order.
 
-    Returns their batch (length 1 and padding where a row keeps none), the (B, L) position that each position was
-    moved from, and how many each row keeps (B,).
+    Returns the batch of kept items (a row without any has length 1 and only padding), the (B, L) position that each
+    item was moved from, and the (B,) number of items that each row keeps.
     """
     count_B = keep_BL.sum(dim=1)
     source_BL = (~keep_BL).to(torch.uint8).argsort(dim=1, stable=True)
@@ -28,11 +28,11 @@ def compact(batch: Batch, keep_BL: Tensor) -> tuple[Batch, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of a sub-sequence of every history; a row without any has one null token, so that it can be encoded.
+    """Tokens of a sub-sequence of every history; an empty sub-sequence has one null token, so that it can be encoded.
 
-    length: (B,) tokens of a row, at least 1. key: (B,). source: (n,) the history's token that each token is. real: (n,)
-    bool, False for null tokens and padding. weight: (n,) float32 such that a sum over tokens is the mean over rows of
-    the mean over a row's tokens (rows without any count as 0).
+    length: (B,) tokens of a row, at least 1. key: (B,), see Batch. source: (n,) index of each token among the history's
+    tokens. real: (n,) bool, False for null tokens and padding. weight: (n,) float32, with which a sum over tokens is
+    the mean over rows of the mean over a row's tokens (an empty row counts as 0).
     """
 
     layout: Layout
@@ -44,7 +44,7 @@ class Part:
 
     @staticmethod
     def of(batch: Batch, keep_BL: Tensor, history: Layout) -> Part:
-        """The part of `batch`, whose tokens lie as `history` says, that `keep_BL` selects."""
+        """The part of `batch` that `keep_BL` (B, L) selects. history: the layout of the tokens of `batch`."""
         kept, source_BL, count_B = compact(batch, keep_BL)
         layout = Layout.of(kept)
         size = history.rows * history.length if history.token is None else len(history.token)
@@ -55,12 +55,13 @@ class Part:
         return Part(layout, kept.length, batch.key, layout.flatten(token_BL.gather(1, source_BL)), real, weight)
 
     def take(self, x_ND: Tensor, null_D: Tensor | None) -> Tensor:
-        """(N, D) tokens of the history -> (n, D) tokens of this part, `null_D` (None: anything) where there is none."""
+        """(N, D) tokens of the history -> (n, D) tokens of this part. null_D: (D,) value of the tokens that are not
+        real; None leaves them undefined."""
         taken = x_ND.index_select(0, self.source)
         return taken if null_D is None else torch.where(self.real[:, None], taken, null_D)
 
     def put(self, x_nD: Tensor, into_ND: Tensor) -> Tensor:
-        """(n, D) tokens of this part added to the (N, D) tokens of the history that they are."""
+        """Add the (n, D) tokens of this part to their places in the (N, D) tokens of the history."""
         return into_ND.index_add(0, self.source, (x_nD * self.real[:, None]).to(into_ND.dtype))
 
     def normal(self, width: int, noise: KeyedNoise, stream: Stream) -> Tensor:

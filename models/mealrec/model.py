@@ -1,7 +1,7 @@
 """MealRec: hierarchical diffusion for micro-video recommendation (paper, section 4), over any backbone.
 
-TCD refines the last video's content under the user's taste; NPD recovers the preference from its corrupted state under
-that content. Loss: L_R + lambda_T L_T + lambda_N L_N (Eq. 16). Decisions D1-D36 are in docs/fidelity.md.
+TCD refines the content of the last video, given the user's taste. NPD recovers the preference from its corrupted state,
+given that content. Loss: L_R + lambda_T L_T + lambda_N L_N (Eq. 16). Decisions D1-D36 are in docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _build_backbone(options: MealRecOptions, context: ModelContext) -> Backbone:
 
 
 class FusionMLP(nn.Module):
-    """What replaces NPD in the -NPD ablation: MLP([x_0; mean of W_v z; W_h h_L]) with two layers (D29)."""
+    """Replaces NPD in the -NPD ablation: MLP([x_0; W_v mean(z); W_h h_L]) with two layers (D29)."""
 
     def __init__(self, hidden: int, visual: int, text: int) -> None:
         super().__init__()
@@ -43,6 +43,7 @@ class FusionMLP(nn.Module):
         self.fuse = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
     def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
+        """(B, D) preference, (B, K, V) refined content, (B, H) text -> (B, D) preference."""
         return self.fuse(torch.cat([x_BD, self.visual(z_BKV.mean(1)), self.text(text_BH)], dim=1))  # type: ignore[no-any-return]
 
 
@@ -79,7 +80,7 @@ class MealRec(SequenceModel):
         self.unet = ContentUNet(width, self.visual.width[0], self.options.tcd)
 
     def _choices(self) -> tuple[str, ...]:
-        """Every allowed way to use the denoisers at evaluation, the cheapest first."""
+        """All allowed uses of the denoisers at evaluation; the cheapest is first."""
 
         def ways(used: bool, sampling: Sampling) -> tuple[str, ...]:
             if not used:
@@ -112,7 +113,7 @@ class MealRec(SequenceModel):
                 **self.backbone.auxiliary_losses(batch)}  # fmt: skip
 
     def _refine_training(self, sequence_BKV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One random step per row: the estimate of z_0 and L_T (Eq. 11, D14, D15)."""
+        """The estimate of z_0 and the loss L_T, at one random step per row (Eq. 11, D14, D15)."""
         z_BKV = self.temporal(sequence_BKV)
         t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.TCD_STEP)
         noise = self.noise.normal(batch.key, tuple(z_BKV.shape[1:]), Stream.TCD_NOISE)
@@ -145,7 +146,8 @@ class MealRec(SequenceModel):
         return self.backbone.ranked_users(self._mix(estimate, x_BD), batch).float()
 
     def _refine(self, sequence_BKV: Tensor, batch: Batch, tcd: str) -> Tensor:
-        """The refined content at evaluation: reverse chain from q(z_start | z_0) (Eq. 10, D12), or one clean call."""
+        """The refined content at evaluation: the reverse chain from q(z_start | z_0) (Eq. 10, D12), one call on the
+        clean state, or no change."""
         if tcd == "none":
             return sequence_BKV
         z_BKV, context_BV = self.temporal(sequence_BKV), self._context(batch)

@@ -1,6 +1,6 @@
 """NPD, noise-unconditional preference denoising (paper, section 4.4): g(x_t, z_0 estimate, h_L) -> x_0 estimate.
 
-The network never sees the timestep: it infers the noise level from how well preference and content agree.
+The network does not get the timestep: it has to infer the noise level from how well preference and content agree.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from models.options.mealrec import NPDOptions
 
 
 class PreferenceDenoiser(nn.Module):
-    """One pre-LN self-attention block over [W_x x_t; W_v z_1..K; W_h h_L], read at the preference token (D18).
+    """One pre-LN self-attention block over [W_x x_t; W_v z_1..K; W_h h_L]; the output is the preference token (D18).
 
-    Only the preference token is read, so queries, output and feed-forward are computed for it alone (exact).
+    Queries, output and feed-forward are computed for the preference token alone. This changes no result.
     """
 
     def __init__(self, hidden: int, steps: int, visual: int, text: int, options: NPDOptions) -> None:

@@ -1,7 +1,7 @@
 """TCD, temporal-guided content diffusion (paper, section 4.3): refines the last video's content sequence.
 
-z_0 = TempAttnEnc(F_L + P) (Eq. 6), corrupted to z_t, restored by a U-Net f(z_t, t, c_v) that predicts z_0 (Eq. 8)
-under the recency-weighted context c_v of the user's videos (Eq. 7).
+z_0 = TempAttnEnc(F_L + P) (Eq. 6) is corrupted to z_t. A U-Net f(z_t, t, c_v) predicts z_0 from it (Eq. 8), given the
+recency-weighted context c_v of the user's videos (Eq. 7).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TemporalAttention(nn.Module):
 
 
 def recency_context(visual_NV: Tensor, layout: Layout, length_B: Tensor, decay: float) -> Tensor:
-    """(B, V) context c_v: exponentially decayed mean of the history's video vectors, most recent heaviest (Eq. 7).
+    """(B, V) context c_v: the mean of the history's video vectors, with weights that decay with age (Eq. 7).
 
     visual_NV: (N, V) vectors of the kept tokens. Only real positions take part (D9).
     """
@@ -58,8 +58,8 @@ def recency_context(visual_NV: Tensor, layout: Layout, length_B: Tensor, decay: 
 class StepConv(nn.Module):
     """A convolution of width 3 over the K steps of (B, K, C), written as one matrix product over unfolded windows.
 
-    K is about 5 and C in the hundreds: unfolding costs little, and a matrix product is twice as fast on a CPU as a
-    convolution kernel over so short an axis.
+    K is about 5 and C is in the hundreds, so unfolding costs little. On a CPU, a matrix product is twice as fast as a
+    convolution kernel over such a short axis.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -67,9 +67,10 @@ class StepConv(nn.Module):
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(outputs, 3 * inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # PyTorch's own for convolutions (D23)
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # PyTorch's default for convolutions (D23)
 
     def forward(self, x_BKC: Tensor) -> Tensor:
+        """(B, K, inputs) -> (B, ceil(K / stride), outputs)."""
         windows = F.pad(x_BKC, (0, 0, 1, 1)).unfold(1, 3, self.stride)
         return F.linear(windows.flatten(2), self.weight, self.bias)
 
@@ -85,7 +86,7 @@ class StepNorm(nn.GroupNorm):
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution; plus the timestep; again with dropout; plus a skip."""
+    """Norm, SiLU and convolution, plus the timestep; norm, SiLU, dropout and convolution; plus a skip connection."""
 
     def __init__(self, inputs: int, outputs: int, time_width: int, dropout: float) -> None:
         super().__init__()
@@ -98,6 +99,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Linear(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, x_BKC: Tensor, time_BE: Tensor) -> Tensor:
+        """(B, K, inputs) states and (B, E) timestep vectors -> (B, K, outputs)."""
         hidden = self.conv_in(F.silu(self.norm_in(x_BKC))) + self.time(time_BE)[:, None]
         hidden = self.conv_out(self.dropout(F.silu(self.norm_out(hidden))))
         return self.skip(x_BKC) + hidden  # type: ignore[no-any-return]
@@ -106,8 +108,9 @@ class ResBlock(nn.Module):
 class CrossAttention(nn.Module):
     """Each step attends to the context c_v, and to a learned null token.
 
-    With c_v as the only key the softmax is 1 and the layer adds the same vector to every step. The null token makes
-    it a gate per step: how much of the context a frame takes in (decision D8). `null_token=False` is the bare form.
+    If c_v were the only key, the softmax would be 1, and the layer would add the same vector to every step. With the
+    null token, the softmax is a gate per step that controls how much of the context a frame gets (decision D8).
+    `null_token=False` leaves the null token out.
     """
 
     def __init__(self, channels: int, context: int, null_token: bool) -> None:
@@ -119,6 +122,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x_BKC: Tensor, context_BV: Tensor) -> Tensor:
+        """(B, K, C) states and (B, V) context -> (B, K, C)."""
         token = self.key_value(context_BV)[:, None]
         if self.null is not None:
             token = torch.cat([token, self.null.to(token.dtype).expand(token.shape)], dim=1)
@@ -130,7 +134,8 @@ class CrossAttention(nn.Module):
 class ContentUNet(nn.Module):
     """f(z_t, t, c_v) -> z_0 estimate (Eq. 8): a U-Net over the K steps with one stride-2 level (D7).
 
-    Project in, ResBlock, stride, ResBlock, (Res, cross-attention, Res), back to K steps, concat, ResBlock, project out.
+    Order: input projection, ResBlock, stride, ResBlock, (ResBlock, cross-attention, ResBlock), upsampling to K steps,
+    concatenation with the first ResBlock's output, ResBlock, output projection.
     """
 
     def __init__(self, width: int, context: int, options: TCDOptions) -> None:

@@ -22,8 +22,8 @@ class SequenceQuantiser(nn.Module):
 
     def __init__(self, length: int, hidden: int, codes: int, temperature: float = 0.1) -> None:
         super().__init__()
-        require(codes >= 1, "codes", codes, "it is at least 1")
-        require(temperature > 0, "temperature", temperature, "it is above 0")
+        require(codes >= 1, "codes", codes, "it must be at least 1")
+        require(temperature > 0, "temperature", temperature, "it must be above 0")
         self.temperature = temperature
         self.assign = nn.Linear(length * hidden, codes)
         self.codes = nn.Parameter(torch.empty(codes, length, hidden).normal_(std=0.02))

@@ -48,16 +48,16 @@ def at_least_one(options: object, *names: str) -> None:
     """Raises UserError unless each option of `names` is 1 or more."""
     for name in names:
         value = getattr(options, name)
-        require(value >= 1, name, value, "it is at least 1")
+        require(value >= 1, name, value, "it must be at least 1")
 
 
 def probabilities(options: object, *names: str) -> None:
     """Raises UserError unless each option of `names` is a dropout probability: 0 or more, below 1."""
     for name in names:
         value = getattr(options, name)
-        require(0 <= value < 1, name, value, "it lies in 0..1, 1 excluded")
+        require(0 <= value < 1, name, value, "it must be in 0..1, 1 excluded")
 
 
 def whole_heads(width: int, heads: int, name: str = "heads") -> None:
     """Raises UserError unless `heads` is 1 or more and divides `width`."""
-    require(heads >= 1 and width % heads == 0, name, heads, f"heads divide the hidden width ({width})")
+    require(heads >= 1 and width % heads == 0, name, heads, f"it must divide the hidden width ({width})")

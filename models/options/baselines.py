@@ -24,13 +24,13 @@ class PopularityOptions(BaselineOptions):
 
 @dataclass(frozen=True)
 class RecencyOptions(BaselineOptions):
-    """recency: the k-th newest item of a history weighs k ** -recency."""
+    """recency: the k-th newest item of a history has weight k ** -recency."""
 
     # this default and those below have the best validation NDCG@10 on two synthetic worlds and the MicroLens sample
     recency: float = 1.5
 
     def __post_init__(self) -> None:
-        require(self.recency >= 0, "recency", self.recency, "it is 0 or more")
+        require(self.recency >= 0, "recency", self.recency, "it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TransitionOptions(RecencyOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "window")
-        require(self.distance >= 0, "distance", self.distance, "it is 0 or more")
+        require(self.distance >= 0, "distance", self.distance, "it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ContentOptions(RecencyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.field in ("text", "visual"), "field", self.field, "it is text or visual")
+        require(self.field in ("text", "visual"), "field", self.field, "it must be text or visual")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

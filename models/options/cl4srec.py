@@ -25,8 +25,8 @@ class CL4SRecOptions(SASRecOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("crop", "mask", "reorder"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "it lies in 0..1")
-        require(self.lambda_contrast >= 0, "lambda_contrast", self.lambda_contrast, "it is 0 or more")
-        require(self.contrast_temperature > 0, "contrast_temperature", self.contrast_temperature, "it is above 0")
-        known = ("dot", "cosine")
-        require(self.contrast_similarity in known, "contrast_similarity", self.contrast_similarity, "dot or cosine")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "it must be in 0..1")
+        require(self.lambda_contrast >= 0, "lambda_contrast", self.lambda_contrast, "it must be 0 or more")
+        require(self.contrast_temperature > 0, "contrast_temperature", self.contrast_temperature, "it must be above 0")
+        known = self.contrast_similarity in ("dot", "cosine")
+        require(known, "contrast_similarity", self.contrast_similarity, "it must be dot or cosine")

@@ -37,6 +37,6 @@ class DiQDiffOptions(SystemOptions):
         whole_heads(self.hidden, self.heads)
         probabilities(self, "embedding_dropout", "dropout")
         for name in ("code_temperature", "contrast_temperature"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "it is above 0")
+            require(getattr(self, name) > 0, name, getattr(self, name), "it must be above 0")
         for name in ("lambda_history", "lambda_intent", "lambda_noise", "lambda_contrast", "lambda_codebook"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it must be 0 or more")

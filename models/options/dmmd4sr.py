@@ -49,15 +49,15 @@ class DMMD4SROptions(SystemOptions):
         whole_heads(self.hidden, self.heads)
         probabilities(self, "attention_dropout", "hidden_dropout", "denoiser_dropout")
         ordered = 0 < self.beta_start <= self.beta_end < 1
-        rule = f"it is above 0 and at most beta_end ({self.beta_end}), which is below 1"
+        rule = f"it must be above 0 and at most beta_end ({self.beta_end}), which is below 1"
         require(ordered, "beta_start", self.beta_start, rule)
-        require(1 <= self.start <= self.steps, "start", self.start, f"it lies in 1..steps ({self.steps})")
+        require(1 <= self.start <= self.steps, "start", self.start, f"it must be in 1..steps ({self.steps})")
         picked = 1 <= self.top_experts <= self.experts
-        require(picked, "top_experts", self.top_experts, f"it lies in 1..experts ({self.experts})")
-        require(0 <= self.final_mix <= 1, "final_mix", self.final_mix, "it lies in 0..1")
+        require(picked, "top_experts", self.top_experts, f"it must be in 1..experts ({self.experts})")
+        require(0 <= self.final_mix <= 1, "final_mix", self.final_mix, "it must be in 0..1")
         for name in ("domain", "interest", "uncertainty", "final", "codebook"):
             value = getattr(self, f"lambda_{name}")
-            require(value >= 0, f"lambda_{name}", value, "it is 0 or more")
+            require(value >= 0, f"lambda_{name}", value, "it must be 0 or more")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

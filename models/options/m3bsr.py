@@ -46,13 +46,13 @@ class M3BSROptions(SystemOptions):
         whole_heads(self.hidden, self.heads)
         probabilities(self, "dropout")
         in_range = 1 <= self.evaluation_step <= self.steps
-        require(in_range, "evaluation_step", self.evaluation_step, f"it lies in 1..steps ({self.steps})")
-        require(self.chain <= self.evaluation_step, "chain", self.chain, "it is at most evaluation_step")
+        require(in_range, "evaluation_step", self.evaluation_step, f"it must be in 1..steps ({self.steps})")
+        require(self.chain <= self.evaluation_step, "chain", self.chain, "it must be at most evaluation_step")
         ways = ("auto", "estimate", "chain", "none")
-        require(self.sampling in ways, "sampling", self.sampling, f"it is one of {', '.join(ways)}")
-        require(self.contrast_temperature > 0, "contrast_temperature", self.contrast_temperature, "it is above 0")
+        require(self.sampling in ways, "sampling", self.sampling, f"it must be one of {', '.join(ways)}")
+        require(self.contrast_temperature > 0, "contrast_temperature", self.contrast_temperature, "it must be above 0")
         for name in ("lambda_diffusion", "lambda_contrast"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it must be 0 or more")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

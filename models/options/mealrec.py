@@ -37,10 +37,10 @@ class TCDOptions:
     null_token: bool = True
 
     def __post_init__(self) -> None:
-        require(min(self.channels) >= 1, "channels", self.channels, "each is at least 1")
+        require(min(self.channels) >= 1, "channels", self.channels, "each must be at least 1")
         at_least_one(self, "attention_heads")
-        require(self.attention_width >= 0, "attention_width", self.attention_width, "it is 0 or more")
-        require(self.decay >= 0, "decay", self.decay, "it is 0 or more")
+        require(self.attention_width >= 0, "attention_width", self.attention_width, "it must be 0 or more")
+        require(self.decay >= 0, "decay", self.decay, "it must be 0 or more")
         probabilities(self, "dropout")
 
 
@@ -91,12 +91,12 @@ class MealRecOptions(SystemOptions):
     def __post_init__(self) -> None:
         for name in ("tcd_start", "npd_start"):
             if not 0 <= getattr(self, name) <= self.steps:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it lies in 0..model.steps ({self.steps})")
+                raise UserError(f"model.{name} is {getattr(self, name)}: it must be in 0..model.steps ({self.steps})")
         if self.steps < 1:
-            raise UserError(f"model.steps is {self.steps}: a diffusion has at least one step")
-        require(0 <= self.mix <= 1, "mix", self.mix, "it lies in 0..1")
+            raise UserError(f"model.steps is {self.steps}: it must be at least 1")
+        require(0 <= self.mix <= 1, "mix", self.mix, "it must be in 0..1")
         for name in ("lambda_tcd", "lambda_npd"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "it is 0 or more")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it must be 0 or more")
         if self.use_npd:
             whole_heads(getattr(self, self.backbone).hidden, self.npd.heads, "npd.heads")
 

@@ -28,7 +28,8 @@ class MMGCNOptions(SystemOptions):
 
     def __post_init__(self) -> None:
         at_least_one(self, "hidden", "visual_width", "layers")
-        require(self.lambda_regularisation >= 0, "lambda_regularisation", self.lambda_regularisation, "it is 0 or more")
+        weight = self.lambda_regularisation
+        require(weight >= 0, "lambda_regularisation", weight, "it must be 0 or more")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

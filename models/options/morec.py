@@ -23,7 +23,7 @@ class MoRecOptions(SystemOptions):
 
     def __post_init__(self) -> None:
         at_least_one(self, "hidden", "layers")
-        require(self.depth >= 0, "depth", self.depth, "it is at least 0")
+        require(self.depth >= 0, "depth", self.depth, "it must be at least 0")
         whole_heads(self.hidden, self.heads)
         probabilities(self, "dropout")
         require(self.text or self.visual, "text", self.text, "it must be true if visual is false")

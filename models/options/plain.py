@@ -91,4 +91,4 @@ def _number(kind: type[int] | type[float], value: object, where: str) -> int | f
 
 
 def _refused(where: str, expected: str, value: object) -> UserError:
-    return UserError(f"{where}: it is {expected} (given: {value!r})")
+    return UserError(f"{where}: it must be {expected} (given: {value!r})")

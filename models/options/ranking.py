@@ -27,10 +27,10 @@ class RankingOptions:
 
     def __post_init__(self) -> None:
         probabilities(self, "id_dropout")
-        require(0 <= self.shorten <= 1, "shorten", self.shorten, "it lies in 0..1")
-        require(self.content in ("none", "text", "visual"), "content", self.content, "none, text or visual")
-        require(self.absent in ("negatives", "left_out"), "absent", self.absent, "negatives or left_out")
-        require(self.repeats >= 0, "repeats", self.repeats, "it is 0 or more")
+        require(0 <= self.shorten <= 1, "shorten", self.shorten, "it must be in 0..1")
+        require(self.content in ("none", "text", "visual"), "content", self.content, "it must be none, text or visual")
+        require(self.absent in ("negatives", "left_out"), "absent", self.absent, "it must be negatives or left_out")
+        require(self.repeats >= 0, "repeats", self.repeats, "it must be 0 or more")
         alone = self.content != "none" or not self.id_dropout
         require(alone, "id_dropout", self.id_dropout, "it needs content, which represents an item without its ID")
 

@@ -43,9 +43,10 @@ class TedRecOptions(SystemOptions):
         at_least_one(self, "hidden", "inner", "layers", "experts")
         whole_heads(self.hidden, self.heads)
         probabilities(self, "adaptor_dropout", "attention_dropout", "hidden_dropout")
-        require(self.temperature > 0, "temperature", self.temperature, "it is above 0")
-        require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "dot or cosine")
-        require(self.filter_start in ("noise", "identity"), "filter_start", self.filter_start, "noise or identity")
+        require(self.temperature > 0, "temperature", self.temperature, "it must be above 0")
+        require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "it must be dot or cosine")
+        start = self.filter_start
+        require(start in ("noise", "identity"), "filter_start", start, "it must be noise or identity")
         dot = self.similarity == "dot" or not self.ranking.repeats
         require(dot, "ranking.repeats", self.ranking.repeats, "it must be 0 if similarity is cosine")
 

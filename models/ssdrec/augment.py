@@ -1,7 +1,8 @@
-"""SSDRec's self-augmentation: where a history is most inconsistent, two items of the catalogue are inserted.
+"""SSDRec's self-augmentation: inserts two items of the catalogue at the most inconsistent place of a history.
 
-Choices are hard and drawn by row key; gradients are straight-through. No (B, I) matrix is kept for them: the forward
-value of a hard Gumbel softmax is a draw from the softmax, so items are drawn by one uniform number per row, in slices.
+Choices are hard, drawn by row key, and have straight-through gradients. This needs no (B, I) matrix in memory: the
+forward value of a hard Gumbel softmax is a draw from the softmax, so one uniform number per row draws an item, and the
+rows are processed in slices.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.precision import at_least_float32
 
-# probabilities of one slice of rows
+# bytes of probabilities in one slice of rows
 _SLICE_BYTES_CPU = 1 << 24
 _SLICE_BYTES_GPU = 1 << 30
 
 
 class BiLSTM(nn.Module):
-    """Bidirectional LSTM over right-padded rows; padding is never read, in either direction."""
+    """Bidirectional LSTM over right-padded rows; neither direction reads padding before a real token."""
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class BiLSTM(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, x_BLD: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, D), lengths of 1 or more -> states at every place, read from the left, and read from the right."""
+        """(B, L, D), lengths of 1 or more -> states at every place of the left-to-right and the right-to-left LSTM."""
         # always float32: oneDNN has no LSTM in bfloat16 on most CPUs
         with torch.autocast(x_BLD.device.type, enabled=False):
             x_BLD = at_least_float32(x_BLD)
@@ -41,7 +42,7 @@ class BiLSTM(nn.Module):
 
 
 def _run(lstm: nn.LSTM, x_BLD: Tensor, length_B: Tensor) -> Tensor:
-    """(B, L, D) states; on a CPU of real tokens alone, on a GPU that would make the host wait."""
+    """(B, L, D) states. A CPU computes real tokens alone; a GPU computes all, so that the host need not wait."""
     return _padded(lstm, x_BLD, length_B) if x_BLD.is_cuda else _packed(lstm, x_BLD, length_B)
 
 
@@ -70,9 +71,9 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmented:
-    """Right-padded rows after augmentation. item: (B, L) ids. vector: (B, L, D) of the relation encoder.
+    """Right-padded rows after augmentation. item: (B, L) item rows. vector: (B, L, D) vectors of the relation encoder.
 
-    weight: (B, L) ones, with the gradient of having chosen what was inserted. length: (B,).
+    weight: (B, L), 1 for items; it carries the gradients of the choices of inserted items. length: (B,).
     """
 
     item: Tensor
@@ -81,7 +82,7 @@ class Augmented:
     length: Tensor
 
     def compacted(self, keep_BL: Tensor) -> Augmented:
-        """Kept places moved to the left."""
+        """The rows with only the places of `keep_BL`, moved to the left."""
         order_BL = (~keep_BL).long().argsort(dim=1, stable=True)
         length_B = keep_BL.sum(dim=1)
         real_BL = torch.arange(keep_BL.shape[1], device=length_B.device) < length_B[:, None]
@@ -91,8 +92,8 @@ class Augmented:
 
 
 class SelfAugmentation(nn.Module):
-    """Inserts an item before and one after the place that is chosen as the most inconsistent, then may drop one of
-    the three again."""
+    """Chooses the most inconsistent place of a row, inserts an item before it and one after it, and may then drop one
+    of the three items again."""
 
     def __init__(self, hidden: int, noise: KeyedNoise) -> None:
         super().__init__()
@@ -101,11 +102,11 @@ class SelfAugmentation(nn.Module):
         self.noise = noise
 
     def forward(self, rows: Augmented, item_ID: Tensor, key_B: Tensor, tau: float) -> Augmented:
-        """`rows` with up to two items more; rows without room for two stay as they are. item_ID: relation encoder's."""
+        """`rows` with up to two more items; a row without room for two is unchanged. item_ID: relation encoder's."""
         first, second = self.noise.gumbel(key_B, (2, rows.item.shape[1]), Stream.AUGMENTATION).unbind(1)
         noise_BL, ahead, back = self.inconsistency(rows.vector, rows.length)
         place_B, chosen_B = _choose(noise_BL, first, tau)
-        # padding takes part in the choice, as released: a row is augmented as often as it is full
+        # padding can be chosen too, as released: a row with more padding is augmented less often
         grows_B = (place_B < rows.length) & (rows.length <= rows.item.shape[1] - 2)
         at_B11 = place_B.view(-1, 1, 1).expand(-1, 1, ahead.shape[2])
         queries_2BD = torch.stack([ahead.gather(1, at_B11), back.gather(1, at_B11)]).squeeze(2)
@@ -114,7 +115,7 @@ class SelfAugmentation(nn.Module):
             *(draw_item(query, item_ID, u) for query, u in zip(queries_2BD, uniform_2B, strict=True)), strict=True
         )
         grown = _insert(rows, place_B, grows_B, item_2B, [chosen_B * one_B for one_B in one_2B], item_ID)
-        with torch.no_grad():  # a choice of ids: no gradient comes back through it, as released
+        with torch.no_grad():  # this choice has no gradient, as released
             again_B, _ = _choose(self.inconsistency(grown.vector, grown.length)[0], second, tau)
         dropped_B = grows_B & (again_B >= place_B) & (again_B <= place_B + 2)
         position = torch.arange(rows.item.shape[1], device=place_B.device)
@@ -122,10 +123,10 @@ class SelfAugmentation(nn.Module):
         return grown.compacted(keep_BL)
 
     def inconsistency(self, x_BLD: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L) scores in 0..1, and (B, L, D) what is known left of each place, and right of it.
+        """(B, L) scores in 0..1, and (B, L, D) LSTM states of the items to the left and to the right of each place.
 
-        1 minus the product of two softmaxes over the row: of sum_d x * left * right, and of the similarity with all
-        other items, cut to -1..1 per element. Padding scores 1.
+        A score is 1 minus the product of two softmaxes over the row. One is over sum_d x * left * right, the other over
+        the similarity with all other items, with vectors cut to -1..1 per element. Padding has score 1.
         """
         ahead, back = self.lstm(self._with_ends(x_BLD, length_B), length_B + 2)
         ahead, back = ahead[:, :-2], back[:, 2:]
@@ -140,7 +141,7 @@ class SelfAugmentation(nn.Module):
         return 1 - by_sequence * by_item, ahead, back
 
     def _with_ends(self, x_BLD: Tensor, length_B: Tensor) -> Tensor:
-        """(B, L + 2, D): start, the row, end right after its last item."""
+        """(B, L + 2, D): the start vector, the items of the row, and the end vector right after the last item."""
         start, end = self.ends(torch.arange(2, device=length_B.device)).to(x_BLD.dtype)
         place = torch.arange(x_BLD.shape[1] + 2, device=length_B.device)
         x = torch.cat([start.expand(len(x_BLD), 1, -1), x_BLD, torch.zeros_like(x_BLD[:, :1])], dim=1)
@@ -148,7 +149,7 @@ class SelfAugmentation(nn.Module):
 
 
 def _choose(score_BL: Tensor, gumbel_BL: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """(B,) place drawn from softmax(score), and 1 with the gradient of its softmax with the noise, at `tau`."""
+    """(B,) place drawn from softmax(score), and ones with the gradient of its Gumbel softmax, at `tau`."""
     noisy_BL = score_BL + gumbel_BL.to(score_BL.dtype)
     place_B = noisy_BL.argmax(dim=1)
     soft_B = (noisy_BL / tau).softmax(dim=1).gather(1, place_B[:, None]).squeeze(1)
@@ -156,10 +157,10 @@ def _choose(score_BL: Tensor, gumbel_BL: Tensor, tau: float) -> tuple[Tensor, Te
 
 
 def draw_item(query_BD: Tensor, item_ID: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) items drawn from softmax(query . item) over rows 1..I-1, and 1 with the gradient of the item's logit.
+    """(B,) items drawn from softmax(query . item) over rows 1..I-1, and ones with a gradient for the item's logit.
 
-    The gradient is what the straight-through gradient tends to, in expectation, as its temperature goes to 0, for the
-    chosen item alone: p (1 - p) times that of its own logit. `uniform_B` in 0..1 decides.
+    The gradient is p (1 - p) times that of the chosen item's logit. The expected straight-through gradient of the
+    chosen item tends to this value when its temperature goes to 0. uniform_B: (B,) in 0..1, determines the draw.
     """
     with torch.autocast(query_BD.device.type, enabled=False):
         item_ID = item_ID.to(query_BD.dtype)
@@ -176,7 +177,7 @@ def _sample(query_BD: Tensor, item_ID: Tensor, uniform_B: Tensor) -> tuple[Tenso
         p = (query @ item_ID[1:].T).softmax(dim=1)
         below = p.cumsum(dim=1)
         at = torch.searchsorted(below, uniform[:, None].to(p.dtype) * below[:, -1:], right=True)
-        at = at.clamp(max=p.shape[1] - 1)  # a sum rounded down
+        at = at.clamp(max=p.shape[1] - 1)  # the cumulative sum may be rounded down
         chosen.append(at.squeeze(1) + 1)
         likely.append(p.gather(1, at).squeeze(1))
     return torch.cat(chosen), torch.cat(likely)
@@ -186,7 +187,7 @@ def _insert(
     rows: Augmented, place_B: Tensor, grows_B: Tensor, item_2B: tuple[Tensor, ...], weight_2B: list[Tensor],
     item_ID: Tensor,
 ) -> Augmented:  # fmt: skip
-    """One item right before place_B and one right after it, in the rows of grows_B."""
+    """Insert one item right before place_B and one right after it, in the rows where grows_B is True."""
     position, place = torch.arange(rows.item.shape[1], device=place_B.device), place_B[:, None]
     source_BL = position - (position > place).long() - (position > place + 1).long()
     source_BL = torch.where(grows_B[:, None], source_BL, position)

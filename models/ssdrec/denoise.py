@@ -1,4 +1,4 @@
-"""SSDRec's hierarchical denoising: an item is noise only where its sequence and the item itself both say so."""
+"""SSDRec's hierarchical denoising: an item is noise only if both the sequence level and the item level say so."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from models.ssdrec.augment import BiLSTM, straight_through
 
 
 class HierarchicalDenoising(nn.Module):
-    """Two scores per place and level, signal and noise, both in 0..1; the higher wins, in training after Gumbel noise.
+    """Each level gives two scores per place, signal and noise, both in 0..1. The higher score wins; in training, Gumbel
+    noise is added first.
 
-    Sequence level: one Bi-LSTM encodes and decodes the row; places are mixed over pairs [decoded, original]. Item
-    level: an additive attention of each item with the user. LayerNorm stands for BatchNorm over places.
+    Sequence level: one Bi-LSTM encodes and decodes the row, then a convolution mixes all decoded and original places.
+    Item level: an additive attention of each item with the user. LayerNorm replaces the released BatchNorm over places.
     """
 
     def __init__(self, length: int, hidden: int, dropout: float) -> None:
@@ -33,10 +34,11 @@ class HierarchicalDenoising(nn.Module):
         self, item_BLD: Tensor, vector_BLD: Tensor, user_BD: Tensor, length_B: Tensor,
         gumbel_B22L: Tensor | None, tau: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """(B, L) 1 where an item is kept and 0 where it is noise or padding; (B,) reconstruction error.
+        """(B, L) 1 for a kept item and 0 for noise and padding; (B,) reconstruction error.
 
-        item_BLD: of the ID table. vector_BLD: of the relation encoder. gumbel_B22L: by level and score, or None for
-        the higher score. A row of noise alone keeps its last item. Gradients are straight-through, at `tau`.
+        item_BLD: vectors of the ID table. vector_BLD: vectors of the relation encoder. gumbel_B22L: Gumbel noise by
+        level and score, or None for no noise. A row of noise alone keeps its last item. Gradients are
+        straight-through, at temperature `tau`.
         """
         real_BL = torch.arange(item_BLD.shape[1], device=length_B.device) < length_B[:, None]
         decoded_BLD = self._decoded(item_BLD, real_BL, length_B)
@@ -54,7 +56,7 @@ class HierarchicalDenoising(nn.Module):
         return keep_BL.masked_fill(nothing_B[:, None] & last_BL, 1.0), error_B
 
     def _decoded(self, item_BLD: Tensor, real_BL: Tensor, length_B: Tensor) -> Tensor:
-        """(B, L, D) states of the second reading, both directions added; zeros at padding."""
+        """(B, L, D) states of the second LSTM pass, with both directions added; zeros at padding."""
         states: Tensor = self.dropout(item_BLD)
         for _ in range(2):
             ahead, back = self.lstm(states, length_B)
@@ -75,15 +77,15 @@ class HierarchicalDenoising(nn.Module):
 def filter_loss(
     item_BLD: Tensor, user_BD: Tensor, negative_BD: Tensor, length_B: Tensor, known_B: Tensor, dropped: float
 ) -> Tensor:
-    """Mean over rows of sum over items of -log sigmoid(user . item - user . negative), for users that are known.
+    """Scalar: mean over rows of the sum over items of -log sigmoid(user . item - user . negative), for known users.
 
-    The floor(dropped * length) items with the highest loss of each row take no part.
+    Leaves out the floor(dropped * length) items with the highest loss of each row.
     """
     margin_BL = ((item_BLD - negative_BD[:, None]) * user_BD[:, None]).sum(dim=2)
     counts_BL = torch.arange(margin_BL.shape[1], device=length_B.device) < length_B[:, None]
     loss_BL = F.softplus(-margin_BL).masked_fill(~counts_BL, 0.0)
     if dropped > 0:
         rank_BL = loss_BL.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        # a third of a millionth: .2 * 5 is 1
+        # 1e-6 corrects rounding errors, so that .2 * 5 is 1
         counts_BL = counts_BL & (rank_BL >= (dropped * length_B + 1e-6).floor()[:, None])
     return (loss_BL * (counts_BL & known_B[:, None])).sum(dim=1).mean()

@@ -1,7 +1,7 @@
-"""Relation graphs of SSDRec: who and what goes together, or does not, from training interactions alone.
+"""Relation graphs of SSDRec: which items and users belong together, or do not, from training interactions alone.
 
-All are sparse, built in blocks, and cut to the strongest neighbours of each row, so that time and memory follow the
-number of interactions and never (U, U) or (I, I).
+All graphs are sparse, built in blocks, and cut to the strongest neighbours of each row. So time and memory grow with
+the number of interactions, and not with (U, U) or (I, I).
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from models.contract import TrainingInteractions
 from models.nn.precision import at_least_float32
 from models.nn.sparse import interaction_users, row_normalised, sparse_matrix, user_item_counts
 
-#: items of a sequence that graphs see, the newest (as released: the longest sequence there)
+#: number of newest items of a sequence that the graphs use (the longest sequence of the released code)
 LAST_ITEMS = 50
-#: an item joins at most so many users by similarity: those with the shortest histories, who are the most similar by it
+#: number of users of an item that become similar through it: those with the shortest histories, as the most similar
 USERS_PER_ITEM = 100
-#: a third one that many point to joins at most so many of them as incompatible items, or dissimilar users
+#: number of neighbours of one item, or user, that can become incompatible, or dissimilar, through it
 ITEMS_JOINED, USERS_JOINED = 300, 50
-#: shares of the least frequent items and users, which are incompatible with nothing
+#: shares of the least frequent items and users, for which there are no incompatible items and dissimilar users
 COLD_ITEMS, COLD_USERS = 0.8, 0.9
-#: entries of a block before it is cut
+#: number of entries of a block before it is cut
 _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Relations:
-    """Sparse matrices whose rows sum to 1, or are empty.
+    """Sparse matrices; each row sums to 1, or is empty.
 
-    user_items (U, I), item_users (I, U): interaction counts. successors, predecessors (I, I): what follows and precedes
-    an item. incompatible (I, I): items that are never together, but both often with a third. similar (U, U): users by
-    shared items, themselves included. dissimilar (U, U): users who share nothing, but both are similar to a third.
+    user_items (U, I), item_users (I, U): interaction counts. successors, predecessors (I, I): items that follow and
+    precede an item. incompatible (I, I): items that never occur in one sequence, but both often with a third item.
+    similar (U, U): users with shared items, and each user itself. dissimilar (U, U): users who share no item, but are
+    both similar to a third user.
     """
 
     user_items: Tensor
@@ -48,7 +49,7 @@ class Relations:
 
     @staticmethod
     def of(interactions: TrainingInteractions, n_items: int, strong: int, neighbours: int) -> Relations:
-        """Relations of `interactions`; pairs of items count above `strong` times, rows keep `neighbours` entries."""
+        """Relations of `interactions`; item pairs count above `strong` occurrences, rows keep `neighbours` entries."""
         recent = _recent(interactions)
         counts = user_item_counts(recent, n_items)
         pairs, following = _transitions(recent, n_items, strong)
@@ -66,7 +67,7 @@ class Relations:
 
 
 class Neighbours(nn.Module):
-    """Weighted sums over the entries of some rows of a sparse matrix, which all are lists of one length."""
+    """Computes some rows of (sparse matrix @ x). The entries of all rows are stored as lists of equal length."""
 
     index: Tensor
     weight: Tensor
@@ -82,7 +83,7 @@ class Neighbours(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, row_B: Tensor, x_nD: Tensor) -> Tensor:
-        """(B, D) rows `row_B` of matrix @ x; only their entries are read. In float32 at least."""
+        """(B, D) rows `row_B` of matrix @ x, in float32 at least; reads only the entries of these rows."""
         x_nD = at_least_float32(x_nD)
         weight = self.weight[row_B].to(x_nD.dtype)
         with torch.autocast(x_nD.device.type, enabled=False):
@@ -99,10 +100,10 @@ def _recent(interactions: TrainingInteractions) -> TrainingInteractions:
 
 
 def _transitions(interactions: TrainingInteractions, n_items: int, strong: int) -> tuple[Tensor, Tensor]:
-    """(I, I) how often the column's item came later than the row's, and the same weighted by nearness.
+    """(I, I) counts of how often the column's item came later than the row's item, and (I, I) sums of nearness.
 
-    Two items at distance d in a sequence of n add (n - d) / n to the weight; it is kept where the count is above
-    `strong`.
+    Two items at distance d in a sequence of n items have nearness (n - d) / n. The second matrix has only the pairs
+    whose count is above `strong`.
     """
     user = interaction_users(interactions)
     items, length = interactions.items, interactions.offsets.diff()[user]
@@ -125,7 +126,7 @@ def _transitions(interactions: TrainingInteractions, n_items: int, strong: int) 
 
 
 def _add_up(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Sorted distinct keys (n,), and the sum of the values (n, ...) of each."""
+    """The sorted distinct keys (n,), and the sums (n, ...) of the values of each key."""
     key, order = torch.cat([k for k, _ in parts]).sort()
     values = torch.cat([v for _, v in parts])[order]
     if not len(key):
@@ -136,14 +137,14 @@ def _add_up(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _similarity(counts: Tensor, neighbours: int) -> Tensor:
-    """(U, U) interactions of each of two users with items of the other, over all their interactions; diagonal empty.
+    """(U, U) share of the interactions of two users that are with items of both; the diagonal is empty.
 
     Rows keep their `neighbours` highest entries.
     """
     (user, item), value = counts.indices(), counts.values()
     users, n_items = counts.shape
     total = value.new_zeros(users).index_add_(0, user, value)
-    # of each item, its users from the shortest history on
+    # sort by item, and the users of an item by the length of their history, the shortest first
     order = total[user].argsort(stable=True)
     order = order[item[order].argsort(stable=True)]
     _, place = _places(item[order], n_items)
@@ -161,7 +162,7 @@ def _similarity(counts: Tensor, neighbours: int) -> Tensor:
 
 
 def _incompatible(pairs: Tensor, strong: int, hot: Tensor, neighbours: int) -> Tensor:
-    """(I, I) among `hot` items that were never in one sequence: counts with common strong neighbours, added."""
+    """(I, I) for pairs of `hot` items that are never in one sequence: sums of counts with common strong neighbours."""
     (row, column), count, n_items = pairs.indices(), pairs.values(), pairs.shape[0]
     both = sparse_matrix(torch.cat([row, column]), torch.cat([column, row]), count.repeat(2), (n_items, n_items))
     (row, column), count = both.indices(), both.values()
@@ -171,7 +172,7 @@ def _incompatible(pairs: Tensor, strong: int, hot: Tensor, neighbours: int) -> T
 
 
 def _dissimilar(similar: Tensor, counts: Tensor, hot: Tensor, neighbours: int) -> Tensor:
-    """(U, U) among `hot` users who share no item: similarities with common similar users, added."""
+    """(U, U) for pairs of `hot` users who share no item: sums of similarities to users who are similar to both."""
     users = counts.shape[0]
     (user, item), _ = counts.indices(), counts.values()
     kept = hot[user]
@@ -188,14 +189,16 @@ def _dissimilar(similar: Tensor, counts: Tensor, hot: Tensor, neighbours: int) -
 
 
 def _two_steps(matrix: Tensor, together: Tensor, hot: Tensor, joined: int, neighbours: int) -> Tensor:
-    """(n, n) sum over k that both a and b point to of m[a, k] + m[b, k]; a, b `hot`, a != b, (a, b) not in `together`.
+    """(n, n) entries (a, b): the sum of m[a, k] + m[b, k] over all k for which row a and row b both have an entry.
 
-    together: keys a * n + b, sorted. Rows keep their `neighbours` highest entries.
+    Only for a != b, both `hot`, and (a, b) not in `together`, which holds the keys a * n + b, sorted. Each k uses only
+    its `joined` highest entries. Rows keep their `neighbours` highest entries.
     """
     size = matrix.shape[0]
     (row, column), value = matrix.indices(), matrix.values()
     kept = hot[row]
-    # what everybody points to would join everybody: of each such middle, those that are nearest to it
+    # A column k (a middle) with entries in very many rows would pair all these rows with each other. So each middle
+    # pairs only the `joined` rows with the highest entries.
     by_middle = sparse_matrix(column[kept], row[kept], value[kept], (size, size))
     (middle, row), value = by_middle.indices(), by_middle.values()
     near = _joined([_strongest_of(middle, row, value, joined)], (size, size)).t().coalesce()
@@ -215,7 +218,7 @@ def _two_steps(matrix: Tensor, together: Tensor, hot: Tensor, joined: int, neigh
 
 
 def _join(entries: Tensor, key: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Every entry (n,) with every place of its key's list: lists of key k are places start[k] to start[k + 1]."""
+    """Pairs of an entry (n,) and each place of its key's list, as two tensors. List k is start[k] to start[k + 1]."""
     sizes = start.diff()[key[entries]]
     mine = entries.repeat_interleave(sizes)
     first = start[key[entries]] - (sizes.cumsum(0) - sizes)
@@ -223,7 +226,7 @@ def _join(entries: Tensor, key: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(cost: Tensor, row: Tensor) -> list[Tensor]:
-    """Entries (n,), sorted by `row`, in runs of whole rows that cost about _BLOCK each."""
+    """The entries (n,), sorted by `row`, cut into blocks of whole rows with a cost of about _BLOCK each."""
     if not len(cost):
         return []
     block = cost.cumsum(0) // _BLOCK
@@ -235,9 +238,9 @@ def _blocks(cost: Tensor, row: Tensor) -> list[Tensor]:
 
 
 def _hot(counts: Tensor, cold: float) -> Tensor:
-    """(n,) bool: rows of `counts` that are not among the share `cold` of the lowest sums (rounded up)."""
+    """(n,) bool: False for the share `cold` (rounded up) of the rows of `counts` with the lowest sums, else True."""
     total = torch.zeros(counts.shape[0]).index_add_(0, counts.indices()[0], counts.values())
-    seen = total.gt(0).nonzero().squeeze(1)  # the padding row is no item
+    seen = total.gt(0).nonzero().squeeze(1)  # leaves out empty rows, such as padding
     kept = seen[total[seen].argsort(stable=True)][math.ceil(cold * len(seen)) :]
     return torch.zeros_like(total, dtype=torch.bool).index_fill_(0, kept, True)
 
@@ -257,14 +260,14 @@ def _strongest(matrix: Tensor, neighbours: int) -> Tensor:
 
 
 def _strongest_of(row: Tensor, column: Tensor, value: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `neighbours` highest entries above 0 of each row; of equal ones the first. Entries are sorted by row."""
+    """The `neighbours` highest entries above 0 of each row; of equal entries the first. `row` must be sorted."""
     entry = (value > 0).nonzero().squeeze(1)
     if not len(entry):
         return row[entry], column[entry], value[entry]
     number = torch.unique_consecutive(row[entry], return_inverse=True)[1]
     _, place = _places(number, int(number[-1]) + 1)
     width = int(place.max()) + 1
-    # positive floats are ordered as their bits are; below them, the earlier of two places is the higher
+    # the bits of positive floats have the order of the floats; of equal floats, the earlier place has the higher rank
     rank = (value[entry].float().contiguous().view(torch.int32).long() << 32) - place
     kept = []
     for rows in range(0, int(number[-1]) + 1, max(1, _BLOCK // width)):
@@ -289,6 +292,6 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], shape: tuple[int, ...]) 
 
 
 def _places(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """(rows + 1,) where each row starts among sorted `row` (n,), and (n,) the place of each entry in its row."""
+    """(rows + 1,) index of each row's first entry in the sorted `row` (n,), and (n,) place of each entry in its row."""
     start = torch.searchsorted(row.contiguous(), torch.arange(rows + 1))
     return start, torch.arange(len(row)) - start[row]

@@ -1,9 +1,9 @@
 """SSDRec: self-augmented sequence denoising (Zhang et al. 2024), over the hierarchical denoising of HSD (2022).
 
-Three stages before the shared SASRec encoder: relation graphs give item and user vectors (ssdrec_relations.py), two
-items are inserted where a history is most inconsistent (ssdrec_augment.py, in training alone), and noise is dropped
-(ssdrec_denoise.py). As released, the encoder reads the ID table; vectors of the graphs steer what is inserted and
-dropped. Deviations from the released code: docs/fidelity.md.
+There are three stages before the shared SASRec encoder. Relation graphs give item and user vectors (relations.py); two
+items are inserted at the most inconsistent place of a history (augment.py, in training only); and noise is dropped
+(denoise.py). As released, the encoder reads the ID table, and the vectors of the graphs only decide which items are
+inserted and dropped. Deviations from the released code: docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from models.ssdrec.denoise import HierarchicalDenoising, filter_loss
 from models.ssdrec.graphs import Relations
 from models.ssdrec.relations import ItemRelations, UserRelations
 
-#: share of the rows, those with the highest reconstruction error, that are left out in the first epoch
+#: the first epoch leaves out this share of the rows, those with the highest reconstruction error
 _LEFT_OUT, _CURRICULUM_EPOCHS = 0.2, 10
 
 
 class SSDRec(Caching, Backbone):
-    """Dot product of what is left of a history, encoded, with the ID table."""
+    """Encodes the items that denoising keeps of a history, and ranks by dot product with the ID table."""
 
     def __init__(self, options: SSDRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden)
@@ -73,7 +73,7 @@ class SSDRec(Caching, Backbone):
         return self._encode(batch, rows, None if self.denoising is None else self._denoised(batch, rows)[0])
 
     def _rows(self, batch: Batch) -> Augmented:
-        """Histories, in training augmented ones, with vectors of the relation encoder where there is one."""
+        """Histories (augmented in training), with vectors of the relation encoder if there is one."""
         real_BL = batch.history != 0
         if self.augmentation is None and self.denoising is None:
             nothing = self.item_embedding.weight.new_zeros(*batch.history.shape, 0)
@@ -98,7 +98,7 @@ class SSDRec(Caching, Backbone):
         )
 
     def _encode(self, batch: Batch, rows: Augmented, keep_BL: Tensor | None) -> Tensor:
-        """(B, D) of the kept items, moved together."""
+        """(B, D) user vectors from the kept items, which are moved to the left first."""
         kept = rows
         if keep_BL is not None:
             kept = replace(rows, weight=rows.weight * keep_BL).compacted(keep_BL > 0)
@@ -108,7 +108,7 @@ class SSDRec(Caching, Backbone):
         return self.encoder(token_ND, layout)  # type: ignore[no-any-return]
 
     def _user(self, batch: Batch) -> Tensor:
-        """(B, D) of the user table, zeros for somebody unknown."""
+        """(B, D) rows of the user table; zeros for an unknown user."""
         return self.user_embedding(batch.user.clamp(min=0)) * (batch.user >= 0)[:, None]  # type: ignore[no-any-return]
 
     def _filter(self, batch: Batch, rows: Augmented) -> Tensor:
@@ -123,10 +123,11 @@ class SSDRec(Caching, Backbone):
 
 
 def easiest(error_B: Tensor, key_B: Tensor, leave: float) -> tuple[Tensor, Tensor]:
-    """(b,) rows learned from: all but the share `leave` with the highest errors among the rows of all workers.
+    """(b,) rows to learn from: all but the share `leave` with the highest errors among the rows of all workers.
 
-    And the factor that a mean over them has in this worker's mean over its rows, so that the workers' means, weighted
-    by their rows, are the mean over all that are learned from. With several workers the host waits for b.
+    The second result is a factor for this worker's mean over its b rows. The engine weights each worker by its number
+    of rows; with the factor, the weighted sum of the workers' means is the mean over all rows to learn from. With
+    several workers the host waits for b.
     """
     one, gather = error_B.new_ones(()), Gather.of(len(error_B), error_B.device)
     if not leave:
@@ -145,11 +146,11 @@ def easiest(error_B: Tensor, key_B: Tensor, leave: float) -> tuple[Tensor, Tenso
 
 
 def left_out(clock: Clock) -> float:
-    """Share of the rows that the curriculum leaves out: .2 in the first epoch, 0 from the tenth on, a line between."""
+    """Share of the rows that the curriculum leaves out: .2 in the first epoch, 0 from the tenth on, linear between."""
     return _LEFT_OUT * max(0.0, 1 - (clock.epoch - 1) / (_CURRICULUM_EPOCHS - 1))
 
 
 def temperature(clock: Clock, start: float, least: float) -> float:
-    """tau: every 40 steps it is multiplied by exp(-step / 1000), never below `least`."""
+    """tau: starts at `start`, is multiplied by exp(-step / 1000) every 40 steps, and is never below `least`."""
     times = (clock.step + 1) // 40
     return max(least, start * math.exp(-0.04 * times * (times + 1) / 2))

@@ -40,7 +40,7 @@ class Exposure:
     """How often items are shown in the top-k lists of `users` users.
 
     shown: (I,) int64, number of lists that hold each item row. trained: (I,) int64, number of training interactions of
-    each item row. Row 0 is padding, and 0 in both. Both are sums over users, so the order and batches of users do not
+    each item row. Row 0 is padding, and 0 in both. Both are sums over users, so the order and the batches of users do not
     matter.
     """
 

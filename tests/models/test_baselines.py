@@ -200,11 +200,11 @@ def stranger(batch: Batch) -> Batch:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("transition-knn", {"window": 0}, "window is 0: it is at least 1"),
-        ("transition-knn", {"distance": -1.0}, "distance is -1.0: it is 0 or more"),
+        ("transition-knn", {"window": 0}, "window is 0: it must be at least 1"),
+        ("transition-knn", {"distance": -1.0}, "distance is -1.0: it must be 0 or more"),
         ("transition-knn", {"recency": -1.0}, "recency is -1.0"),
-        ("tfidf-knn", {"recency": -0.5}, "recency is -0.5: it is 0 or more"),
-        ("content-knn", {"field": "sequence"}, "model.field: it is 'text' or 'visual' (given: 'sequence')"),
+        ("tfidf-knn", {"recency": -0.5}, "recency is -0.5: it must be 0 or more"),
+        ("content-knn", {"field": "sequence"}, "model.field: it must be 'text' or 'visual' (given: 'sequence')"),
         ("content-knn", {"recency": -0.5}, "recency is -0.5"),
     ],
 )

@@ -355,12 +355,12 @@ def test_mealrec_on_cl4srec_keeps_its_contrast() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": 1.1}, "crop is 1.1: it lies in 0..1"),
+        ({"crop": 1.1}, "crop is 1.1: it must be in 0..1"),
         ({"mask": -0.1}, "mask is -0.1"),
         ({"reorder": 2.0}, "reorder is 2.0"),
-        ({"lambda_contrast": -1.0}, "lambda_contrast is -1.0: it is 0 or more"),
-        ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0: it is above 0"),
-        ({"contrast_similarity": "euclid"}, "contrast_similarity is 'euclid': dot or cosine"),
+        ({"lambda_contrast": -1.0}, "lambda_contrast is -1.0: it must be 0 or more"),
+        ({"contrast_temperature": 0.0}, "contrast_temperature is 0.0: it must be above 0"),
+        ({"contrast_similarity": "euclid"}, "contrast_similarity is 'euclid': it must be dot or cosine"),
         ({"heads": 3}, "heads is 3"),
     ],
 )

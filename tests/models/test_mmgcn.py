@@ -199,7 +199,7 @@ def test_without_content_nothing_of_the_table_is_read() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"hidden": 0}, "hidden is 0"), ({"layers": 0}, "layers is 0"), ({"visual_width": 0}, "visual_width is 0"),
-     ({"lambda_regularisation": -1.0}, "lambda_regularisation is -1.0: it is 0 or more")],
+     ({"lambda_regularisation": -1.0}, "lambda_regularisation is -1.0: it must be 0 or more")],
 )  # fmt: skip
 def test_options_out_of_bounds_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -355,9 +355,9 @@ def test_bf16_gives_finite_losses_close_to_float32() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 33}, "start is 33: it lies in 1..steps (32)"),
+        ({"start": 33}, "start is 33: it must be in 1..steps (32)"),
         ({"start": 0}, "start is 0"),
-        ({"top_experts": 5}, "top_experts is 5: it lies in 1..experts (4)"),
+        ({"top_experts": 5}, "top_experts is 5: it must be in 1..experts (4)"),
         ({"beta_end": 1e-5}, "beta_start is 0.0001"),
         ({"final_mix": 1.1}, "final_mix is 1.1"),
         ({"lambda_domain": -1.0}, "lambda_domain is -1.0"),

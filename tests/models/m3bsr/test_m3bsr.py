@@ -208,8 +208,8 @@ def test_it_runs_in_half_precision() -> None:
     ("changes", "says"),
     [
         ({"heads": 3}, "heads is 3"),
-        ({"evaluation_step": 21}, r"evaluation_step is 21: it lies in 1\.\.steps \(20\)"),
-        ({"chain": 9}, "chain is 9: it is at most evaluation_step"),
+        ({"evaluation_step": 21}, r"evaluation_step is 21: it must be in 1\.\.steps \(20\)"),
+        ({"chain": 9}, "chain is 9: it must be at most evaluation_step"),
         ({"sampling": "best"}, "sampling is 'best'"),
         ({"contrast_temperature": 0.0}, "contrast_temperature is 0"),
         ({"lambda_diffusion": -1.0}, "lambda_diffusion is -1"),

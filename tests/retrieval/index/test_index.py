@@ -146,7 +146,7 @@ def test_options_are_read_from_text_and_refused_by_name() -> None:
     assert parse_options("ivf", {"nprobe": "4"}) == Ivf(nprobe=4)
     assert parse_options("ivf", {}) == Ivf()
     for kind, values, says in (
-        ("ivf", {"nprobe": "0"}, "index ivf: nprobe is 0: it is at least 1"),
+        ("ivf", {"nprobe": "0"}, "index ivf: nprobe is 0: it must be at least 1"),
         ("hnsw", {"ef_search": 0}, "ef_search is 0"),
         ("hnsw", {"ef_search": "wide"}, "index hnsw: ef_search: Input should be a valid integer"),
         ("hnsw", {"ef_serch": 9}, "hnsw has no option ef_serch: did you mean 'ef_search'"),

@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "said"),
     [
         (["--set", "model.hiden=3", "--model", "sasrec"], "unknown option model.hiden: did you mean 'hidden'?"),
-        (["--set", "model.hidden=many", "--model", "sasrec"], "model.hidden: it is a whole number"),
+        (["--set", "model.hidden=many", "--model", "sasrec"], "model.hidden: it must be a whole number"),
         (["--set", "model.heads=3", "--model", "sasrec"], "heads is 3"),
         (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
         (["--set", "engine.zero_stage=1", "--set", "engine.name=torch"], "needs DeepSpeed"),

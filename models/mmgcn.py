@@ -41,7 +41,7 @@ class GraphLayer(nn.Module):
         return F.leaky_relu(self.out(torch.cat([h_NW, own_ND], dim=1)))
 
 
-class Neighbours(nn.Module):
+class NeighbourMeans(nn.Module):
     """Means over neighbours in the graph of users and items, weighted by the number of interactions."""
 
     def __init__(self, interactions: TrainingInteractions, n_items: int) -> None:
@@ -64,7 +64,7 @@ class ModalityGraph(nn.Module):
         self.layers = nn.ModuleList(GraphLayer(width if n == 0 else hidden, hidden) for n in range(layers))
 
     def forward(
-        self, content_IW: Tensor, ids: tuple[Tensor, Tensor], neighbours: Neighbours | None
+        self, content_IW: Tensor, ids: tuple[Tensor, Tensor], neighbours: NeighbourMeans | None
     ) -> tuple[Tensor, list[Tensor]]:
         """(I, W) content and ID embeddings of users and items -> final states of users (U, D), and the states of items
         before the first layer and after each layer."""
@@ -134,7 +134,7 @@ class MMGCN(Caching, SequenceModel):
             content, width = _item_input(field, options, context)
             self.content.append(content)
             self.graphs.append(ModalityGraph(users, width, options.hidden, options.layers))
-        self.neighbours = Neighbours(context.interactions, items) if options.graph else None
+        self.neighbours = NeighbourMeans(context.interactions, items) if options.graph else None
         self.unseen = Unseen(context.interactions, items, context.seed)
         self.apply(_init_weights)
 

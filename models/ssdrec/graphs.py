@@ -66,7 +66,7 @@ class Relations:
         )
 
 
-class Neighbours(nn.Module):
+class SparseRows(nn.Module):
     """Computes some rows of (sparse matrix @ x). The entries of all rows are stored as lists of equal length."""
 
     index: Tensor

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models.nn.dropout import Dropout
 from models.nn.sparse import SparseMap
-from models.ssdrec.graphs import Neighbours, Relations
+from models.ssdrec.graphs import Relations, SparseRows
 
 _SLOPE = 0.2
 
@@ -81,9 +81,9 @@ class UserRelations(nn.Module):
 
     def __init__(self, relations: Relations, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.items = Neighbours(relations.user_items)
-        self.similar = Neighbours(relations.similar)
-        self.dissimilar = Neighbours(relations.dissimilar)
+        self.items = SparseRows(relations.user_items)
+        self.similar = SparseRows(relations.similar)
+        self.dissimilar = SparseRows(relations.dissimilar)
         self.join = _Join(hidden, dropout)
 
     def forward(self, user_B: Tensor, user_UD: Tensor, item_ID: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.contract import TrainingInteractions
 from models.ssdrec import graphs as ssdrec_graphs
-from models.ssdrec.graphs import Neighbours, Relations
+from models.ssdrec.graphs import Relations, SparseRows
 from models.ssdrec.relations import ItemRelations, UserRelations
 from tests.helpers.model_fixtures import (
     ITEMS,
@@ -154,14 +154,14 @@ def test_relations_of_nobody_and_of_users_without_interactions() -> None:
         assert matrix._nnz() == 0
     silent = Relations.of(compressed([[], []]), ITEMS, 0, 5)
     assert torch.equal(silent.similar.to_dense(), torch.eye(2))
-    assert Neighbours(silent.user_items)(torch.tensor([1]), torch.ones(ITEMS, 2)).tolist() == [[0.0, 0.0]]
+    assert SparseRows(silent.user_items)(torch.tensor([1]), torch.ones(ITEMS, 2)).tolist() == [[0.0, 0.0]]
 
 
 def test_neighbours_equal_rows_of_the_product() -> None:
     matrix = Relations.of(compressed(_sequences()), ITEMS, 0, 1000).user_items
     x = torch.randn(ITEMS, HIDDEN, dtype=torch.float64, requires_grad=True)
     rows = torch.tensor([4, 0, USERS - 1, 4])
-    assert_same(Neighbours(matrix)(rows, x), (matrix.to_dense().double() @ x)[rows], [x])
+    assert_same(SparseRows(matrix)(rows, x), (matrix.to_dense().double() @ x)[rows], [x])
 
 
 def _relations() -> Relations:

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.contract import Batch
 from models.nn.noise import KeyedNoise, Stream
 
-#: item row that stands for [MASK] in a view
+#: the item row of [MASK] in a view
 MASK = -1
 #: a history and its lengths, as in `Batch`
 View = tuple[Tensor, Tensor]

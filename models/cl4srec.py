@@ -44,7 +44,7 @@ class CL4SRec(SASRec):
         return {"contrast": loss}
 
     def _encode_view(self, view: Batch) -> Tensor:
-        """(B, D) of histories in which item row -1 is [MASK]."""
+        """(B, D) vectors of the histories of `view`, in which item row -1 is [MASK]."""
         layout = Layout.of(view)
         row_N = layout.flatten(view.history)
         token_ND = self.item_embedding(row_N.clamp(min=0))

@@ -78,6 +78,7 @@ class FrequencyFusion(nn.Module):
         self.register_buffer("inverse", inverse, persistent=False)
 
     def forward(self, item_BLD: Tensor, text_BLD: Tensor) -> Tensor:
+        """(B, L, D) ID and text vectors, zero at padding -> (B, L, D) fused, in float32 at least."""
         with torch.autocast(item_BLD.device.type, enabled=False):
             item, text = self._spectrum(item_BLD), self._spectrum(text_BLD)
             filtered = self._product(item, at_least_float32(self.filter).unbind(-1))

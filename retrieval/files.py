@@ -152,6 +152,7 @@ class Digest:
         self._sha256 = hashlib.sha256()
 
     def update(self, piece: bytes) -> None:
+        """Add the next piece."""
         self.size += len(piece)
         self._sha256.update(piece)
 

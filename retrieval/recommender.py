@@ -56,7 +56,7 @@ class Recommender:
         self._model = model
         self._device = device
         self._rows = {item: row for row, item in enumerate(export.items.ids, start=1)}
-        #: (I, D) float32 on `device`, normalised where the similarity is cosine
+        #: (I, D) float32 on `device`, of length 1 if the similarity is cosine
         self.item_vectors = for_similarity(export.item_vectors.to(device), self.card.similarity)
 
     @classmethod
@@ -119,7 +119,7 @@ class Recommender:
             yield batch.to(self._device)
 
     def recommend(self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool = True) -> list[Answer]:
-        """The k best items for each history of raw item ids, oldest first; fewer where the catalogue has fewer.
+        """The k best items for each history of raw item ids, oldest first; fewer if the catalogue has fewer.
 
         Unknown ids are left out of the history and reported in the answer; the whole history is excluded from the
         answer unless `exclude_history` is False. Raises UserError when a history holds no known id, or k < 1.

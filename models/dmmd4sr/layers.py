@@ -45,6 +45,7 @@ class InterestGate(nn.Module):
         )
 
     def forward(self, x_ND: Tensor, condition_ND: Tensor) -> Tensor:
+        """(N, D) tokens and (N, D) conditions -> (N, D)."""
         joined = torch.cat([x_ND, condition_ND], dim=1)
         return x_ND + torch.sigmoid(self.gate(joined)) * (self.mlp(joined) - x_ND)  # type: ignore[no-any-return]
 
@@ -86,6 +87,7 @@ class ExpertFusion(nn.Module):
         self.norm = nn.LayerNorm(hidden)
 
     def forward(self, text_ND: Tensor, visual_ND: Tensor) -> Tensor:
+        """(N, D) tokens of both modalities -> (N, D)."""
         mixed = [self._mix(self.text, text_ND), self._mix(self.visual, visual_ND)]
         return F.relu(self.norm(self.join(torch.cat(mixed, dim=1))))
 

@@ -43,6 +43,7 @@ class FusionMLP(nn.Module):
         self.fuse = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
     def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
+        """(B, D) preference, (B, K, V) refined content, (B, H) text -> (B, D) preference."""
         return self.fuse(torch.cat([x_BD, self.visual(z_BKV.mean(1)), self.text(text_BH)], dim=1))  # type: ignore[no-any-return]
 
 

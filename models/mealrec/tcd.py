@@ -70,6 +70,7 @@ class StepConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # PyTorch's default for convolutions (D23)
 
     def forward(self, x_BKC: Tensor) -> Tensor:
+        """(B, K, inputs) -> (B, ceil(K / stride), outputs)."""
         windows = F.pad(x_BKC, (0, 0, 1, 1)).unfold(1, 3, self.stride)
         return F.linear(windows.flatten(2), self.weight, self.bias)
 
@@ -98,6 +99,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Linear(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, x_BKC: Tensor, time_BE: Tensor) -> Tensor:
+        """(B, K, inputs) states and (B, E) timestep vectors -> (B, K, outputs)."""
         hidden = self.conv_in(F.silu(self.norm_in(x_BKC))) + self.time(time_BE)[:, None]
         hidden = self.conv_out(self.dropout(F.silu(self.norm_out(hidden))))
         return self.skip(x_BKC) + hidden  # type: ignore[no-any-return]
@@ -120,6 +122,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x_BKC: Tensor, context_BV: Tensor) -> Tensor:
+        """(B, K, C) states and (B, V) context -> (B, K, C)."""
         token = self.key_value(context_BV)[:, None]
         if self.null is not None:
             token = torch.cat([token, self.null.to(token.dtype).expand(token.shape)], dim=1)

@@ -90,6 +90,7 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(hidden_dropout)
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
+        """(N, D) -> (N, D), or (B, D) for the last token of each row alone."""
         x = self.attention(x_ND, layout, last_only)
         read = self.norm(x) if self.norm_first else x
         mixed = x + self.dropout(self.outer(F.gelu(self.inner(read))))

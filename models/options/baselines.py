@@ -24,7 +24,7 @@ class PopularityOptions(BaselineOptions):
 
 @dataclass(frozen=True)
 class RecencyOptions(BaselineOptions):
-    """recency: the k-th newest item of a history weighs k ** -recency."""
+    """recency: the k-th newest item of a history has weight k ** -recency."""
 
     # this default and those below have the best validation NDCG@10 on two synthetic worlds and the MicroLens sample
     recency: float = 1.5

@@ -17,7 +17,7 @@ from models.contract import TrainingInteractions
 from models.nn.precision import at_least_float32
 from models.nn.sparse import interaction_users, row_normalised, sparse_matrix, user_item_counts
 
-#: number of newest items of a sequence that the graphs use (in the released code, the longest sequence has so many)
+#: number of newest items of a sequence that the graphs use (the longest sequence of the released code)
 LAST_ITEMS = 50
 #: number of users of an item that become similar through it: those with the shortest histories, as the most similar
 USERS_PER_ITEM = 100

@@ -40,8 +40,8 @@ class Exposure:
     """How often items are shown in the top-k lists of `users` users.
 
     shown: (I,) int64, number of lists that hold each item row. trained: (I,) int64, number of training interactions of
-    each item row. Row 0 is padding, and 0 in both. Both are sums over users, so the order and batches of users do not
-    matter.
+    each item row. Row 0 is padding, and 0 in both. Both are sums over users, so they depend neither on the order of
+    the users nor on the batches.
     """
 
     k: int

@@ -66,7 +66,7 @@ def test_plain_values_become_typed_options() -> None:
         ({"pair": [1]}, "model.pair: it must be a list of 2 (given: [1])"),
         ({"pair": [1, "x"]}, "model.pair.1: it must be a whole number (given: 'x')"),
         ({"names": "xyz"}, "model.names: it must be a list (given: 'xyz')"),
-        ({"names": [1]}, "model.names.0: it is text (given: 1)"),
+        ({"names": [1]}, "model.names.0: it must be text (given: 1)"),
         ({"inner": 5}, "model.inner: it must be a section of options (given: 5)"),
         ({"inner": {"raet": 1}}, "unknown option model.inner.raet: did you mean 'rate'?"),
         ({"inner": {"rate": 2}}, "rate is above 1"),

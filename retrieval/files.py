@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -85,6 +86,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def temporaries(*names: str) -> str:
+    """A regular expression for what killed calls of `write_bytes` leave of files with these names (expressions)."""
+    return rf"\.({'|'.join(names)})\.[0-9a-f]{{8}}\.tmp"
+
+
+def remove_own(folder: Path, own: str) -> None:
+    """Remove the files of `folder` whose whole name matches the regular expression `own`; anything else stays.
+
+    The folder goes as well if that leaves it empty. Nothing happens where there is no such folder.
+    """
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if re.fullmatch(own, path.name) and not path.is_dir():
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ Runs that differ in nothing but the end of their name, -sSEED (`mealrec train --
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from models.errors import UserError
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 from retrieval.metrics.significance import paired_t_test
 from retrieval.metrics.summary import mean_metrics, warm_cold
-from trainer.evaluation.report import text_table
+from trainer.evaluation.report import read_report, text_table
 from trainer.evaluation.run_ranks import SeedGroup, grouped, read_run, require_same_data
 from trainer.tracking.metrics_log import read_lines
 
@@ -77,7 +76,7 @@ def _cost(folders: Sequence[Path]) -> list[str]:
     """Seeds, best epoch, median seconds of a training epoch, and peak memory, as far as the runs tell."""
     best, seconds, peak = [], [], []
     for folder in folders:
-        best.append(json.loads((folder / "test.json").read_bytes()).get("epoch"))
+        best.append(read_report(folder / "test.json").get("epoch"))
         lines = read_lines(folder / "metrics.jsonl", 0)[0] if (folder / "metrics.jsonl").exists() else []
         seconds += [line["metrics"]["train_seconds"] for line in lines if line["event"] == "epoch"]
         peak += [line["metrics"]["peak_memory_mib"] for line in lines if "peak_memory_mib" in line["metrics"]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 import time
@@ -22,7 +21,7 @@ from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
-from trainer.evaluation.report import metric_table
+from trainer.evaluation.report import metric_table, read_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         if several:
             print(f"\n== {name}", flush=True)
         _train(name, config, run_dir)
-    reports = {name: json.loads((run_dir / "test.json").read_text()) for name, _, run_dir in planned}
+    reports = {name: read_report(run_dir / "test.json") for name, _, run_dir in planned}
     print(metric_table(reports, planned[0][1].eval.choice.keys), flush=True)
     return 0
 

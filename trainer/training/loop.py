@@ -58,6 +58,8 @@ class Loop:
         self.progress = progress
         self.position = Position()
         self.log: MetricsLog | None = None
+        #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
+        self._before: tuple[int, ...] = ()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`; its weights are in the model already. Collective."""
@@ -67,6 +69,7 @@ class Loop:
         position = dict(state["position"])
         sums = position.pop("sums")
         self.position = Position(**position, sums=sums if self.rank == 0 else dict.fromkeys(sums, 0.0))
+        self._before = (checkpoint.step, self.stopping.best_step)
 
     def run(self) -> None:
         """Train until the last epoch or the early stop. Raises NonFiniteError before a step that is not finite."""
@@ -161,6 +164,7 @@ class Loop:
         tensors = self.engine.state()
         totals = self._totals(sums) if sums else {}
         failed: list[str | None] = [None]
+        keep = [self.stopping.best_step, *self._before]
         if self.rank == 0:
             position = {**vars(self.position), "sums": totals}
             state = {
@@ -168,13 +172,14 @@ class Loop:
                 "config": self.config.fingerprint(), "data": self.loaded.dataset.manifest.fingerprint,
             }  # fmt: skip
             try:
-                self.store.commit(self.position.total_steps, tensors, state, keep=[self.stopping.best_step])
+                self.store.commit(self.position.total_steps, tensors, state, keep=keep)
             except UserError as error:  # a full disk: every rank must hear of it
                 failed[0] = str(error)
         if self.size > 1:
             dist.broadcast_object_list(failed)
         if failed[0] is not None:
             raise UserError(failed[0])
+        self._before = (self.position.total_steps, self.stopping.best_step)
 
     def best(self) -> Checkpoint:
         """The checkpoint with the best validation NDCG@10."""

@@ -41,9 +41,10 @@ def open_run(folder: Path, data: str | None = None) -> Run:
         raise UserError(f"{folder} holds no run (no config.yaml); give the name or folder of a run that was trained")
     config = recipe.load(str(folder / "config.yaml"), None, [], data)
     store = CheckpointStore(folder / "checkpoints")
-    latest = store.latest()
-    if latest is None or latest.state["stopping"]["best_step"] < 0:
+    found = store.latest_and_best()
+    if found is None or found[1] is None:
         raise UserError(f"{folder} has no checkpoint of a validated epoch yet; train it first")
+    latest, best = found
     dataset = Dataset.open(config.data.path)
     if latest.state["data"] != dataset.manifest.fingerprint:
         raise UserError(
@@ -54,7 +55,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)
     if isinstance(model, SequenceModel):
-        load_weights(model, store.load(int(stopping["best_step"])).tensors["model"])
+        load_weights(model, best.tensors["model"])
         model.eval()
     return Run(folder, config, loaded, model, int(stopping["best_epoch"]))
 

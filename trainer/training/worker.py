@@ -117,19 +117,23 @@ def _train(loop: Loop) -> None:
 
 
 def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, the same one on every rank."""
+    """The newest checkpoint that is whole, as its best one is; the same on every rank."""
     store = CheckpointStore(run_dir / "checkpoints")
     rank, size = world()
-    if size == 1:
-        return store.latest()
-    chosen: list[Any] = [None]
-    latest = store.latest() if rank == 0 else None
-    if latest is not None:
-        chosen = [latest.step]
-    dist.broadcast_object_list(chosen)
-    if chosen[0] is None:
-        return None
-    return latest if latest is not None else store.load(chosen[0])
+    latest: Checkpoint | None = None
+    chosen: list[Any] = [None, None]  # the step, or what every rank raises
+    if rank == 0:
+        try:
+            found = store.latest_and_best()
+            latest = found[0] if found else None
+            chosen = [latest.step if latest else None, None]
+        except UserError as error:
+            chosen = [None, str(error)]
+    if size > 1:
+        dist.broadcast_object_list(chosen)
+    if chosen[1] is not None:
+        raise UserError(chosen[1])
+    return latest if rank == 0 or chosen[0] is None else store.load(chosen[0])
 
 
 def _announce(progress: Progress, config: RunConfig, loaded: Loaded, model: System, how: str) -> None:

@@ -182,6 +182,42 @@ def test_a_finished_run_may_go_on_for_more_epochs(data: Path, whole: Path, tmp_p
     assert_same_end(tmp_path / "straight", again)
 
 
+def damage(folder: Path) -> Path:
+    """Flip one bit in the weights of a checkpoint; returns their file."""
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    return path
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_none(data: Path, tmp_path: Path) -> None:
+    """The latest is the best as well; one damaged byte in it costs the steps since the one before, and no line."""
+    config, end = make_config(data, "sasrec", *SETTINGS, "train.epochs=3"), 24
+    train(config, tmp_path / "whole")
+    store = CheckpointStore(tmp_path / "whole/checkpoints")
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == latest.state["stopping"]["best_step"] == end
+    assert store.steps() == [end - 8, end - 2, end]  # a checkpoint every 3 steps of the 8 of an epoch
+    run_dir = Path(shutil.copytree(tmp_path / "whole", tmp_path / "run"))
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    newest = damage(run_dir / f"checkpoints/step-{end:09d}")
+    train(config, run_dir)
+    assert_same_end(tmp_path / "whole", run_dir)
+    assert (run_dir / "metrics.before-resume-1.jsonl").read_bytes() == before
+
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    folders = sorted((run_dir / "checkpoints").glob("step-*"))
+    files = [damage(folder) for folder in folders]
+    assert newest in files
+    with pytest.raises(UserError, match="no checkpoint in .* is whole") as error:
+        train(config, run_dir)
+    assert all(str(file) in str(error.value) for file in files)
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+    assert sorted((run_dir / "checkpoints").glob("step-*")) == folders
+
+
 def test_early_stopping_counts_on_after_a_resume(data: Path, tmp_path: Path) -> None:
     """A learning rate of almost 0: no validation after the first is better, so patience 3 ends after epoch 4."""
     config = make_config(data, "sasrec", "train.epochs=9", "train.patience=3", "train.learning_rate=1e-30")

@@ -32,7 +32,7 @@ def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None =
 
     Writes how many events of each kind there were to events.json when it is not killed.
     """
-    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"}
     process = fork_server().Process(target=_train, args=(settings, kill))
     process.start()
     process.join(timeout=120)

@@ -16,7 +16,7 @@ from typing import Any
 from cluster.ray_train import fit
 from models.errors import UserError
 from models.systems import check_content
-from retrieval.files import write_text
+from retrieval.files import sole_writer
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
@@ -97,8 +97,9 @@ def _check_content(config: RunConfig, manifest: Manifest) -> None:
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r} is not a plain folder name")
-    started = (run_dir / "metrics.jsonl").exists()  # a start that was refused leaves only its configuration
-    foreign = run_dir.exists() and not (run_dir / "config.yaml").exists()
+    started = (run_dir / "metrics.jsonl").exists()  # a start that was refused leaves no more than what is named here
+    left = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    foreign = run_dir.exists() and "config.yaml" not in left and not left <= {".lock", "ray"}
     if (started or foreign) and not resume:
         raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to go on with it, or another --name")
     if resume and not (run_dir / "config.yaml").exists():
@@ -114,10 +115,12 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
 
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
-    text = recipe.dump(config, shlex.join(["mealrec", "train", *sys.argv[1:]]))
-    if not (run_dir / "checkpoints").exists():  # else the workers compare it with what is to be done now
-        write_text(run_dir / "config.yaml", text)
-    settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    with sole_writer(run_dir):  # a second one is told before its workers start; who writes is the first of them
+        pass
+    command = shlex.join(["mealrec", "train", *sys.argv[1:]])
+    settings: dict[str, Any] = {
+        "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": command,
+    }  # fmt: skip
     # a baseline is fitted in seconds: less than it takes workers to start
     if config.cluster.launcher == "inline" or not config.model.options.trained:
         train_worker(settings)
@@ -127,7 +130,6 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
             train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
             cpus_per_worker=1, max_failures=config.cluster.max_failures, folders=_local(config),
         )  # fmt: skip
-    write_text(run_dir / "config.yaml", text)  # more epochs, say
     print(f"{name}: done in {time.perf_counter() - started:.0f} s, results in {run_dir}", flush=True)
 
 

@@ -16,10 +16,10 @@ def read_report(path: Path) -> dict[str, Any]:
     """The content of a test.json or valid.json. Raises UserError, naming the file, if it is missing or damaged."""
     try:
         report = json.loads(path.read_bytes())
+        if not isinstance(report, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); go on with the run by --resume: it is written anew") from None
-    if not isinstance(report, dict):
-        raise UserError(f"{path} is not a JSON object; go on with the run by --resume: it is written anew")
+        raise UserError(f"{path} cannot be read ({error}); --resume of the run writes it anew") from None
     return report
 
 

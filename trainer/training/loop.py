@@ -22,7 +22,9 @@ from models.errors import UserError
 from retrieval.files import write_json
 from trainer.batches.loader import Loaded
 from trainer.batches.plan import Plan
+from trainer.config.identity import check_configuration, check_data, identity, other_versions
 from trainer.config.schema import RunConfig
+from trainer.data.format.manifest import Manifest
 from trainer.evaluation.evaluate import evaluate
 from trainer.process import world
 from trainer.tracking import MetricsLog
@@ -58,6 +60,7 @@ class Loop:
         self.progress = progress
         self.position = Position()
         self.log: MetricsLog | None = None
+        self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
         self._before: tuple[int, ...] = ()
 
@@ -168,8 +171,7 @@ class Loop:
         if self.rank == 0:
             position = {**vars(self.position), "sums": totals}
             state = {
-                "position": position, "stopping": self.stopping.state(),
-                "config": self.config.fingerprint(), "data": self.loaded.dataset.manifest.fingerprint,
+                "position": position, "stopping": self.stopping.state(), **self._identity,
             }  # fmt: skip
             try:
                 self.store.commit(self.position.total_steps, tensors, state, keep=keep)
@@ -190,19 +192,20 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def check_resumable(checkpoint: Checkpoint, config: RunConfig, data: str, run_dir: Path) -> None:
-    """Raise UserError unless `checkpoint` was made under an equal configuration and equal data."""
-    if checkpoint.state["config"] != config.fingerprint():
-        raise UserError(
-            f"{run_dir} was trained under another configuration: {_difference(run_dir, config)}. "
-            "Use another --name, or the settings of its config.yaml"
-        )
-    if checkpoint.state["data"] != data:
-        raise UserError(f"{run_dir} was trained on other data than {config.data.path} holds now; use another --name")
+def check_resumable(checkpoint: Checkpoint, config: RunConfig, manifest: Manifest, run_dir: Path) -> str | None:
+    """Raise UserError unless `checkpoint` was made under an equal configuration and equal data.
+
+    Returns what is of another version now, in words.
+    """
+    what = f"{_difference(run_dir, config)}. Use another --name, or the settings of its config.yaml"
+    check_configuration(checkpoint.state, config, str(run_dir), what)
+    check_data(checkpoint.state, manifest, str(run_dir), config.data.path, "use another --name")
+    return other_versions(checkpoint.state)
 
 
 def _difference(run_dir: Path, config: RunConfig) -> str:
-    saved = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    path = run_dir / "config.yaml"
+    saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     now = config.model_dump(mode="json")
     changes = [f"{key} was {old!r}, is {new!r}" for key, old, new in _leaves(saved, now, "")]
     return "; ".join(changes[:5]) or "see config.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from models.errors import UserError
 from models.options.base import ContentField
 from trainer.batches.loader import Loaded, load
 from trainer.config import recipe
+from trainer.config.identity import check_configuration, check_data, other_versions
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.training.build import build_model, choose_device, load_weights
@@ -35,7 +37,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     """Open `folder`; `data` replaces the dataset's recorded path (it may have moved, its content may not differ).
 
     Raises UserError: no run there, a run of an earlier version whose configuration does not fit, no checkpoint yet,
-    other data.
+    other data or another configuration than the checkpoint was made with. Other versions are a warning.
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no run (no config.yaml); give the name or folder of a run that was trained")
@@ -46,10 +48,11 @@ def open_run(folder: Path, data: str | None = None) -> Run:
         raise UserError(f"{folder} has no checkpoint of a validated epoch yet; train it first")
     latest, best = found
     dataset = Dataset.open(config.data.path)
-    if latest.state["data"] != dataset.manifest.fingerprint:
-        raise UserError(
-            f"{folder} was trained on other data than {config.data.path} holds now; give its data by --data"
-        )
+    what = f"{folder / 'config.yaml'} has changed since; bring it back, or take another run"
+    check_configuration(latest.state, config, str(folder), what)
+    check_data(latest.state, dataset.manifest, str(folder), config.data.path, "give its data by --data")
+    if changed := other_versions(latest.state):
+        print(f"warning: {folder.name} was trained with {changed}; figures may differ", file=sys.stderr)
     device = choose_device(config)
     loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     stopping = latest.state["stopping"]

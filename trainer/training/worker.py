@@ -14,8 +14,10 @@ import torch.distributed as dist
 
 from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
-from retrieval.files import sole_writer, write_json
+from retrieval.files import sole_writer, write_json, write_text
 from trainer.batches.loader import Loaded, load
+from trainer.config import recipe
+from trainer.config.identity import identity
 from trainer.config.schema import RunConfig, parse
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
@@ -32,7 +34,8 @@ _MIRROR_SECONDS = 60.0
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Train one run on this worker. settings: `config` (plain values of a RunConfig) and `run_dir`.
+    """Train one run on this worker. settings: `config` (plain values of a RunConfig), `run_dir`,
+    and `command`, which heads config.yaml.
 
     Goes on from the last checkpoint of the run folder if there is one: this is what Ray Train calls again after a
     worker died, and what `--resume` calls.
@@ -42,10 +45,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // neighbours))
     with sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
-        _train_run(config, run_dir, rank)
+        _train_run(config, run_dir, rank, settings["command"])
 
 
-def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
+def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str) -> None:
     device = choose_device(config)
     if device.type == "cpu":
         keep_freed_memory()
@@ -54,10 +57,14 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
         dataset.verify()
     loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     model = build_model(config, loaded)
+    progress = Progress(rank == 0, config.train.epochs)
     checkpoint = _agree_on_checkpoint(run_dir)
     if checkpoint is not None:
-        check_resumable(checkpoint, config, dataset.manifest.fingerprint, run_dir)
-    progress = Progress(rank == 0, config.train.epochs)
+        changed = check_resumable(checkpoint, config, dataset.manifest, run_dir)
+        if changed:
+            progress.say(f"warning: the run was begun with {changed}; what follows may differ")
+    if rank == 0:  # not before this process is the only writer, and the run may go on so
+        write_text(run_dir / "config.yaml", recipe.dump(config, command))
     if isinstance(model, Baseline):
         _announce(progress, config, loaded, model, "fitted, nothing is trained")
         with _tracked(config, run_dir, checkpoint, rank) as log:
@@ -100,7 +107,7 @@ def _fit(config: RunConfig, loaded: Loaded, run_dir: Path) -> None:
         return
     state = {
         "position": {}, "stopping": {"best_step": 0, "best_epoch": 0},
-        "config": config.fingerprint(), "data": loaded.dataset.manifest.fingerprint,
+        **identity(config, loaded.dataset.manifest),
     }  # fmt: skip
     CheckpointStore(run_dir / "checkpoints").commit(0, {"model": {}, "optimizer": {}}, state, keep=[0])
 
@@ -180,6 +187,7 @@ def _finish(
         return
     common = {
         "inference": chosen, "epoch": trained.epoch, "seed": config.seed, "engine": trained.engine,
+        "identity": identity(config, loaded.dataset.manifest),
     }  # fmt: skip
     if loaded.dataset.manifest.truth:
         common["truth"] = loaded.dataset.manifest.truth

@@ -212,10 +212,10 @@ def test_too_many_failures_in_the_last_unit_are_too_many_the_next_time_too(tmp_p
 def test_what_a_kill_can_leave_is_no_hindrance(tmp_path: Path) -> None:
     run(tmp_path / "whole", NUMBERS)
     (tmp_path / "out" / "unfinished" / "parts").mkdir(parents=True)  # before its settings were written
-    (tmp_path / "out" / ".failed.csv.123").touch()
+    (tmp_path / "out" / ".failed.csv.0123abcd.tmp").touch()
     run(tmp_path / "out", NUMBERS)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-    assert not (tmp_path / "out" / ".failed.csv.123").exists()
+    assert not (tmp_path / "out" / ".failed.csv.0123abcd.tmp").exists()
     (tmp_path / "out" / "unfinished").mkdir()  # its removal was cut off
     with pytest.raises(UserError, match="holds a finished extraction"):
         run(tmp_path / "out", NUMBERS)

@@ -7,6 +7,10 @@ class PreflightError(ValueError):
     """The cluster cannot run this as asked; says what is missing and what to do, before anything starts."""
 
 
+class Stopped(RuntimeError):
+    """The process was told to end (SIGTERM, a preemption notice); what it had done is saved, to go on from."""
+
+
 class WorkerFailed(RuntimeError):
     """Training ended because a worker failed.
 

@@ -150,7 +150,7 @@ def test_left_overs_of_a_killed_maker_do_not_block_and_the_living_are_left_alone
     left = sorted(path.name.partition("-")[0] for path in data.iterdir())
     assert left == [".one.features", ".one.mealrec", ".one.partial"]
     for out in (data / "one", data):
-        with pytest.raises(UserError, match="another process is making .*one"), whole_folder(out):
+        with pytest.raises(UserError, match=r"another process is making .*one"), whole_folder(out):
             pass
     assert len(list(data.iterdir())) == 3, "nothing of the living was touched"
     process.kill()

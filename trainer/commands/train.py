@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster import preemption
 from cluster.ray_train import fit
 from models.errors import UserError
 from models.systems import check_content
@@ -55,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
         planned.append((name, _check(config), args.runs_dir.absolute() / name))
     for name, _, run_dir in planned:
         _check_name(name, run_dir, args.resume)
-    for name, config, run_dir in planned:
-        if several:
-            print(f"\n== {name}", flush=True)
-        _train(name, config, run_dir)
+    with preemption.listening():
+        for name, config, run_dir in planned:
+            if several:
+                print(f"\n== {name}", flush=True)
+            _train(name, config, run_dir)
     reports = {name: read_report(run_dir / "test.json") for name, _, run_dir in planned}
     print(metric_table(reports, planned[0][1].eval.choice.keys), flush=True)
     return 0

@@ -32,12 +32,14 @@ def identity(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of this program (with its git revision), of Python, and of the libraries that results depend on."""
     found = {"mealrec": program_version(), "revision": git_revision() or "unknown", "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def check_configuration(noted: Mapping[str, Any], config: RunConfig, run: str, what: str) -> None:
@@ -58,7 +60,8 @@ def check_data(noted: Mapping[str, Any], manifest: Manifest, run: str, path: str
     if noted.get("data", manifest.fingerprint) != manifest.fingerprint:
         raise UserError(f"{run} was trained on other data than {path} holds now; {advice}")
     if noted.get("manifest", manifest.whole_fingerprint) != manifest.whole_fingerprint:
-        raise UserError(f"{Path(path) / 'manifest.json'} has changed since {run} was trained, its files have not; {advice}")
+        where = Path(path) / "manifest.json"
+        raise UserError(f"{where} has changed since {run} was trained, its files have not; {advice}")
 
 
 def other_versions(noted: Mapping[str, Any], now: Mapping[str, str] | None = None) -> str | None:

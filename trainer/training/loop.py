@@ -17,6 +17,8 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
+from cluster import preemption
+from cluster.failures import Stopped
 from models.contract import Clock
 from models.errors import UserError
 from retrieval.files import write_json
@@ -32,6 +34,30 @@ from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import Progress
 from trainer.training.stopping import EarlyStopping
+
+
+class SharedNotice:
+    """Whether any rank was told to stop, answered alike on every rank."""
+
+    def __init__(self, size: int) -> None:
+        # of its own, on the CPU: a question must neither wait for the device nor for the gradients
+        self._group = dist.new_group(backend="gloo") if size > 1 else None
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def given(self, *, wait: bool = False) -> bool:
+        """The answer to the question of the call before, so that no step waits for it; wait: to that of now.
+
+        Collective.
+        """
+        if self._group is None:
+            return preemption.noticed()
+        before = self._asked
+        told = torch.tensor([int(preemption.noticed())])
+        self._asked = (told, dist.all_reduce(told, dist.ReduceOp.MAX, self._group, async_op=True))
+        answers = [each for each in (before, self._asked if wait else None) if each is not None]
+        for _, handle in answers:
+            handle.wait()
+        return any(bool(answer) for answer, _ in answers)
 
 
 @dataclass
@@ -60,6 +86,7 @@ class Loop:
         self.progress = progress
         self.position = Position()
         self.log: MetricsLog | None = None
+        self._notice = SharedNotice(self.size)
         self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
         self._before: tuple[int, ...] = ()
@@ -80,6 +107,7 @@ class Loop:
             self.log = MetricsLog(self.run_dir / "metrics.jsonl")
         while self.position.epoch <= self.config.train.epochs and not self.stopping.stop:
             self._epoch()
+        self._stop_if_asked({}, last=True)
 
     def _epoch(self) -> None:
         position, train = self.position, self.config.train
@@ -89,16 +117,18 @@ class Loop:
         sums = dict(zip(position.sums, start, strict=True))
         first, started = position.step, time.perf_counter()
         for step in range(first, self.plan.steps):
+            self._stop_if_asked(sums)
             self._step(step, sums)
             position.step, position.total_steps = step + 1, position.total_steps + 1
             if self.progress.due():
                 self._show(first, sums)
             if train.checkpoint_every and position.step % train.checkpoint_every == 0 and step + 1 < self.plan.steps:
                 self._commit(sums)
+        self._stop_if_asked(sums)
         self._check(self.plan.steps - 1)
         losses = {name: value / self.plan.steps for name, value in self._totals(sums).items()}
         seconds = time.perf_counter() - started
-        self._validate(losses, self.plan.rows - first * train.batch_size, seconds)
+        self._validate(losses, max(0, self.plan.rows - first * train.batch_size), seconds)
 
     def _step(self, step: int, sums: dict[str, Tensor]) -> None:
         torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
@@ -182,6 +212,18 @@ class Loop:
         if failed[0] is not None:
             raise UserError(failed[0])
         self._before = (self.position.total_steps, self.stopping.best_step)
+
+    def _stop_if_asked(self, sums: dict[str, Tensor], *, last: bool = False) -> None:
+        """Raise Stopped on every rank, after a checkpoint, when one of them was told to stop. Collective."""
+        if not self._notice.given(wait=last):
+            return
+        done = self.position.total_steps
+        if done and done != (*self._before, None)[0]:
+            self._commit(sums)
+        saved = f"the checkpoint of step {done} is on the disk" if done else "nothing was done yet"
+        told = f"stopped by SIGTERM in epoch {self.position.epoch}, {saved}: the same command with --resume goes on"
+        self.progress.say(f"SIGTERM: {saved}")  # at once: the mirror may take seconds to end
+        raise Stopped(told)
 
     def best(self) -> Checkpoint:
         """The checkpoint with the best validation NDCG@10."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster import preemption
+from cluster.failures import Stopped
 from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
 from retrieval.files import sole_writer, write_json, write_text
@@ -30,7 +32,7 @@ from trainer.training.engine import NonFiniteError
 from trainer.training.loop import Loop, check_resumable
 from trainer.training.reporting import Progress
 
-_MIRROR_SECONDS = 60.0
+_MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -114,7 +116,8 @@ def _fit(config: RunConfig, loaded: Loaded, run_dir: Path) -> None:
 
 def _train(loop: Loop) -> None:
     try:
-        loop.run()
+        with preemption.held():
+            loop.run()
     except NonFiniteError:
         raise UserError(
             f"a loss or gradient is not finite in epoch {loop.position.epoch}; the step was not taken. "
@@ -164,13 +167,16 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
     mirror: Mirror | None = None
     if config.tracking.mlflow:
         mirror = start_mirror(run_dir, config.tracking.uri or default_uri(run_dir), config.tracking.experiment)
-    status = "FAILED"
+    status, patience = "FAILED", _MIRROR_SECONDS
     try:
         yield log
         status = "FINISHED"
+    except Stopped:
+        patience = _MIRROR_SECONDS_STOPPED  # the process is about to be killed; the mirror catches up after --resume
+        raise
     finally:
         if mirror is not None:
-            mirror.close(_MIRROR_SECONDS, "FINISHED" if status == "FINISHED" else "FAILED")
+            mirror.close(patience, "FINISHED" if status == "FINISHED" else "FAILED")
 
 
 def default_uri(run_dir: Path) -> str:

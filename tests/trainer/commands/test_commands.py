@@ -238,9 +238,8 @@ def test_a_run_whose_configuration_has_changed_is_opened_by_no_command(
     run = Path(shutil.copytree(root / "runs/base", tmp_path / "runs/base"))
     shutil.copytree(root / "runs/meal", tmp_path / "runs/meal")
     runs = ["--runs-dir", str(run.parent)]
-    commands = [
-        ["evaluate", "--run", "base"], ["export", "--run", "base", "--out", str(tmp_path / "x")], ["compare", "meal", "base"]
-    ]  # fmt: skip
+    export = ["export", "--run", "base", "--out", str(tmp_path / "x")]
+    commands = [["evaluate", "--run", "base"], export, ["compare", "meal", "base"]]
     text = (run / "config.yaml").read_text()
     for old, new, said in (
         ("batch_size: 64", "batch_size: 32", "was trained under another configuration"),

@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from models.errors import UserError
 from retrieval.files import sole_writer
-from tests.helpers.run_worker import run_process
-from tests.helpers.tiny_runs import OPTIONS, fork_server, make_config, make_dataset
+from tests.helpers.run_worker import run_command, run_process
+from tests.helpers.tiny_runs import MODELS, OPTIONS, RUN, fork_server, make_config, make_dataset
 from trainer.cli import main
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
@@ -162,6 +162,31 @@ def test_killed_again_and_again(data: Path, whole: Path, tmp_path: Path) -> None
     for kill in (("save", 9), ("step", 5), ("log", 1), ("save", 30), ("evaluation", 2), ("step", 2)):
         assert run_process(write_config(config, run_dir), run_dir, kill) == -signal.SIGKILL, kill
     assert run_process(config, run_dir) == 0
+    assert_same_end(whole, run_dir)
+
+
+def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_as_undisturbed(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Anywhere: while data is read, at steps far from a checkpoint, in saves (the first: of config.yaml), in an
+    evaluation, at the last step."""
+    run_dir, settings = tmp_path / "run", [*MODELS["sasrec"], *RUN, *SETTINGS]
+    command = ["train", "--recipe", "demo", "--model", "sasrec", "--data", str(data), "--name", "run",
+               "--runs-dir", str(tmp_path), *(f"--set={setting}" for setting in settings)]  # fmt: skip
+    stops: list[tuple[tuple[str, int], int]] = [
+        (("step", 2), 2), (("load", 1), 2), (("step", 3), 5), (("step", 3), 8), (("save", 3), 8),
+        (("save", 8), 8), (("save", 12), 11), (("evaluation", 1), 16), (("step", 16), STEPS), (("evaluation", 1), STEPS),
+    ]  # fmt: skip
+    for number, (stop, step) in enumerate(stops):
+        code, told = run_command([*command, *(["--resume"] if number else [])], tmp_path / "output", stop)
+        assert code == 75, told
+        latest = CheckpointStore(run_dir / "checkpoints").latest()
+        assert latest is not None
+        assert latest.step == step, stop
+        assert "the same command with --resume goes on" in told
+        if stop[0] == "step":
+            assert f"SIGTERM: the checkpoint of step {step} is on the disk" in told
+    assert run_command([*command, "--resume"], tmp_path / "output")[0] == 0
     assert_same_end(whole, run_dir)
 
 

@@ -136,7 +136,8 @@ class Manifest(Listed):
     @property
     def whole_fingerprint(self) -> str:
         """sha256 over all that the manifest says, but for when, where and by which command the data was prepared."""
-        return digest(json.dumps(self.model_dump(mode="json", exclude={"provenance"}, exclude_defaults=True), sort_keys=True))
+        content = self.model_dump(mode="json", exclude={"provenance"}, exclude_defaults=True)
+        return digest(json.dumps(content, sort_keys=True))
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:

@@ -7,6 +7,10 @@ class PreflightError(ValueError):
     """The cluster cannot run what was asked for. The message says what is missing and what to do."""
 
 
+class Stopped(RuntimeError):
+    """The process was told to end (SIGTERM, a preemption notice); what it had done is saved, to go on from."""
+
+
 class WorkerFailed(RuntimeError):
     """Training ended because a worker failed.
 

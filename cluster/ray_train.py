@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import threading
 import time
@@ -12,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.failures import WorkerFailed
+from cluster import preemption
+from cluster.failures import Stopped, WorkerFailed
 from cluster.preflight import check_cluster, check_folders
 from cluster.session import connected
 
@@ -41,7 +43,8 @@ def fit(
     The stdout of rank 0 is printed here. `storage / name` holds that output and Ray's own files. Every node must see
     this folder, and `folders` (the data). If a worker fails, all workers are started again, up to `max_failures` times
     (failures before and after the start of training are counted separately). A ValueError ends the run at once,
-    because the same input would be refused again.
+    because the same input would be refused again. So does a stop on request: SIGTERM to this process or to a worker
+    is a notice that `worker` can read from `cluster.preemption`.
 
     `worker` is a module-level function. Paths in `config` must be absolute: a relative path has no meaning on another
     node. Raises WorkerFailed (kind: class name of the exception in the worker) and PreflightError.
@@ -49,9 +52,11 @@ def fit(
     folder = (storage / name).absolute()
     check_folders(folder, folders)
     console = folder / "console.log"
-    run = partial(_run, worker, str(console))
+    request = folder / f".stop-{secrets.token_hex(8)}"
+    run = partial(_run, worker, str(console), str(request))
     for failures in range(max_failures + 1):
-        with connected(cpus=workers * cpus_per_worker + 1, gpus=workers if gpus else 0), _followed(console):
+        resources = connected(cpus=workers * cpus_per_worker + 1, gpus=workers if gpus else 0)
+        with resources, _followed(console), preemption.passed_on(request):
             check_cluster(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
             try:
                 _fit(run, config, folder, workers, gpus, cpus_per_worker, max_failures)
@@ -88,7 +93,20 @@ def _fit(
         TrainingFailedError,
         UserCallback,
     )
+    from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    class Torch(TorchConfig):  # type: ignore[misc]
+        """Workers take SIGTERM for a notice: set up in their main thread, where handlers must be."""
+
+        @property
+        def backend_cls(self) -> type[Backend]:
+            class Listening(super().backend_cls):  # type: ignore[misc]
+                def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                    super().on_start(worker_group, backend_config)
+                    worker_group.execute(preemption.listen)
+
+            return Listening
 
     class GiveUp(UserCallback):  # type: ignore[misc]
         """Runs in Ray's controller: ends the run on a final error, because a retry would fail again."""
@@ -101,7 +119,7 @@ def _fit(
     trainer = TorchTrainer(
         run,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=Torch(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
@@ -124,12 +142,13 @@ def _fit(
         raise cause from None
 
 
-def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:
+def _run(worker: Worker, console: str, request: str, config: dict[str, Any]) -> None:
     """Runs on each worker: calls `worker`, copies rank 0's output to `console`, raises any error as WorkerFailed."""
     from ray.train import get_context
 
     try:
         if get_context().get_world_rank() == 0:
+            preemption.watch(Path(request))
             with Path(console).open("a", encoding="utf-8", buffering=1) as file:
                 sys.stdout = _Tee(sys.stdout, file)
                 worker(config)
@@ -138,7 +157,8 @@ def _run(worker: Worker, console: str, config: dict[str, Any]) -> None:
     except Exception as error:
         # The exception itself may not be picklable, or its class may be unknown to Ray's controller.
         text = traceback.format_exc()
-        raise WorkerFailed(type(error).__name__, str(error), text, isinstance(error, ValueError), time.time()) from None
+        final = isinstance(error, ValueError | Stopped)
+        raise WorkerFailed(type(error).__name__, str(error), text, final, time.time()) from None
     finally:
         if isinstance(sys.stdout, _Tee):
             sys.stdout = sys.stdout.first

@@ -7,12 +7,17 @@ the old state or the new one, never a part of it, and a crash leaves the old one
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,11 @@ from models.errors import UserError
 
 _PIECE = 1 << 20
 _POLL_S = 0.2
+_LOCK = ".mealrec-lock"
+#: locks of `sole_maker` that this process holds
+_HELD: set[Path] = set()
+# fcntl.h, linux/fs.h
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 class FileSystem:
@@ -87,6 +97,25 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def temporaries(*names: str) -> str:
+    """A regular expression for what killed calls of `write_bytes` leave of files with these names (expressions)."""
+    return rf"\.({'|'.join(names)})\.[0-9a-f]{{8}}\.tmp"
+
+
+def remove_own(folder: Path, own: str) -> None:
+    """Remove the files of `folder` whose whole name matches the regular expression `own`; anything else stays.
+
+    The folder goes as well if that leaves it empty. Nothing happens where there is no such folder.
+    """
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if re.fullmatch(own, path.name) and not path.is_dir():
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace the content of file `path` by `text` in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
@@ -101,25 +130,121 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder to write into. It becomes `out` at the end of the block, and is removed on any error.
 
-    The temporary folder is beside `out`, as `.OUT.partial-*`. replace: whether an `out` with content is replaced.
-    Raises UserError if `out` has content and `replace` is False, or if the folder cannot be made.
+    The temporary folder is beside `out`, as `.OUT.partial-*`. replace: whether an `out` with content is replaced;
+    another process that replaces it is waited for, a minute at most.
+    Raises UserError if `out` has content and `replace` is False, if another process makes it, or if it cannot be made.
     """
-    if not replace and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"cannot make a folder beside {out} ({error.strerror}); choose another place") from None
-    try:
+    with sole_maker(out, replace=replace, patience=60.0 if replace else 0.0), _beside(out, "partial") as scratch:
         new = scratch / "new"
         new.mkdir()
         yield new
         _sync_tree(new)
-        _exchange(new, out, scratch / "old")
+        _put_in_place(new, out, former(out))
         sync_folder(out.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A folder `.OUT.features-*` beside `out` for what is needed while `out` is made; removed in any case.
+
+    Raises UserError as `whole_folder`.
+    """
+    with sole_maker(out), _beside(out, "features") as scratch:
+        yield scratch
+
+
+@contextlib.contextmanager
+def _beside(out: Path, purpose: str) -> Iterator[Path]:
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.{purpose}-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"cannot make a folder beside {out} ({error.strerror}); choose another place") from None
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def sole_maker(out: Path, *, replace: bool = False, patience: float = 0.0) -> Iterator[None]:
+    """Be the only process that makes the folder `out`, which is absent or empty unless `replace`.
+
+    The lock is a file `.OUT.mealrec-lock` beside `out`, removed at the end; who holds it may take it again. What
+    killed makers of `out` left is removed: their lock is free.
+    Raises UserError where `out` has content and `replace` is not set, where another process still makes it after
+    `patience` seconds, or where nothing can be made beside it.
+    """
+    lock = out.absolute().with_name(f".{out.absolute().name}{_LOCK}")
+    if lock in _HELD:
+        yield
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _take(lock, patience)
+    except OSError as error:
+        raise UserError(f"cannot make a folder beside {out} ({error.strerror}); choose another place") from None
+    if descriptor is None:
+        raise UserError(f"another process is making {out}: wait until it has ended, or choose another place")
+    _HELD.add(lock)
+    try:
+        _sweep(out)
+        if not replace:
+            _require_free(out)
+        yield
+    finally:
+        _HELD.discard(lock)
+        lock.unlink(missing_ok=True)  # while it is held: whoever opened it before sees that it is gone
+        os.close(descriptor)
+
+
+def _take(lock: Path, patience: float) -> int | None:
+    """A descriptor of the lock file, locked; None where another process still holds it after `patience` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):  # held; or removed by its holder since it was opened
+            pass
+        os.close(descriptor)
+        if time.monotonic() > until:
+            return None
+        time.sleep(_POLL_S)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed makers of `out` left beside it; the caller holds the lock of `out`."""
+    left = re.compile(rf"\.{re.escape(out.name)}\.(partial|features)-[a-z0-9_]{{8}}")
+    for path in out.parent.iterdir():
+        if left.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    older = former(out)
+    if older.exists() and out.exists():
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def _require_free(out: Path) -> None:
+    """`out` is absent, or a folder that holds nothing but what killed makers of folders in it left, which goes."""
+    ours = re.compile(rf"\.(.+)({re.escape(_LOCK)}|\.(partial|features)-[a-z0-9_]{{8}})")
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    matches = [ours.fullmatch(name) for name in names]
+    if (out.exists() and not out.is_dir()) or not all(matches):
+        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+    for child in {match[1] for match in matches if match}:
+        with sole_maker(out / child, replace=True):
+            pass
+
+
+def former(out: Path) -> Path:
+    """Where the older content of `out` is for a moment, on file systems that cannot exchange two folders."""
+    return out.with_name(f".{out.name}.former")
+
+
+def present(out: Path) -> Path:
+    """The folder to read: `out`, or its older content where a kill came between the two steps of replacing it."""
+    return former(out) if not out.exists() and former(out).exists() else out
 
 
 def _sync_tree(folder: Path) -> None:
@@ -131,17 +256,33 @@ def _sync_tree(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _exchange(new: Path, out: Path, old: Path) -> None:
-    """Rename an `out` with content to `old`, then `new` to `out`. If that fails, rename `old` back to `out`."""
-    replaced = out.exists() and any(out.iterdir())
-    if replaced:
-        out.rename(old)
+def _put_in_place(new: Path, out: Path, older: Path) -> None:
+    """`new` becomes `out`; at every moment `out` or `older` is readable (`present`), if there was an older one."""
+    if out.exists() and any(out.iterdir()):
+        if exchange(new, out):  # what was there is now where the new one was, and is removed with it
+            return
+        out.rename(older)
     try:
         new.rename(out)
     except OSError:
-        if replaced:
-            old.rename(out)
+        if older.exists() and not out.exists():
+            older.rename(out)
         raise
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders at once (Linux, renameat2); False where the system or its file system cannot do it."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 class Digest:

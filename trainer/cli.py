@@ -1,4 +1,8 @@
-"""The command line: `mealrec VERB ...`. Exit codes: 0 done, 2 a user's mistake (one message), 1 a bug (traceback)."""
+"""The command line: `mealrec VERB ...`.
+
+Exit codes: 0 done, 2 a user's mistake (one message), 1 a bug (traceback), 75 stopped by SIGTERM: the work is saved, and
+the same command with --resume continues it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cluster.failures import PreflightError, WorkerFailed
+from cluster.failures import PreflightError, Stopped, WorkerFailed
 from models.errors import UserError
 
 VERBS = (
@@ -31,6 +35,7 @@ VERBS = (
     "doctor",
 )
 DONE, BUG, MISTAKE = 0, 1, 2
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -40,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except (UserError, PreflightError) as error:
         return _mistake(str(error))
+    except Stopped as stopped:
+        return _stopped(str(stopped))
     except WorkerFailed as failure:
+        if failure.kind == Stopped.__name__:
+            return _stopped(failure.message)
         if failure.kind != UserError.__name__:
             raise
         return _mistake(failure.message)
@@ -111,6 +120,11 @@ def _example(docstring: str | None) -> str | None:
     """The paragraph of a command's docstring that begins with "Example"."""
     paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
     return next((each for each in paragraphs if each.startswith("Example")), None)
+
+
+def _stopped(message: str) -> int:
+    print(message, file=sys.stderr)
+    return STOPPED
 
 
 def _mistake(message: str) -> int:

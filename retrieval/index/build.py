@@ -10,6 +10,7 @@ import torch
 
 from models.errors import UserError
 from retrieval.exact import check_finite, exact_topk
+from retrieval.files import present
 from retrieval.index.base import IndexKind, Vectors
 from retrieval.index.faiss_index import Device, FaissIndex, Index, IndexRecord, load_faiss
 from retrieval.index.kinds import KINDS
@@ -63,6 +64,7 @@ def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads:
     Raises UserError if the index is absent, damaged, of a kind that is not registered, or built for another model.
     """
     faiss = load_faiss(threads)
+    folder = present(folder)
     record = cast(IndexRecord, read_record(folder / "index.json", IndexRecord, _REMEDY))
     if record.checksum != checksum:
         raise UserError(f"{folder} was built for another model than the one in use; {_REMEDY}")

@@ -26,6 +26,6 @@ def train(data: Path, run_dir: Path, model: str, *settings: str) -> dict[str, An
     """
     config = recipe.load("demo", model, [*_RUN, *settings], str(data))
     run_dir.mkdir(parents=True)
-    train_worker({"config": config.model_dump(mode="json"), "run_dir": str(run_dir)})
+    train_worker({"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"})
     report: dict[str, Any] = json.loads((run_dir / "test.json").read_text())
     return report

@@ -1,8 +1,8 @@
 """`mealrec train` with one process killed: `python -m tests.helpers.ray_training_worker VICTIM RANK STEP MARKER ...`.
 
 The rest of the arguments are those of `mealrec`. The only change to the product: on the worker of rank RANK, the
-engine's step number STEP (from 1) begins with a SIGKILL, of that worker or of the driver, unless the file MARKER shows
-that this was done before.
+engine's step number STEP (from 1) begins with a SIGKILL, of that worker or of the driver (VICTIM worker-term,
+driver-term: with a SIGTERM), unless the file MARKER shows that this was done before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.cli import main
 from trainer.training import worker
 from trainer.training.worker import train_worker
 
-#: how long a step takes once the driver is dead: the run must not end before the workers do
+#: how long a step takes once the signal is sent: the run must not end before the workers do
 ORPHAN_STEP_S = 0.5
 
 
@@ -50,7 +50,8 @@ class Killing:
             done += 1
             if done == self.step:
                 self.marker.touch()
-                os.kill(os.getpid() if self.victim == "worker" else self.driver, signal.SIGKILL)
+                number = signal.SIGTERM if self.victim.endswith("term") else signal.SIGKILL
+                os.kill(os.getpid() if self.victim.startswith("worker") else self.driver, number)
             if done >= self.step:
                 time.sleep(ORPHAN_STEP_S)
             return step(engine, batches)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from retrieval.files import FileSystem
 from tests.helpers.tiny_runs import fork_server
+from trainer.cli import main
 from trainer.config.schema import RunConfig
+from trainer.data.format.dataset import Dataset
 from trainer.evaluation.rankers import ExactRanker
 from trainer.tracking import MetricsLog
 from trainer.training import worker as session
@@ -24,6 +28,7 @@ POINTS: dict[str, list[tuple[type[Any], str]]] = {
     "save": [(FileSystem, name) for name in ("mkdir", "open", "write", "fsync", "rename", "remove_tree")],
     "evaluation": [(ExactRanker, "rank")],
     "log": [(MetricsLog, "append")],
+    "load": [(Dataset, "verify")],
 }
 
 
@@ -32,7 +37,7 @@ def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None =
 
     Writes how many events of each kind there were to events.json when it is not killed.
     """
-    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"}
     process = fork_server().Process(target=_train, args=(settings, kill))
     process.start()
     process.join(timeout=120)
@@ -40,22 +45,50 @@ def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None =
     return process.exitcode
 
 
-def _train(settings: dict[str, Any], kill: tuple[str, int] | None) -> None:
+def run_command(arguments: Sequence[str], output: Path, stop: tuple[str, int] | None = None) -> tuple[int, str]:
+    """`mealrec` in a new process, which gets SIGTERM right before event number stop[1] of kind stop[0].
+
+    Returns its exit code, and what it printed, which goes to the file `output`.
+    """
+    process = fork_server().Process(target=_command, args=(arguments, output, stop))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None, "the command hangs"
+    return process.exitcode, output.read_text()
+
+
+def _command(arguments: Sequence[str], output: Path, stop: tuple[str, int] | None) -> None:
+    _count(stop, signal.SIGTERM)
+    with output.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        code = main(arguments)
+    sys.exit(code)
+
+
+def _count(kill: tuple[str, int] | None, number: signal.Signals) -> Counter[str]:
     events: Counter[str] = Counter()
     for kind, places in POINTS.items():
         for cls, name in places:
-            setattr(cls, name, _counted(getattr(cls, name), kind, events, kill))
+            setattr(cls, name, _counted(getattr(cls, name), kind, events, kill, number))
+    return events
+
+
+def _train(settings: dict[str, Any], kill: tuple[str, int] | None) -> None:
+    events = _count(kill, signal.SIGKILL)
     session.train_worker(settings)
     (Path(settings["run_dir"]) / "events.json").write_text(json.dumps(events))
 
 
 def _counted(
-    method: Callable[..., Any], kind: str, events: Counter[str], kill: tuple[str, int] | None
+    method: Callable[..., Any],
+    kind: str,
+    events: Counter[str],
+    kill: tuple[str, int] | None,
+    number: signal.Signals,
 ) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         events[kind] += 1
         if kill == (kind, events[kind]):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return method(*args, **kwargs)
 
     return call

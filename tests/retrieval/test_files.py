@@ -5,17 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.errors import UserError
-from retrieval.files import Digest, digest, digest_file, sole_writer, whole_folder, write_bytes, write_json
+from retrieval import files
+from retrieval.files import (
+    Digest,
+    digest,
+    digest_file,
+    present,
+    scratch_folder,
+    sole_writer,
+    whole_folder,
+    write_bytes,
+    write_json,
+)
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny_runs import fork_server
 
 HOLD = """
 import sys, time
@@ -46,18 +61,23 @@ class FailAt:
         return self.function(*arguments)
 
 
+@pytest.mark.parametrize("exchanges", [True, False])
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize(("call", "n"), [*(("fsync", n) for n in (1, 2, 3, 4)), ("rename", 1), ("rename", 2)])
 def test_any_failing_call_leaves_the_old_or_the_new_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, n: int, older: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, n: int, older: bool, exchanges: bool
 ) -> None:
+    """exchanges: whether the file system can exchange two folders at once."""
+    if not exchanges:
+        monkeypatch.setattr(files, "exchange", _cannot_exchange)
     out = tmp_path / "out"
     if older:
         write(out, "old")
     owner: Any = os if call == "fsync" else Path
     failing = FailAt(getattr(owner, call), n)
     monkeypatch.setattr(owner, call, lambda *arguments: failing(*arguments))
-    happens = not (call == "rename" and n == 2 and not older)  # without an older folder there is one rename
+    renames = 2 - exchanges * 2 if older else 1  # an exchange is none
+    happens = call == "fsync" or n <= renames
     try:
         write(out, "new")
         failed = False
@@ -71,6 +91,93 @@ def test_any_failing_call_leaves_the_old_or_the_new_folder(
     else:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         assert {path.name: path.read_text() for path in out.iterdir()} == {"a": expected, "b": expected}
+
+
+def _cannot_exchange(one: Path, other: Path) -> bool:
+    del one, other
+    return False
+
+
+def _replace(out: Path, exchanges: bool, kill: int) -> None:
+    """Write "new" into `out`, killed right before call number `kill` of those that move or remove folders."""
+    done = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return call
+
+    files.exchange = counted(files.exchange if exchanges else _cannot_exchange)
+    for owner, name in ((Path, "rename"), (shutil, "rmtree"), (Path, "unlink")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    write(out, "new")
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_killed_at_any_call_the_old_or_the_new_folder_can_be_read(tmp_path: Path, exchanges: bool) -> None:
+    found = []
+    for kill in range(1, 9):
+        out = tmp_path / str(kill) / "out"
+        write(out, "old")
+        process = fork_server().Process(target=_replace, args=(out, exchanges, kill))
+        process.start()
+        process.join(60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        found.append({path.read_text() for path in present(out).iterdir()})
+        assert out.exists() or not exchanges
+        write(out, "newer")  # what the killed one left is no hindrance, and goes
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+        assert {path.read_text() for path in out.iterdir()} == {"newer"}
+    assert process.exitcode == 0, "more calls than were killed"
+    assert found[0] == {"old"}
+    assert found[-1] == {"new"}
+    assert all(texts in ({"old"}, {"new"}) for texts in found)
+
+
+def test_left_overs_of_a_killed_maker_do_not_block_and_the_living_are_left_alone(tmp_path: Path) -> None:
+    """A maker of data/one, killed: its folders are gone after the next start there, and data itself is empty."""
+    data, ready = tmp_path / "data", tmp_path / "ready"
+    process = fork_server().Process(target=_make_slowly, args=(data / "one", ready))
+    process.start()
+    _wait(ready)
+    left = sorted(path.name.partition("-")[0] for path in data.iterdir())
+    assert left == [".one.features", ".one.mealrec", ".one.partial"]
+    for out in (data / "one", data):
+        with pytest.raises(UserError, match=r"another process is making .*one"), whole_folder(out):
+            pass
+    assert len(list(data.iterdir())) == 3, "nothing of the living was touched"
+    process.kill()
+    process.join()
+    mine = data / ".one.partial-mine"
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="is not an empty folder"), whole_folder(data):
+        pass
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    with whole_folder(data) as new:
+        (new / "a").write_text("a")
+    assert [path.name for path in tmp_path.iterdir() if path != ready] == ["data"]
+    assert [path.name for path in data.iterdir()] == ["a"]
+
+
+def _make_slowly(out: Path, ready: Path) -> None:
+    with scratch_folder(out), whole_folder(out):
+        ready.touch()
+        time.sleep(60)
+
+
+def _wait(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_an_error_of_the_writer_leaves_the_older_folder(tmp_path: Path) -> None:

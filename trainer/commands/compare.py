@@ -6,7 +6,7 @@ Runs whose names differ only in the ending -sSEED (`mealrec train --seeds`) shar
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from models.errors import UserError
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 from retrieval.metrics.significance import paired_t_test
 from retrieval.metrics.summary import mean_metrics, warm_cold
-from trainer.evaluation.report import text_table
+from trainer.config import recipe
+from trainer.config.identity import check_configuration, other_versions
+from trainer.evaluation.report import read_report, text_table
 from trainer.evaluation.run_ranks import SeedGroup, grouped, read_run, require_same_data
 from trainer.tracking.metrics_log import read_lines
 
@@ -47,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     runs = [read_run(args.runs_dir / name) for name in args.runs]
     for other in runs[1:]:
         require_same_data(runs[0], other)
+    for warning in _identities([args.runs_dir / name for name in args.runs]):
+        print(f"warning: {warning}", file=sys.stderr)
     groups = grouped(runs)
     cold, users = int(runs[0].cold.sum()), len(runs[0].user)
     print(f"{users:,} test users; cold targets (not in any training row): {cold:,} ({100 * cold / users:.1f} %)")
@@ -60,6 +64,30 @@ def run(args: argparse.Namespace) -> int:
     print("\nCost, medians over epochs and runs")
     print(text_table([["run", "seeds", "best epoch", "s/epoch", "peak MiB"], *costs]))
     return 0
+
+
+def _identities(folders: Sequence[Path]) -> list[str]:
+    """What to be aware of when these runs are compared. Raises UserError where a test does not belong to its run."""
+    warnings = []
+    noted = {folder: read_report(folder / "test.json").get("identity") or {} for folder in folders}
+    for folder, each in noted.items():
+        path = folder / "config.yaml"
+        if not each or not path.exists():
+            continue  # tested before this was noted, or only the ranks were copied here
+        try:
+            config = recipe.load(str(path), None, [], None)
+        except UserError:
+            warnings.append(f"{path} does not fit this version of MealRec: not compared with the test of {folder.name}")
+            continue
+        check_configuration(each, config, str(folder), f"{path} has changed since its test; bring it back")
+    first, *others = noted.items()
+    for folder, each in others:
+        for key, what in (("manifest", "data (its content, say)"), ("evaluation", "ways of choosing the best epoch")):
+            if key in first[1] and key in each and first[1][key] != each[key]:
+                warnings.append(f"{first[0].name} and {folder.name} were trained with different {what}")
+        if "versions" in each and (changed := other_versions(first[1], each["versions"])):
+            warnings.append(f"{first[0].name} was trained with {changed.replace('(now', f'({folder.name}:')}")
+    return warnings
 
 
 def _choice(metrics: str, ks: str) -> MetricChoice:
@@ -79,7 +107,7 @@ def _cost(folders: Sequence[Path]) -> list[str]:
     """Seeds, best epoch, median seconds of a training epoch, and peak memory; "-" where the runs recorded none."""
     best, seconds, peak = [], [], []
     for folder in folders:
-        best.append(json.loads((folder / "test.json").read_bytes()).get("epoch"))
+        best.append(read_report(folder / "test.json").get("epoch"))
         lines = read_lines(folder / "metrics.jsonl", 0)[0] if (folder / "metrics.jsonl").exists() else []
         seconds += [line["metrics"]["train_seconds"] for line in lines if line["event"] == "epoch"]
         peak += [line["metrics"]["peak_memory_mib"] for line in lines if "peak_memory_mib" in line["metrics"]]

@@ -6,14 +6,13 @@ Example: mealrec evaluate --run first-mealrec --set eval.index=ivf
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from models.errors import UserError
 from retrieval.files import write_json
 from trainer.config import recipe
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.report import metric_table
+from trainer.evaluation.report import metric_table, read_report
 from trainer.training.runs import open_run, run_folder
 from trainer.training.worker import evaluate_choices
 
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def _chosen(folder: Path) -> str | None:
     """The way of encoding users that training chose on validation; None if the run is not finished."""
     path = folder / "valid.json"
-    return str(json.loads(path.read_text())["inference"]) if path.exists() else None
+    return str(read_report(path)["inference"]) if path.exists() else None
 
 
 def _line(metrics: dict[str, float]) -> str:

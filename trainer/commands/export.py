@@ -6,7 +6,6 @@ Example: mealrec export --run first-mealrec --out export/mealrec
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ import torch
 from models.contract import SequenceModel
 from models.options.plain import to_plain
 from retrieval.export import write_export
+from trainer.evaluation.report import read_report
 from trainer.training.engine import weights_of
 from trainer.training.runs import Run, open_run, run_folder, whole_table
 from trainer.training.worker import evaluate_choices
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     opened = open_run(folder, args.data)
     valid = folder / "valid.json"
     if valid.exists():
-        opened.model.inference = str(json.loads(valid.read_text())["inference"])
+        opened.model.inference = str(read_report(valid)["inference"])
     else:
         evaluate_choices(opened.model, opened.loaded, opened.config)
     _write(opened, args.out)
@@ -48,7 +48,7 @@ def _write(opened: Run, out: Path) -> None:
     dataset, model, config = opened.loaded.dataset, opened.model, opened.config
     content, present, kinds = whole_table(opened)
     test = opened.folder / "test.json"
-    metrics = {k: v for k, v in json.loads(test.read_text()).items() if "@" in k} if test.exists() else {}
+    metrics = {k: v for k, v in read_report(test).items() if "@" in k} if test.exists() else {}
     manifest = dataset.manifest
     vectors, weights, similarity = torch.zeros(manifest.items + 1, 0), {}, SequenceModel.similarity
     if isinstance(model, SequenceModel):

@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 
 from models.errors import UserError
+from retrieval.files import sole_maker
 from trainer.commands.subcommands import add_subcommands
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare
@@ -47,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset, print its statistics, what was dropped and why, and where it is."""
-    manifest: Manifest = args.make(args)
+    with sole_maker(args.out):  # refused before a long log is read
+        manifest: Manifest = args.make(args)
     print(report(manifest))
     print(f"written to {args.out}")
     return 0

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from cluster import preemption
 from cluster.ray_train import fit
 from models.errors import UserError
 from models.systems import check_content
-from retrieval.files import write_text
+from retrieval.files import sole_writer
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
-from trainer.evaluation.report import metric_table
+from trainer.evaluation.report import metric_table, read_report
 from trainer.tracking import where_runs_are, write_group
 
 
@@ -59,11 +59,12 @@ def run(args: argparse.Namespace) -> int:
         _check_name(name, run_dir, args.resume)
     if several:
         write_group(args.name, [run_dir for _, _, run_dir in planned])
-    for name, config, run_dir in planned:
-        if several:
-            print(f"\n== {name}", flush=True)
-        _train(name, config, run_dir)
-    reports = {name: json.loads((run_dir / "test.json").read_text()) for name, _, run_dir in planned}
+    with preemption.listening():
+        for name, config, run_dir in planned:
+            if several:
+                print(f"\n== {name}", flush=True)
+            _train(name, config, run_dir)
+    reports = {name: read_report(run_dir / "test.json") for name, _, run_dir in planned}
     print(metric_table(reports, planned[0][1].eval.choice.keys), flush=True)
     _, config, run_dir = planned[-1]
     if config.tracking.mlflow and (page := where_runs_are(run_dir, config.tracking.uri, config.tracking.experiment)):
@@ -104,8 +105,9 @@ def _check_content(config: RunConfig, manifest: Manifest) -> None:
 def _check_name(name: str, run_dir: Path, resume: bool) -> None:
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r} is not a plain folder name")
-    started = (run_dir / "metrics.jsonl").exists()  # a refused start leaves only its configuration
-    foreign = run_dir.exists() and not (run_dir / "config.yaml").exists()
+    started = (run_dir / "metrics.jsonl").exists()  # a refused start leaves at most the names below
+    left = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    foreign = run_dir.exists() and "config.yaml" not in left and not left <= {".lock", "ray", "group.json"}
     if (started or foreign) and not resume:
         raise UserError(f"run {name!r} exists in {run_dir.parent}: use --resume to continue it, or another --name")
     if resume and not (run_dir / "config.yaml").exists():
@@ -121,10 +123,12 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
 
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
-    text = recipe.dump(config, shlex.join(["mealrec", "train", *sys.argv[1:]]))
-    if not (run_dir / "checkpoints").exists():  # else the workers first compare the old file with this configuration
-        write_text(run_dir / "config.yaml", text)
-    settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    with sole_writer(run_dir):  # a second command is refused before its workers start; the first worker writes
+        pass
+    given = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *sys.argv[1:]]  # trainer/run.py adds the verb
+    settings: dict[str, Any] = {
+        "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": shlex.join(["mealrec", *given]),
+    }  # fmt: skip
     # fitting a baseline takes seconds, less than the start of workers
     if config.cluster.launcher == "inline" or not config.model.options.trained:
         train_worker(settings)
@@ -134,7 +138,6 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
             train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
             cpus_per_worker=1, max_failures=config.cluster.max_failures, folders=_local(config),
         )  # fmt: skip
-    write_text(run_dir / "config.yaml", text)  # a resumed run may have other settings, such as more epochs
     print(f"{name}: done in {time.perf_counter() - started:.0f} s, results in {run_dir}", flush=True)
 
 

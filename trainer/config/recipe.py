@@ -79,7 +79,7 @@ def _read(recipe: str) -> dict[str, Any]:
     try:
         with open_text(path) as stream:
             values = yaml.safe_load(stream.read())
-    except (UserError, yaml.YAMLError) as error:
+    except (UserError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"cannot read recipe {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"recipe {path} is not a mapping of sections")
@@ -95,7 +95,7 @@ def nest(settings: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting}: write it as section.key=value, e.g. --set train.epochs=5")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise UserError(f"--set {setting}: {text!r} is not a YAML value") from None
         branch: dict[str, Any] = {key.rpartition(".")[2]: value}
         for part in reversed(key.split(".")[:-1]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
+from retrieval.files import scratch_folder
 from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
 from trainer.data.format.writer import Content, write_dataset
 from trainer.data.provided import Given, feature_content
@@ -63,15 +63,13 @@ def prepare(
     of_titles: makes content of the items' titles, beside what `options.features` gives. command: for the manifest.
     Raises UserError: nothing left, content that does not fit, `out` not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before minutes of embedding, not after
-        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
-    kept, lost = _select(log, options)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.features-", dir=_existing_parent(out)) as scratch:
-        given = feature_content(options.features, kept.item_ids, Path(scratch))
+    with scratch_folder(out) as scratch:  # `out` is checked before minutes of embedding, not after
+        kept, lost = _select(log, options)
+        given = feature_content(options.features, kept.item_ids, scratch)
         known = {**given.titles, **log.titles}
         titles = [known.get(item) for item in kept.item_ids]
         if of_titles:
-            given = replace(given, content=_both(given.content, of_titles(titles, Path(scratch)), options.features))
+            given = replace(given, content=_both(given.content, of_titles(titles, scratch), options.features))
         return _write(log, kept, lost, given, titles, out, options, command)
 
 
@@ -174,11 +172,6 @@ def _both(
             f"--text and --segments make {', '.join(in_both)}, which {', '.join(folders)} holds as well; choose one"
         )
     return {**given, **made}
-
-
-def _existing_parent(out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.parent
 
 
 def _words(dropped: Mapping[str, int]) -> str:

@@ -169,7 +169,7 @@ def _read_ids(folder: Path) -> tuple[list[str], Path]:
         raw = stream.read()
     try:
         ids = json.loads(raw) if path is listed else [line.strip() for line in raw.splitlines()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); it is a JSON list of ids") from None
     if not isinstance(ids, list) or not all(isinstance(item, str | int) and item != "" for item in ids):
         raise UserError(f"{path} has an empty line or an entry that is not an id; one id per row of the arrays")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from models.registry import nearest
+from retrieval.files import digest
 from retrieval.index.kinds import KINDS
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 
@@ -29,6 +32,10 @@ class EvalConfig(BaseModel):
     def choice(self) -> MetricChoice:
         """The metrics and list lengths to report."""
         return MetricChoice(self.metrics, self.ks)
+
+    def fingerprint(self) -> str:
+        """sha256 of what chooses the best epoch: what ranks the catalogue. NDCG@10 of it decides, whatever is shown."""
+        return digest(json.dumps([self.index] if self.index == "exact" else [self.index, self.depth]))
 
     @field_validator("metrics")
     @classmethod

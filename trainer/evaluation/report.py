@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from models.errors import UserError
 from retrieval.metrics.summary import best_possible
 from trainer.data.synthetic.users import TARGET_SHARE
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The content of a test.json or valid.json. Raises UserError, naming the file, if it is missing or damaged."""
+    try:
+        report = json.loads(path.read_bytes())
+        if not isinstance(report, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); --resume of the run writes it anew") from None
+    return report
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -92,7 +92,7 @@ def _require_same_figures(path: Path, ranks: RunRanks) -> None:
     try:
         report = json.loads(path.read_bytes())
         figures = {key: float(value) for key, value in report.items() if "@" in key}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); {again}") from error
     if not figures:
         raise UserError(f"{path} holds no metric; {again}")

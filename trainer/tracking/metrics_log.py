@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -55,11 +56,19 @@ class MetricsLog:
                 raise
 
     def rewind(self, step: int) -> None:
-        """Drop what a run that resumes at `step` will do again: later lines, and the test and the end."""
+        """Drop what a run that resumes at `step` will do again: later lines, and the test and the end.
+
+        The file as it was is kept beside it, as metrics.before-resume-N.jsonl, N counting from 1.
+        """
         lines = self.lines()
         kept = [line for line in lines if line["step"] <= step and line["event"] not in _FINAL]
         if len(kept) < len(lines):
+            self._set_aside()
             write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+
+    def _set_aside(self) -> None:
+        names = (self.path.with_name(f"{self.path.stem}.before-resume-{n}{self.path.suffix}") for n in count(1))
+        write_bytes(next(path for path in names if not path.exists()), self.path.read_bytes())
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines, oldest first. Raises UserError, naming the line, if the file was damaged."""
@@ -94,7 +103,7 @@ def _whole(data: bytes) -> bytes:
 def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(raw)
-    except ValueError:  # bad UTF-8 included
+    except (ValueError, RecursionError):  # bad UTF-8 and 200,000 brackets included
         return None
     fields: dict[str, type | tuple[type, ...]] = {
         "event": str,

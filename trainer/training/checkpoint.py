@@ -11,16 +11,17 @@ Nothing here is unpickled: tensors are safetensors, everything else is JSON.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -37,7 +38,9 @@ STATE = "state.json"
 TENSORS = ".safetensors"
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FOLDER = re.compile(r"(step-|\.replaced-)(\d{9,})")
-_LEFT_OVER = (".tmp-", ".trash-")
+_LEFT_OVER = re.compile(r"\.(tmp|trash)-[0-9a-f]{32}")
+
+_Found = TypeVar("_Found")
 
 log = logging.getLogger(__name__)
 
@@ -96,25 +99,78 @@ class CheckpointStore:
         return self._folder(step)
 
     def latest(self) -> Checkpoint | None:
-        """The undamaged checkpoint of the highest step; None if there is none. Damaged checkpoints are logged."""
+        """The checkpoint of the highest step that is whole; None if there never was one. Damaged ones are logged.
+
+        May be called while another process commits. Raises UserError, naming a file, where checkpoints are there and
+        all of them are damaged.
+        """
+        return self._newest(lambda checkpoint: checkpoint)
+
+    def latest_and_best(self) -> tuple[Checkpoint, Checkpoint | None] | None:
+        """As `latest`, with the best checkpoint, which the state of the latest names (`stopping.best_step`).
+
+        The best is None before the first validation. A checkpoint whose best one is gone or damaged is passed over,
+        as if it were damaged itself.
+        """
+        return self._newest(self._with_best)
+
+    def _with_best(self, latest: Checkpoint) -> tuple[Checkpoint, Checkpoint | None]:
+        step = int(latest.state["stopping"]["best_step"])
+        if step in (-1, latest.step):
+            return latest, latest if step == latest.step else None
+        return latest, self._read_step(step)
+
+    def _newest(self, complete: Callable[[Checkpoint], _Found]) -> _Found | None:
+        """What `complete` makes of the checkpoint of the highest step for which it, too, raises no _DamagedError."""
+        while True:
+            listed, damage = self._listing(), list[str]()
+            for step, folder, _ in listed:
+                try:
+                    found = complete(_read(folder, step))
+                except _DamagedError as error:
+                    if self._listing() != listed:  # a writer replaced or removed what was being read
+                        break
+                    damage.append(f"checkpoint of step {step} is damaged and not used: {error}")
+                    continue
+                for line in damage:
+                    log.warning("%s", line)
+                return found
+            else:
+                if not damage:
+                    return None
+                raise UserError(
+                    f"no checkpoint in {self.root} is whole, so there is nothing to go on from:\n"
+                    + "\n".join(damage)
+                    + "\nBring the damaged file back from a copy; or move that folder away, to train from the start"
+                )
+
+    def _listing(self) -> list[tuple[int, Path, int]]:
+        """`_folders`, with the number that tells a folder from another that takes its name."""
+        found = []
         for step, folder in self._folders():
-            try:
-                return _read(folder, step)
-            except _DamagedError as error:  # noqa: PERF203 - try the next lower step
-                log.warning("checkpoint of step %d is damaged and not used: %s", step, error)
-        return None
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                found.append((step, folder, folder.stat().st_ino))
+        return found
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of `step`. Raises UserError if it is missing or damaged, naming the file."""
-        reason = f"{self._folder(step)} does not exist"
+        try:
+            return self._read_step(step)
+        except _DamagedError as error:
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(
+                f"no usable checkpoint of step {step}: {error}. Steps in {self.root}: {there}."
+            ) from None
+
+    def _read_step(self, step: int) -> Checkpoint:
+        damage = _DamagedError(f"{self._folder(step)} does not exist")
         for found, folder in self._folders():
             if found == step:
                 try:
                     return _read(folder, step)
                 except _DamagedError as error:
-                    reason = str(error)
-        there = ", ".join(map(str, self.steps())) or "none"
-        raise UserError(f"no usable checkpoint of step {step}: {reason}. Steps in {self.root}: {there}.")
+                    damage = error
+        raise damage
 
     def steps(self) -> list[int]:
         """Steps that have a folder, in ascending order, including damaged ones."""
@@ -128,7 +184,7 @@ class CheckpointStore:
             if step not in keep or superseded:
                 self._trash(folder)
         for path in self._entries():
-            if path.name.startswith(_LEFT_OVER):
+            if _LEFT_OVER.fullmatch(path.name):
                 self._files.remove_tree(path)
 
     def _write_folder(
@@ -232,7 +288,7 @@ def _read_bytes(path: Path) -> bytes:
 def _decode_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
         decoded = json.loads(data)
-    except ValueError as error:  # bad UTF-8 included
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and 200,000 brackets included
         raise _DamagedError(f"{path} is not JSON: {error}") from error
     if not isinstance(decoded, dict):
         raise _DamagedError(f"{path} is not a JSON object")

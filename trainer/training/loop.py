@@ -17,12 +17,16 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
+from cluster import preemption
+from cluster.failures import Stopped
 from models.contract import Clock
 from models.errors import UserError
 from retrieval.files import write_json
 from trainer.batches.loader import Loaded
 from trainer.batches.plan import Plan
+from trainer.config.identity import check_configuration, check_data, identity, other_versions
 from trainer.config.schema import RunConfig
+from trainer.data.format.manifest import Manifest
 from trainer.evaluation.evaluate import evaluate
 from trainer.process import world
 from trainer.tracking import MetricsLog
@@ -30,6 +34,30 @@ from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import EpochReporter
 from trainer.training.stopping import EarlyStopping
+
+
+class SharedNotice:
+    """Whether any rank was told to stop, answered alike on every rank."""
+
+    def __init__(self, size: int) -> None:
+        # of its own, on the CPU: a question must neither wait for the device nor for the gradients
+        self._group = dist.new_group(backend="gloo") if size > 1 else None
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def given(self, *, wait: bool = False) -> bool:
+        """The answer to the question of the call before, so that no step waits for it; wait: to that of now.
+
+        Collective.
+        """
+        if self._group is None:
+            return preemption.noticed()
+        before = self._asked
+        told = torch.tensor([int(preemption.noticed())])
+        self._asked = (told, dist.all_reduce(told, dist.ReduceOp.MAX, self._group, async_op=True))
+        answers = [each for each in (before, self._asked if wait else None) if each is not None]
+        for _, handle in answers:
+            handle.wait()
+        return any(bool(answer) for answer, _ in answers)
 
 
 @dataclass
@@ -61,6 +89,10 @@ class Loop:
         self.reporter = reporter
         self.position = Position()
         self.log: MetricsLog | None = None
+        self._notice = SharedNotice(self.size)
+        self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
+        #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
+        self._before: tuple[int, ...] = ()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`, whose weights are already in the model. Collective."""
@@ -70,6 +102,7 @@ class Loop:
         position = dict(state["position"])
         sums = position.pop("sums")
         self.position = Position(**position, sums=sums if self.rank == 0 else dict.fromkeys(sums, 0.0))
+        self._before = (checkpoint.step, self.stopping.best_step)
 
     def run(self) -> None:
         """Train until the last epoch or the early stop. Raises NonFiniteError if a loss or gradient is not finite."""
@@ -77,6 +110,7 @@ class Loop:
             self.log = MetricsLog(self.run_dir / "metrics.jsonl")
         while self.position.epoch <= self.config.train.epochs and not self.stopping.stop:
             self._epoch()
+        self._stop_if_asked({}, last=True)
 
     def _epoch(self) -> None:
         position, train = self.position, self.config.train
@@ -86,16 +120,18 @@ class Loop:
         sums = dict(zip(position.sums, start, strict=True))
         first, started = position.step, time.perf_counter()
         for step in range(first, self.plan.steps):
+            self._stop_if_asked(sums)
             self._step(step, sums)
             position.step, position.total_steps = step + 1, position.total_steps + 1
             if self.reporter.due():
                 self._show(first, sums)
             if train.checkpoint_every and position.step % train.checkpoint_every == 0 and step + 1 < self.plan.steps:
                 self._commit(sums)
+        self._stop_if_asked(sums)
         self._check(self.plan.steps - 1)
         losses = {name: value / self.plan.steps for name, value in self._totals(sums).items()}
         seconds = time.perf_counter() - started
-        self._validate(losses, self.plan.rows - first * train.batch_size, seconds)
+        self._validate(losses, max(0, self.plan.rows - first * train.batch_size), seconds)
 
     def _step(self, step: int, sums: dict[str, Tensor]) -> None:
         torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
@@ -164,20 +200,33 @@ class Loop:
         tensors = self.engine.state()
         totals = self._totals(sums) if sums else {}
         failed: list[str | None] = [None]
+        keep = [self.stopping.best_step, *self._before]
         if self.rank == 0:
             position = {**vars(self.position), "sums": totals}
             state = {
-                "position": position, "stopping": self.stopping.state(),
-                "config": self.config.fingerprint(), "data": self.loaded.dataset.manifest.fingerprint,
+                "position": position, "stopping": self.stopping.state(), **self._identity,
             }  # fmt: skip
             try:
-                self.store.commit(self.position.total_steps, tensors, state, keep=[self.stopping.best_step])
+                self.store.commit(self.position.total_steps, tensors, state, keep=keep)
             except UserError as error:  # a full disk: every rank must raise it
                 failed[0] = str(error)
         if self.size > 1:
             dist.broadcast_object_list(failed)
         if failed[0] is not None:
             raise UserError(failed[0])
+        self._before = (self.position.total_steps, self.stopping.best_step)
+
+    def _stop_if_asked(self, sums: dict[str, Tensor], *, last: bool = False) -> None:
+        """Raise Stopped on every rank, after a checkpoint, when one of them was told to stop. Collective."""
+        if not self._notice.given(wait=last):
+            return
+        done = self.position.total_steps
+        if done and done != (*self._before, None)[0]:
+            self._commit(sums)
+        saved = f"the checkpoint of step {done} is on the disk" if done else "nothing was done yet"
+        told = f"stopped by SIGTERM in epoch {self.position.epoch}, {saved}: the same command with --resume goes on"
+        self.reporter.say(f"SIGTERM: {saved}")  # at once: the mirror may take seconds to end
+        raise Stopped(told)
 
     def best(self) -> Checkpoint:
         """The checkpoint with the best validation NDCG@10."""
@@ -188,19 +237,20 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def check_resumable(checkpoint: Checkpoint, config: RunConfig, data: str, run_dir: Path) -> None:
-    """Raise UserError unless `checkpoint` was made with the same configuration and the same data."""
-    if checkpoint.state["config"] != config.fingerprint():
-        raise UserError(
-            f"{run_dir} was trained with another configuration: {_difference(run_dir, config)}. "
-            "Use another --name, or the settings in its config.yaml"
-        )
-    if checkpoint.state["data"] != data:
-        raise UserError(f"{run_dir} was trained on other data than is now in {config.data.path}; use another --name")
+def check_resumable(checkpoint: Checkpoint, config: RunConfig, manifest: Manifest, run_dir: Path) -> str | None:
+    """Raise UserError unless `checkpoint` was made with the same configuration and the same data.
+
+    Returns which versions differ now, in words; None if none does.
+    """
+    what = f"{_difference(run_dir, config)}. Use another --name, or the settings in its config.yaml"
+    check_configuration(checkpoint.state, config, str(run_dir), what)
+    check_data(checkpoint.state, manifest, str(run_dir), config.data.path, "use another --name")
+    return other_versions(checkpoint.state)
 
 
 def _difference(run_dir: Path, config: RunConfig) -> str:
-    saved = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    path = run_dir / "config.yaml"
+    saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     now = config.model_dump(mode="json")
     changes = [f"{key} was {old!r}, is {new!r}" for key, old, new in _leaves(saved, now, "")]
     return "; ".join(changes[:5]) or "see config.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from models.errors import UserError
 from models.options.base import ContentField
 from trainer.batches.loader import Loaded, load
 from trainer.config import recipe
+from trainer.config.identity import check_configuration, check_data, other_versions
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.training.build import build_model, choose_device, load_weights
@@ -35,26 +37,29 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     """Open the run in `folder`. data: the dataset's path, if it has moved; its content must be the same.
 
     Raises UserError if there is no run, if an earlier version wrote a configuration that does not fit any more, if
-    there is no checkpoint yet, or if the data differ.
+    there is no checkpoint yet, or if the data or the configuration are not those of the checkpoint. Other versions of
+    the code or of libraries are a warning.
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"there is no run in {folder} (no config.yaml); give the name or folder of a trained run")
     config = recipe.load(str(folder / "config.yaml"), None, [], data)
     store = CheckpointStore(folder / "checkpoints")
-    latest = store.latest()
-    if latest is None or latest.state["stopping"]["best_step"] < 0:
+    found = store.latest_and_best()
+    if found is None or found[1] is None:
         raise UserError(f"{folder} has no checkpoint of a validated epoch yet; train it first")
+    latest, best = found[0], found[1]
     dataset = Dataset.open(config.data.path)
-    if latest.state["data"] != dataset.manifest.fingerprint:
-        raise UserError(
-            f"{folder} was trained on other data than is now in {config.data.path}; use --data to say where its data is"
-        )
+    what = f"{folder / 'config.yaml'} has changed since; bring it back, or take another run"
+    check_configuration(latest.state, config, str(folder), what)
+    check_data(latest.state, dataset.manifest, str(folder), config.data.path, "use --data to say where its data is")
+    if changed := other_versions(latest.state):
+        print(f"warning: {folder.name} was trained with {changed}; figures may differ", file=sys.stderr)
     device = choose_device(config)
     loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)
     if isinstance(model, SequenceModel):
-        load_weights(model, store.load(int(stopping["best_step"])).tensors["model"])
+        load_weights(model, best.tensors["model"])
         model.eval()
     return Run(folder, config, loaded, model, int(stopping["best_epoch"]))
 

@@ -12,10 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster import preemption
+from cluster.failures import Stopped
 from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
-from retrieval.files import sole_writer, write_json
+from retrieval.files import sole_writer, write_json, write_text
 from trainer.batches.loader import Loaded, load
+from trainer.config import recipe
+from trainer.config.identity import identity
 from trainer.config.schema import RunConfig, parse
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
@@ -28,11 +32,12 @@ from trainer.training.engine import NonFiniteError
 from trainer.training.loop import Loop, check_resumable
 from trainer.training.reporting import EpochReporter
 
-_MIRROR_SECONDS = 60.0
+_MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Train one run on this worker. settings: `config` (plain values of a RunConfig) and `run_dir`.
+    """Train one run on this worker. settings: `config` (plain values of a RunConfig), `run_dir`,
+    and `command`, which heads config.yaml.
 
     Continues from the last checkpoint in the run folder if there is one. So Ray Train can simply call it again after
     a worker died, and `--resume` needs nothing else.
@@ -42,10 +47,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // neighbours))
     with sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
-        _train_run(config, run_dir, rank)
+        _train_run(config, run_dir, rank, settings["command"])
 
 
-def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
+def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str) -> None:
     device = choose_device(config)
     if device.type == "cpu":
         keep_freed_memory()
@@ -54,10 +59,14 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int) -> None:
         dataset.verify()
     loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     model = build_model(config, loaded)
+    reporter = EpochReporter(rank == 0, config.train.epochs)
     checkpoint = _agree_on_checkpoint(run_dir)
     if checkpoint is not None:
-        check_resumable(checkpoint, config, dataset.manifest.fingerprint, run_dir)
-    reporter = EpochReporter(rank == 0, config.train.epochs)
+        changed = check_resumable(checkpoint, config, dataset.manifest, run_dir)
+        if changed:
+            reporter.say(f"warning: the run was begun with {changed}; what follows may differ")
+    if rank == 0:  # this process is the only writer now, and the run may continue with this configuration
+        write_text(run_dir / "config.yaml", recipe.dump(config, command))
     if isinstance(model, Baseline):
         _announce(reporter, config, loaded, model, "fitted, nothing is trained")
         with _tracked(config, run_dir, checkpoint, rank) as log:
@@ -102,14 +111,15 @@ def _fit(config: RunConfig, loaded: Loaded, run_dir: Path) -> None:
         return
     state = {
         "position": {}, "stopping": {"best_step": 0, "best_epoch": 0},
-        "config": config.fingerprint(), "data": loaded.dataset.manifest.fingerprint,
+        **identity(config, loaded.dataset.manifest),
     }  # fmt: skip
     CheckpointStore(run_dir / "checkpoints").commit(0, {"model": {}, "optimizer": {}}, state, keep=[0])
 
 
 def _train(loop: Loop) -> None:
     try:
-        loop.run()
+        with preemption.held():
+            loop.run()
     except NonFiniteError:
         raise UserError(
             f"a loss or gradient is not finite in epoch {loop.position.epoch}; the weights were not updated. "
@@ -119,19 +129,23 @@ def _train(loop: Loop) -> None:
 
 
 def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint, the same one on every rank."""
+    """The newest undamaged checkpoint whose best one is undamaged too; the same one on every rank."""
     store = CheckpointStore(run_dir / "checkpoints")
     rank, size = world()
-    if size == 1:
-        return store.latest()
-    chosen: list[Any] = [None]
-    latest = store.latest() if rank == 0 else None
-    if latest is not None:
-        chosen = [latest.step]
-    dist.broadcast_object_list(chosen)
-    if chosen[0] is None:
-        return None
-    return latest if latest is not None else store.load(chosen[0])
+    latest: Checkpoint | None = None
+    chosen: list[Any] = [None, None]  # the step, or what every rank raises
+    if rank == 0:
+        try:
+            found = store.latest_and_best()
+            latest = found[0] if found else None
+            chosen = [latest.step if latest else None, None]
+        except UserError as error:
+            chosen = [None, str(error)]
+    if size > 1:
+        dist.broadcast_object_list(chosen)
+    if chosen[1] is not None:
+        raise UserError(chosen[1])
+    return latest if rank == 0 or chosen[0] is None else store.load(chosen[0])
 
 
 def _announce(reporter: EpochReporter, config: RunConfig, loaded: Loaded, model: System, how: str) -> None:
@@ -155,13 +169,16 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
     mirror: Mirror | None = None
     if config.tracking.mlflow:
         mirror = start_mirror(run_dir, config.tracking.uri, config.tracking.experiment, warn=_warn)
-    status = "FAILED"
+    status, patience = "FAILED", _MIRROR_SECONDS
     try:
         yield log
         status = "FINISHED"
+    except Stopped:
+        patience = _MIRROR_SECONDS_STOPPED  # the process is about to be killed; the mirror catches up after --resume
+        raise
     finally:
         if mirror is not None:
-            mirror.close(_MIRROR_SECONDS, "FINISHED" if status == "FINISHED" else "FAILED")
+            mirror.close(patience, "FINISHED" if status == "FINISHED" else "FAILED")
 
 
 def _warn(message: str) -> None:
@@ -177,6 +194,7 @@ def _finish(
         return
     common = {
         "inference": chosen, "epoch": trained.epoch, "seed": config.seed, "engine": trained.engine,
+        "identity": identity(config, loaded.dataset.manifest),
     }  # fmt: skip
     if loaded.dataset.manifest.truth:
         common["truth"] = loaded.dataset.manifest.truth

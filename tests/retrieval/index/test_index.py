@@ -1,19 +1,26 @@
 """FAISS indices against exact top-k, and what survives saving."""
 
+import os
+import shutil
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from models.errors import UserError
+from retrieval import files
 from retrieval.exact import exact_topk
 from retrieval.index.build import build_index, load_index, recall_against_exact
 from retrieval.index.faiss_index import Device, FaissIndex
 from retrieval.index.hnsw import Hnsw
 from retrieval.index.ivf import Ivf
 from retrieval.index.kinds import KINDS, parse_options
+from tests.helpers.tiny_runs import fork_server
 
 CHECKSUM = "a" * 64
 
@@ -118,6 +125,45 @@ def test_a_failed_save_leaves_the_older_index(tmp_path: Path, monkeypatch: pytes
         build(clustered(60), "flat").save(folder)
     assert load_index(folder, CHECKSUM).record.count == 49
     assert [path.name for path in tmp_path.iterdir()] == ["flat"]
+
+
+def _save_killed(items: np.ndarray, folder: Path, exchanges: bool, kill: int) -> None:
+    """Build again, killed right before call number `kill` of those that move or remove folders."""
+    done = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return call
+
+    files.exchange = counted(files.exchange if exchanges else lambda *_: False)
+    for owner, name in ((Path, "rename"), (shutil, "rmtree")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    build(items, "flat").save(folder)
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
+def test_built_again_and_killed_there_is_always_an_index(tmp_path: Path, exchanges: bool) -> None:
+    counts = []
+    for kill in range(1, 9):
+        folder = tmp_path / str(kill) / "flat"
+        build(clustered(50), "flat").save(folder)
+        process = fork_server().Process(target=_save_killed, args=(clustered(60), folder, exchanges, kill))
+        process.start()
+        process.join(60)
+        counts.append(load_index(folder, CHECKSUM).record.count)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert process.exitcode == 0
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (49, 59)
+    assert len(counts) >= 3
 
 
 def test_bad_requests_are_refused() -> None:

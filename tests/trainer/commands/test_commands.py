@@ -229,3 +229,42 @@ def test_export_does_not_write_over_a_folder(root: Path, tmp_path: Path, capsys:
     runs = ["--runs-dir", str(root / "runs")]
     assert str(tmp_path) in refused(capsys, main(["export", "--run", "base", *runs, "--out", str(tmp_path)]))
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_run_whose_configuration_has_changed_is_opened_by_no_command(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """evaluate, export and compare look as --resume does: at the configuration, and at the data."""
+    run = Path(shutil.copytree(root / "runs/base", tmp_path / "runs/base"))
+    shutil.copytree(root / "runs/meal", tmp_path / "runs/meal")
+    runs = ["--runs-dir", str(run.parent)]
+    export = ["export", "--run", "base", "--out", str(tmp_path / "x")]
+    commands = [["evaluate", "--run", "base"], export, ["compare", "meal", "base"]]
+    text = (run / "config.yaml").read_text()
+    for old, new, said in (
+        ("batch_size: 64", "batch_size: 32", "was trained under another configuration"),
+        ("index: exact", "index: flat", "was chosen by another evaluation"),
+    ):
+        assert old in text
+        (run / "config.yaml").write_text(text.replace(old, new))
+        for command in commands:
+            assert main([*command, *runs]) == 2, command
+            assert said in capsys.readouterr().err
+    (run / "config.yaml").write_text(text)
+    copy = Path(shutil.copytree(root / "data", tmp_path / "data"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "max_length": 4}))
+    for command in commands[:2]:
+        assert main([*command, *runs, "--data", str(copy)]) == 2
+        assert "manifest.json has changed since" in capsys.readouterr().err
+    report = json.loads((run / "test.json").read_text())
+    other = {**report["identity"], "manifest": "0" * 64, "versions": {**report["identity"]["versions"], "torch": "1.0"}}
+    (run / "test.json").write_text(json.dumps({**report, "identity": other}))
+    assert main([*commands[2], *runs]) == 0
+    warned = capsys.readouterr().err
+    assert "meal and base were trained with different data" in warned
+    assert "(base: 1.0)" in warned
+    del report["identity"]  # as earlier versions wrote it
+    (run / "test.json").write_text(json.dumps(report))
+    assert main([*commands[2], *runs]) == 0
+    assert capsys.readouterr().err == ""

@@ -225,7 +225,7 @@ def test_copy_from_url_is_the_same_dataset(root: Path, url: str, tmp_path: Path)
 
 
 def test_half_made_copy_is_made_again(root: Path, tmp_path: Path) -> None:
-    stale = tmp_path / f".{load_manifest(root).fingerprint[:32]}.partial-1"
+    stale = tmp_path / f".{load_manifest(root).fingerprint[:32]}.partial-0123abc_"
     stale.mkdir()
     assert Dataset.open(materialise(str(root), tmp_path)).manifest.users == U
     assert not stale.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import UserError
+from retrieval.files import sole_maker
+from tests.helpers.tiny_runs import fork_server
+from trainer.cli import main
 from trainer.commands import prepare as command
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.manifest import CoreOn, Manifest
@@ -330,3 +334,30 @@ def test_microlens_4_core_has_the_published_size(tmp_path: Path) -> None:
     dropped = sum(count for reason, count in manifest.dropped.items() if "interactions" in reason or "rows" in reason)
     assert manifest.interactions + dropped == 359_708
     assert all(dataset.item_titles())
+
+
+def _read_slowly(out: Path, ready: Path) -> None:
+    with sole_maker(out):
+        ready.touch()
+        time.sleep(60)
+
+
+def test_a_second_prepare_is_told_before_its_work_and_a_killed_one_leaves_no_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, ready = tmp_path / "data", tmp_path / "ready"
+    first = fork_server().Process(target=_read_slowly, args=(out, ready))
+    first.start()
+    while not ready.exists():
+        time.sleep(0.01)
+    missing = ["prepare", "microlens", "--pairs", str(tmp_path / "none.csv"), "--out", str(out)]
+    tiny = ["prepare", "synthetic", "--users", "80", "--items", "60", "--topics", "3", "--mean-length", "6"]
+    for arguments in (missing, [*tiny, "--out", str(out)]):
+        assert main(arguments) == 2
+        assert "another process is making" in capsys.readouterr().err, "before the source is looked at"
+    first.kill()
+    first.join()
+    for name in (".data.partial-0123abcd", ".data.features-0123abcd"):
+        (tmp_path / name / "shards").mkdir(parents=True)
+    assert main([*tiny, "--out", str(out)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "ready"]

@@ -74,7 +74,7 @@ def test_rewind_drops_what_a_resumed_run_does_again(tmp_path: Path) -> None:
         log.append("epoch", epoch, 10 * epoch, {"loss": 1 / epoch})
     log.append("test", 3, 30, {})
     log.append("end", 3, 30, {})
-    untouched = log.lines()[:3]
+    untouched, whole = log.lines()[:3], log.path.read_bytes()
     log.rewind(30)
     assert brief(log.lines())[-1] == ("epoch", 30)
     log.rewind(25)
@@ -82,6 +82,10 @@ def test_rewind_drops_what_a_resumed_run_does_again(tmp_path: Path) -> None:
     stamp = log.path.stat().st_mtime_ns
     log.rewind(25)
     assert log.path.stat().st_mtime_ns == stamp  # nothing to drop, nothing written
+    aside = sorted(path.name for path in tmp_path.iterdir() if path != log.path)
+    assert aside == ["metrics.before-resume-1.jsonl", "metrics.before-resume-2.jsonl"]
+    assert (tmp_path / aside[0]).read_bytes() == whole
+    assert len((tmp_path / aside[1]).read_bytes().splitlines()) == 4
     log.append("epoch", 3, 30, {})
     assert brief(MetricsLog(log.path).lines()) == [("start", 0), ("epoch", 10), ("epoch", 20), ("epoch", 30)]
 

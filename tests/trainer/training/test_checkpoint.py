@@ -25,6 +25,7 @@ from torch import Tensor
 from models.errors import UserError
 from retrieval.files import DISK, FileSystem
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny_runs import fork_server
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 
 
@@ -217,6 +218,7 @@ MANIFESTS = {
         {"schema_version": 1, "step": 1, "files": {"../../x.safetensors": {}, "state.json": {}}}
     ).encode(),
     "entry": json.dumps({"schema_version": 1, "step": 1, "files": {"state.json": 3}}).encode(),
+    "deep": b"[" * 200_000,
 }
 
 
@@ -224,7 +226,8 @@ MANIFESTS = {
 def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path, manifest: bytes) -> None:
     store = CheckpointStore(tmp_path)
     (store.commit(1, *content(1)) / "manifest.json").write_bytes(manifest)
-    assert store.latest() is None
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*\n.*step-000000001/(manifest|state)\.json"):
+        store.latest()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
@@ -261,11 +264,14 @@ def test_prune_keeps_what_is_asked_and_removes_left_overs(tmp_path: Path) -> Non
     store = CheckpointStore(tmp_path)
     for step in range(5):
         store.commit(step, *content(step))
-    (tmp_path / ".tmp-1").mkdir()
-    (tmp_path / ".trash-1").mkdir()
+    for kind in ("tmp", "trash"):
+        (tmp_path / f".{kind}-{'0123456789abcdef' * 2}").mkdir()
     (tmp_path / "notes.txt").write_text("not ours")
+    (tmp_path / ".tmp-mine").mkdir()
     store.prune([1, 4])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-000000001", "step-000000004"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".tmp-mine", "notes.txt", "step-000000001", "step-000000004",
+    ]  # fmt: skip
     assert store.steps() == [1, 4]
 
 
@@ -323,3 +329,54 @@ def test_a_writer_killed_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -
         committer.stdin.close()
     assert len(steps) > 3  # the kills did fall at different times,
     assert left_overs > 3  # and in the middle of commits
+
+
+def test_a_reader_beside_a_writer_always_finds_the_latest_and_its_best(tmp_path: Path) -> None:
+    """The writer keeps the newest checkpoint alone, so that what a reader has listed is gone a moment later."""
+    writer = fork_server().Process(target=_commit_for_ever, args=(tmp_path,))
+    writer.start()
+    try:
+        while not CheckpointStore(tmp_path).steps():
+            time.sleep(0.001)
+        seen = set()
+        for _ in range(300):
+            found = CheckpointStore(tmp_path).latest_and_best()
+            assert found is not None
+            latest, best = found
+            assert best is not None
+            seen.add(latest.step)
+            for checkpoint in (latest, best):
+                assert torch.equal(checkpoint.tensors["model"]["weight"], torch.full((64,), float(checkpoint.step)))
+            assert best.step == latest.state["stopping"]["best_step"]
+        assert writer.is_alive()
+        assert len(seen) > 10
+    finally:
+        writer.kill()
+        writer.join()
+
+
+def _commit_for_ever(root: Path) -> None:
+    store, step = CheckpointStore(root), 0
+    while True:
+        step += 1
+        best = step - step % 2
+        weights = {"model": {"weight": torch.full((64,), float(step))}}
+        store.commit(step, weights, {"stopping": {"best_step": max(best, 1)}}, keep=[max(best, 1)])
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step, best in ((1, 1), (2, 2), (3, 2)):
+        store.commit(step, content(step)[0], {"stopping": {"best_step": best}})
+    found = store.latest_and_best()
+    assert found is not None
+    assert [checkpoint and checkpoint.step for checkpoint in found] == [3, 2]
+    (tmp_path / "step-000000002/state.json").unlink()
+    found = store.latest_and_best()
+    assert found is not None
+    assert [checkpoint and checkpoint.step for checkpoint in found] == [1, 1]
+    (tmp_path / "step-000000001/model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        store.latest_and_best()
+    assert "step-000000001/model.safetensors" in str(error.value)
+    assert "step-000000002/state.json" in str(error.value)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,17 @@ import torch
 import torch.distributed as dist
 
 from models.errors import UserError
-from tests.helpers.run_worker import run_process
-from tests.helpers.tiny_runs import OPTIONS, make_config, make_dataset
+from retrieval.files import sole_writer
+from tests.helpers.run_worker import run_command, run_process
+from tests.helpers.tiny_runs import MODELS, OPTIONS, RUN, fork_server, make_config, make_dataset
+from trainer.cli import main
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.data.synthetic.generate import generate
 from trainer.training.checkpoint import CheckpointStore
 from trainer.training.engine import Engine, TorchEngine
+from trainer.training.runs import open_run
 from trainer.training.stopping import EarlyStopping
 from trainer.training.worker import train_worker
 
@@ -60,7 +64,7 @@ def write_config(config: RunConfig, run_dir: Path) -> RunConfig:
 
 def train(config: RunConfig, run_dir: Path) -> None:
     run_dir.mkdir(exist_ok=True)
-    train_worker({"config": config.model_dump(mode="json"), "run_dir": str(run_dir)})
+    train_worker({"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"})
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -161,6 +165,32 @@ def test_killed_again_and_again(data: Path, whole: Path, tmp_path: Path) -> None
     assert_same_end(whole, run_dir)
 
 
+def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_as_undisturbed(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Anywhere: while data is read, at steps far from a checkpoint, in saves (the first: of config.yaml), in an
+    evaluation, at the last step."""
+    run_dir, settings = tmp_path / "run", [*MODELS["sasrec"], *RUN, *SETTINGS]
+    command = ["train", "--recipe", "demo", "--model", "sasrec", "--data", str(data), "--name", "run",
+               "--runs-dir", str(tmp_path), *(f"--set={setting}" for setting in settings)]  # fmt: skip
+    stops: list[tuple[tuple[str, int], int]] = [
+        (("step", 2), 2), (("load", 1), 2), (("step", 3), 5), (("step", 3), 8), (("save", 3), 8),
+        (("save", 8), 8), (("save", 12), 11), (("evaluation", 1), 16), (("step", 16), STEPS),
+        (("evaluation", 1), STEPS),
+    ]  # fmt: skip
+    for number, (stop, step) in enumerate(stops):
+        code, told = run_command([*command, *(["--resume"] if number else [])], tmp_path / "output", stop)
+        assert code == 75, told
+        latest = CheckpointStore(run_dir / "checkpoints").latest()
+        assert latest is not None
+        assert latest.step == step, stop
+        assert "the same command with --resume goes on" in told
+        if stop[0] == "step":
+            assert f"SIGTERM: the checkpoint of step {step} is on the disk" in told
+    assert run_command([*command, "--resume"], tmp_path / "output")[0] == 0
+    assert_same_end(whole, run_dir)
+
+
 def test_a_streamed_run_resumes_in_the_middle_of_an_epoch(data: Path, tmp_path: Path) -> None:
     config = make_config(data, "sasrec", *SETTINGS, "data.loader=stream", "train.epochs=1")
     train(config, tmp_path / "whole")
@@ -180,6 +210,42 @@ def test_a_finished_run_may_go_on_for_more_epochs(data: Path, whole: Path, tmp_p
     train(longer, again)
     train(longer, tmp_path / "straight")
     assert_same_end(tmp_path / "straight", again)
+
+
+def damage(folder: Path) -> Path:
+    """Flip one bit in the weights of a checkpoint; returns their file."""
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    return path
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_none(data: Path, tmp_path: Path) -> None:
+    """The latest is the best as well; one damaged byte in it costs the steps since the one before, and no line."""
+    config, end = make_config(data, "sasrec", *SETTINGS, "train.epochs=3"), 24
+    train(config, tmp_path / "whole")
+    store = CheckpointStore(tmp_path / "whole/checkpoints")
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == latest.state["stopping"]["best_step"] == end
+    assert store.steps() == [end - 8, end - 2, end]  # a checkpoint every 3 steps of the 8 of an epoch
+    run_dir = Path(shutil.copytree(tmp_path / "whole", tmp_path / "run"))
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    newest = damage(run_dir / f"checkpoints/step-{end:09d}")
+    train(config, run_dir)
+    assert_same_end(tmp_path / "whole", run_dir)
+    assert (run_dir / "metrics.before-resume-1.jsonl").read_bytes() == before
+
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    folders = sorted((run_dir / "checkpoints").glob("step-*"))
+    files = [damage(folder) for folder in folders]
+    assert newest in files
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole") as error:
+        train(config, run_dir)
+    assert all(str(file) in str(error.value) for file in files)
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+    assert sorted((run_dir / "checkpoints").glob("step-*")) == folders
 
 
 def test_early_stopping_counts_on_after_a_resume(data: Path, tmp_path: Path) -> None:
@@ -220,6 +286,78 @@ def test_other_data_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was trained on other data"):
         train(make_config(tmp_path / "other", "sasrec", *SETTINGS), again)
     assert_same_end(whole, again)
+
+
+def test_another_evaluation_and_another_manifest_are_refused(data: Path, whole: Path, tmp_path: Path) -> None:
+    """What ranks the catalogue chooses the best epoch; a manifest may differ although no file does."""
+    again = Path(shutil.copytree(whole, tmp_path / "again"))
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    with pytest.raises(UserError, match=r"was chosen by another evaluation.*eval\.index was 'exact', is 'flat'"):
+        train(make_config(data, "sasrec", *SETTINGS, "eval.index=flat"), again)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    text = json.dumps({**manifest, "provenance": {**manifest["provenance"], "time": "2030-01-01"}})
+    (copy / "manifest.json").write_text(text)
+    moved = make_config(copy, "sasrec", *SETTINGS, "eval.metrics=[HR]", "eval.batch_size=7")
+    train(moved, again)  # prepared another day, and other figures shown: the same run
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "max_length": manifest["max_length"] - 1}))
+    with pytest.raises(UserError, match=r"copy/manifest\.json has changed since .* its files have not"):
+        train(moved, again)
+    assert_same_end_but_for_figures(whole, again)
+
+
+def assert_same_end_but_for_figures(a: Path, b: Path) -> None:
+    one, two = CheckpointStore(a / "checkpoints").latest(), CheckpointStore(b / "checkpoints").latest()
+    assert one is not None
+    assert two is not None
+    assert (one.step, one.state) == (two.step, two.state)
+
+
+def test_a_run_of_before_and_one_of_other_versions_go_on(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint that notes less, as earlier versions wrote it, and one that was made with another torch."""
+    config = make_config(data, "sasrec", *SETTINGS)
+    for name, change in (("old", {"evaluation", "manifest", "versions"}), ("other", {"torch": "1.0"})):
+        run_dir = Path(shutil.copytree(whole, tmp_path / name))
+        store = CheckpointStore(run_dir / "checkpoints")
+        for step in store.steps():
+            checkpoint = store.load(step)
+            state = checkpoint.state
+            if isinstance(change, set):
+                state = {key: value for key, value in state.items() if key not in change}
+            else:
+                state = {**state, "versions": {**state["versions"], **change}}
+            store.commit(step, checkpoint.tensors, state)
+        capsys.readouterr()
+        train(config, run_dir)
+        assert ("warning: the run was begun with torch 1.0" in capsys.readouterr().out) == (name == "other")
+        assert open_run(run_dir).epoch > 0
+        assert ("warning: other was trained with torch 1.0" in capsys.readouterr().err) == (name == "other")
+        assert lines(run_dir) == lines(whole)
+
+
+def test_a_refused_writer_changes_nothing(data: Path, tmp_path: Path) -> None:
+    """Before its first checkpoint a run has no more than its lock: a second start with another width is refused."""
+    run_dir = tmp_path / "run"
+    config = write_config(make_config(data, "sasrec", *SETTINGS), run_dir)
+    before = (run_dir / "config.yaml").read_bytes()
+    with sole_writer(run_dir):
+        other = make_config(data, "sasrec", *SETTINGS, "model.hidden=16")
+        process = fork_server().Process(target=_train_impatiently, args=(other, run_dir))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 2
+        assert (run_dir / "config.yaml").read_bytes() == before
+    assert sorted(path.name for path in run_dir.iterdir()) == [".lock", "config.yaml"]
+    train(config, run_dir)
+
+
+def _train_impatiently(config: RunConfig, run_dir: Path) -> None:
+    settings = [f"--set={key}" for key in ("model.inner=8", "cluster.launcher=inline", "tracking.mlflow=false")]
+    sole_writer.__wrapped__.__defaults__ = (0.1,)  # the product waits a minute
+    command = ["train", "--recipe", str(run_dir / "config.yaml"), "--resume", "--name", run_dir.name,
+               "--runs-dir", str(run_dir.parent), f"--set=model.hidden={config.model.options.hidden}"]  # fmt: skip
+    sys.exit(main([*command, *settings]))
 
 
 def test_damaged_data_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:

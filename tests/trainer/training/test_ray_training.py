@@ -187,6 +187,29 @@ def test_a_killed_driver_changes_nothing_once_resumed(
     assert sorted((point.step, point.value) for point in points) == [(STEPS * n, n) for n in range(1, EPOCHS + 1)]
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("victim", ["worker-term", "driver-term"])
+def test_sigterm_to_a_worker_or_the_driver_commits_and_the_run_goes_on_as_undisturbed(
+    data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str], victim: str
+) -> None:
+    run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-{victim}"
+    arguments = command(data, run)
+    status, out = train(mark, arguments, (victim, 1, STEPS + 2), ray_head)
+    assert status == 75, out
+    assert "the same command with --resume goes on" in out
+    latest = CheckpointStore(run / "checkpoints").latest()
+    assert latest is not None
+    assert latest.step >= STEPS + 2
+    assert f"SIGTERM: the checkpoint of step {latest.step} is on the disk" in out
+    assert not list((run / "ray").glob(".stop-*"))
+    status, out = train(mark, [*arguments, "--resume"], ray_head=ray_head)
+    assert status == 0, out
+    assert resumed_at(out) == [latest.step]
+    assert_same_end(whole, run)
+    assert_same_weights(whole, run)
+    assert left_of(mark, GONE_S) == []
+
+
 def test_a_refused_start_leaves_the_name_free(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

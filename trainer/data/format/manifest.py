@@ -133,6 +133,12 @@ class Manifest(Listed):
         lines = sorted(f"{name} {info.sha256}" for name, info in self.files.items())
         return digest("\n".join(lines))
 
+    @property
+    def whole_fingerprint(self) -> str:
+        """sha256 over all that the manifest says, but for when, where and by which command the data was prepared."""
+        content = self.model_dump(mode="json", exclude={"provenance"}, exclude_defaults=True)
+        return digest(json.dumps(content, sort_keys=True))
+
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
     """The manifest in `text`; `where` names it in errors.

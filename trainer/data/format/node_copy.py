@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from models.errors import UserError
@@ -35,9 +34,6 @@ def materialise(source: str, cache_dir: Path) -> Path:
     target = cache_dir / manifest.fingerprint[:32]
     with locked(cache_dir / f"{target.name}.lock"):
         if not target.exists():
-            # left by a process that was killed; no other writes them now, as this one holds the lock
-            for stale in cache_dir.glob(f".{target.name}.partial-*"):
-                shutil.rmtree(stale)
             with whole_folder(target) as work:
                 _copy(source, manifest, work)
                 (work / MANIFEST).write_bytes(text)

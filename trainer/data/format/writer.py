@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -33,6 +31,7 @@ from trainer.data.format.manifest import (
 )
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec, row_spec
 from trainer.data.format.table_file import TableWriter, standardise
+from trainer.data.format.version import git_revision, program_version
 from trainer.data.mean_and_deviation import MeanAndDeviation
 from trainer.progress import Progress
 
@@ -251,15 +250,7 @@ def _write_rows(
 
 def provenance(command: str, sources: Mapping[str, str]) -> Provenance:
     """What made a folder, now, with this version of the program. sources: file name -> sha256."""
-    try:
-        version = importlib.metadata.version("mealrec")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
-    try:
-        git = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        git = None
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Provenance(command=command, sources=dict(sources), version=version, git_revision=git, time=time)
+    return Provenance(
+        command=command, sources=dict(sources), version=program_version(), git_revision=git_revision(), time=time
+    )

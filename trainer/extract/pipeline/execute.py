@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ from models.errors import UserError
 from retrieval.files import sole_writer
 from trainer.data.features import FEATURES, FeatureManifest, open_features
 from trainer.data.format.shards import BLOCK_ROWS
-from trainer.extract.pipeline.finish import finish, reasons
+from trainer.extract.pipeline.finish import OWN_HIDDEN, finish, reasons
 from trainer.extract.pipeline.units import Job, Unit
-from trainer.extract.pipeline.work import UNFINISHED, Work
+from trainer.extract.pipeline.work import UNFINISHED, Work, has_begun, holds_others, remove_work
 from trainer.progress import Progress
 
 _FAILURES_EVERY_S = 10.0
@@ -140,14 +140,16 @@ def _leave_nothing(out: Path) -> None:
 
 def _refuse_other(out: Path) -> None:
     if (out / FEATURES).exists():
-        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # its removal may have been interrupted
+        remove_work(out)  # its removal may have been interrupted
         done = open_features(str(out)).manifest
         raise UserError(f"{out} holds a finished extraction ({done.items:,} items); choose another --out or remove it")
     if not out.exists():
         return
-    known = {UNFINISHED, "shards", "failed.csv", "items.parquet"}
-    # hidden files are ours: the lock, and temporary files of a process that was killed while it wrote
-    if not out.is_dir() or {path.name for path in out.iterdir() if not path.name.startswith(".")} - known:
+    own = rf"{UNFINISHED}|\.lock|{OWN_HIDDEN}"
+    if has_begun(out):
+        own += r"|shards|failed\.csv|items\.parquet|\..*"  # hidden files of others are no obstacle, and stay
+    ours = out.is_dir() and all(re.fullmatch(own, path.name) for path in out.iterdir())
+    if not ours or (holds_others(out) and not has_begun(out)):
         raise UserError(f"{out} exists and is neither empty nor an unfinished extraction; choose another --out")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
-from retrieval.files import write_text
+from retrieval.files import remove_own, temporaries, write_text
 from trainer.data.features import FEATURES, FEATURES_VERSION, ITEMS, FeatureInfo, FeatureManifest
 from trainer.data.format.manifest import file_info
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec
@@ -22,8 +21,11 @@ from trainer.data.format.writer import provenance
 from trainer.extract.pipeline.protocols import Arrays
 from trainer.extract.pipeline.units import TIMES, Job
 from trainer.extract.pipeline.unknown import UnknownTitles
-from trainer.extract.pipeline.work import UNFINISHED, Work
+from trainer.extract.pipeline.work import Work, remove_work
 from trainer.progress import Progress
+
+#: left by processes that were killed while they wrote, or looked whether every node sees the folder
+OWN_HIDDEN = temporaries(r"features\.json", r"failed\.csv") + r"|\.(probe|shared)-[0-9a-f]{16}"
 
 Fields = dict[ContentField, NDArray[np.float16]]
 
@@ -47,7 +49,7 @@ def finish(
     shapes = reader.shapes(positions[:1])
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
     unknown = _unknown(reader, positions, step, shapes) if job.zero_rows_are_mean else None
-    shutil.rmtree(out / "shards", ignore_errors=True)  # left by a finish that was interrupted
+    remove_own(out / "shards", r"items-\d{5,}\.tar")  # left by a finish that was interrupted
     times: list[list[float] | None] = []
     progress = Progress("writing shards", len(positions))
     with ShardWriter(out, "items") as shards:
@@ -78,9 +80,8 @@ def finish(
         with (out / name).open("rb") as file:
             os.fsync(file.fileno())
     write_text(out / FEATURES, manifest.dumps())
-    for left in out.glob(".*.*"):  # temporary files of a process that was killed while it wrote
-        left.unlink()
-    shutil.rmtree(out / UNFINISHED)
+    remove_own(out, OWN_HIDDEN)
+    remove_work(out)
     return manifest
 
 

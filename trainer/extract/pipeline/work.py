@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,37 @@ import polars as pl
 from numpy.typing import NDArray
 
 from models.errors import UserError
-from retrieval.files import write_bytes, write_json, write_text
+from retrieval.files import remove_own, temporaries, write_bytes, write_json, write_text
 from trainer.extract.pipeline.protocols import Arrays
 from trainer.extract.pipeline.units import COST, FAILED, POSITIONS, REASONS, Unit, pack, unpack
 
 UNFINISHED = "unfinished"
 FAILED_CSV = "failed.csv"
 _PARTS, _SETTINGS, _LIST = "parts", "settings.json", "items.parquet"
+_OWN = r"settings\.json|items\.parquet|" + temporaries(r"settings\.json", r"items\.parquet")
+_OWN_PARTS = r"\d{8}\.npz|" + temporaries(r"\d{8}\.npz")
+
+
+def has_begun(out: Path) -> bool:
+    """Whether `out` holds an extraction that can be continued."""
+    return (out / UNFINISHED / _SETTINGS).exists()
+
+
+def holds_others(out: Path) -> bool:
+    """Whether the folder of unfinished work in `out` holds anything that no extraction writes there."""
+    folder = out / UNFINISHED
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    parts = [path.name for path in (folder / _PARTS).iterdir()] if (folder / _PARTS).is_dir() else []
+    return not (
+        all(name == _PARTS or re.fullmatch(_OWN, name) for name in names)
+        and all(re.fullmatch(_OWN_PARTS, name) for name in parts)
+    )
+
+
+def remove_work(out: Path) -> None:
+    """Remove the files of an extraction, finished or never begun, from `out`; what others put there stays."""
+    remove_own(out / UNFINISHED / _PARTS, _OWN_PARTS)
+    remove_own(out / UNFINISHED, _OWN)
 
 
 class Work:
@@ -50,8 +74,8 @@ class Work:
     def begin(cls, out: Path, items: pl.DataFrame, settings: dict[str, Any]) -> Work:
         """Begin an extraction in `out`, which may hold nothing else."""
         folder = out / UNFINISHED
-        shutil.rmtree(folder, ignore_errors=True)  # left by a start that was interrupted
-        (folder / _PARTS).mkdir(parents=True)
+        remove_work(out)  # left by a start that was interrupted
+        (folder / _PARTS).mkdir(parents=True, exist_ok=True)
         items.write_parquet(folder / _LIST)
         write_json(folder / _SETTINGS, settings)  # last: this file marks that the extraction has begun
         return cls(out, items)
@@ -63,12 +87,12 @@ class Work:
         Raises UserError: it was begun with other settings, or its list of items is damaged.
         """
         folder = out / UNFINISHED
-        if not (folder / _SETTINGS).exists():
+        if not has_begun(out):
             return None
         try:
             begun = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
             items = pl.read_parquet(folder / _LIST)
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it to begin again") from None
         different = [
             f"{key} was {begun.get(key)!r} and is {settings.get(key)!r}"

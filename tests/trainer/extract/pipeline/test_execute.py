@@ -152,6 +152,32 @@ def test_folders_that_hold_something_else(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
+def test_files_of_the_user_are_neither_removed_nor_taken_for_ours(tmp_path: Path) -> None:
+    """Whatever their names look like; what a killed process of ours left is removed."""
+    out, sources = tmp_path / "out", [*NUMBERS, "bad"]
+    with pytest.raises(UserError, match="more than --max-failures allows"):
+        run(out, sources, failures="0")
+    mine = [".env.production", ".features.json.swp", ".failed.csv.0123abcd.bak", ".notes.0123abcd.tmp",
+            "unfinished/thesis.tex", "unfinished/parts/.keep", "shards/mine.tar"]  # fmt: skip
+    left = [".features.json.0123abcd.tmp", ".failed.csv.0123abcd.tmp", ".probe-0123456789abcdef",
+            "unfinished/parts/.00000003.npz.0123abcd.tmp", "shards/items-00009.tar"]  # fmt: skip
+    (out / "shards").mkdir()
+    for name in (*mine, *left):
+        (out / name).write_text("mine")
+    run(out, sources, failures="1")
+    assert {name: (out / name).read_text() for name in mine} == dict.fromkeys(mine, "mine")
+    assert not any((out / name).exists() for name in left)
+    for name in (".env.production", "shards/mine.tar", "failed.csv", "unfinished/thesis.tex"):
+        file = tmp_path / "other" / name
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        with pytest.raises(UserError, match="neither empty nor an unfinished extraction"):
+            run(tmp_path / "other", NUMBERS)
+        file.unlink()
+        for parent in file.parents[: len(Path(name).parts)]:
+            parent.rmdir()  # fails if anything was written
+
+
 def test_it_gives_up_and_goes_on_with_more_patience(tmp_path: Path) -> None:
     sources = ["bad" if n % 2 else str(n) for n in range(20)]
     log = tmp_path / "log"
@@ -186,10 +212,10 @@ def test_too_many_failures_in_the_last_unit_are_too_many_the_next_time_too(tmp_p
 def test_what_a_kill_can_leave_is_no_hindrance(tmp_path: Path) -> None:
     run(tmp_path / "whole", NUMBERS)
     (tmp_path / "out" / "unfinished" / "parts").mkdir(parents=True)  # before its settings were written
-    (tmp_path / "out" / ".failed.csv.123").touch()
+    (tmp_path / "out" / ".failed.csv.0123abcd.tmp").touch()
     run(tmp_path / "out", NUMBERS)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-    assert not (tmp_path / "out" / ".failed.csv.123").exists()
+    assert not (tmp_path / "out" / ".failed.csv.0123abcd.tmp").exists()
     (tmp_path / "out" / "unfinished").mkdir()  # its removal was cut off
     with pytest.raises(UserError, match="holds a finished extraction"):
         run(tmp_path / "out", NUMBERS)

@@ -35,6 +35,8 @@ _PORT_OPTIONS = (
     "--object-manager-port",
 )
 _START_S, _STOP_S = 120.0, 15.0
+#: how long a job that is told to stop may save its work; Ray's own is 3 s
+JOB_STOP_S = 60
 #: names the head in the environment of all its processes, so that exactly these can be found again
 _MARK = "MEALREC_RAY_HEAD"
 _PR_SET_PDEATHSIG = 1
@@ -65,6 +67,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="mealrec-", dir="/tmp"))
     added = private_environment(os.environ)
     environment = {**os.environ, **added, _MARK: folder.name}
+    environment.setdefault("RAY_JOB_STOP_WAIT_TIME_S", str(JOB_STOP_S))
     environment.pop("RAY_ADDRESS", None)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     ports = dict(zip(_PORT_OPTIONS, free_ports(len(_PORT_OPTIONS)), strict=True))

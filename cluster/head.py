@@ -35,6 +35,8 @@ _PORT_OPTIONS = (
     "--object-manager-port",
 )
 _START_S, _STOP_S = 120.0, 15.0
+#: seconds that a job has to save its work when it is told to stop; Ray's own limit is 3 s
+JOB_STOP_S = 60
 #: environment variable that holds the head's mark: all its processes inherit it, so that we can find exactly these
 _MARK = "MEALREC_RAY_HEAD"
 _PR_SET_PDEATHSIG = 1
@@ -66,6 +68,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="mealrec-", dir="/tmp"))
     added = private_environment(os.environ)
     environment = {**os.environ, **added, _MARK: folder.name}
+    environment.setdefault("RAY_JOB_STOP_WAIT_TIME_S", str(JOB_STOP_S))
     environment.pop("RAY_ADDRESS", None)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     ports = dict(zip(_PORT_OPTIONS, free_ports(len(_PORT_OPTIONS)), strict=True))

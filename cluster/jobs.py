@@ -19,17 +19,20 @@ from contextlib import suppress
 from typing import Any
 
 from cluster import head
-from cluster.failures import PreflightError
+from cluster.failures import PreflightError, Stopped
 
 _POLL_S = 0.5
 _FAILED = 1
+_STOPPED = 75  # as `mealrec train` ends then
+_LAST_LINES = 3
 _AGENT_S = 120.0
 
 
 def submit(where: head.Head, command: Sequence[str]) -> int:
     """Run the command as a job on the head `where`, print its output as it comes, and return its exit status.
 
-    An interrupt or an error stops the job. Raises PreflightError if the head does not take the job.
+    An interrupt or an error stops the job, which then has `head.JOB_STOP_S` seconds to save its work.
+    Raises PreflightError if the head does not take the job.
     """
     os.environ.update(where.environment)  # the token
     from ray.job_submission import JobSubmissionClient
@@ -43,6 +46,10 @@ def submit(where: head.Head, command: Sequence[str]) -> int:
     except BaseException:
         with suppress(OSError, RuntimeError):  # the head itself may have failed
             client.stop_job(job)
+            until = time.monotonic() + head.JOB_STOP_S
+            while not client.get_job_status(job).is_terminal() and time.monotonic() < until:
+                time.sleep(_POLL_S)
+            print(*client.get_job_logs(job).splitlines()[-_LAST_LINES:], sep="\n", flush=True)
         raise
 
 
@@ -107,12 +114,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PreflightError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return _STOPPED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
-    raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one must not cut off what the first one began
+    raise Stopped("the job was stopped by SIGTERM")
 
 
 if __name__ == "__main__":

@@ -175,8 +175,8 @@ def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_as_undisturbed(
                "--runs-dir", str(tmp_path), *(f"--set={setting}" for setting in settings)]  # fmt: skip
     stops: list[tuple[tuple[str, int], int]] = [
         (("step", 2), 2), (("load", 1), 2), (("step", 3), 5), (("step", 3), 8), (("save", 3), 8),
-        (("save", 8), 8), (("save", 12), 11), (("evaluation", 1), 16), (("step", 16), STEPS),
-        (("evaluation", 1), STEPS),
+        (("save", 8), 8), (("save", 12), 11), (("evaluation", 1), 16),
+        (("step", 16), STEPS), (("evaluation", 1), STEPS),
     ]  # fmt: skip
     for number, (stop, step) in enumerate(stops):
         code, told = run_command([*command, *(["--resume"] if number else [])], tmp_path / "output", stop)

@@ -210,6 +210,28 @@ def test_sigterm_to_a_worker_or_the_driver_commits_and_the_run_goes_on_as_undist
     assert left_of(mark, GONE_S) == []
 
 
+@pytest.mark.alone
+def test_sigterm_to_what_follows_a_job_lets_the_job_save_its_work(data: Path, tmp_path: Path) -> None:
+    """`./launch.sh` and containers: the process that started the head gets the signal, the job must not be cut off."""
+    run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-job"
+    job = ["python", "trainer/run.py", *command(data, run, "train.epochs=5000", "train.patience=5000")[1:]]
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "cluster.jobs", "--cpus", "4", "--", *job], cwd=ROOT, text=True,
+        env={**{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}, head._MARK: mark},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    store, until = CheckpointStore(run / "checkpoints"), time.monotonic() + 300
+    while not store.steps() and follower.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    follower.send_signal(signal.SIGTERM)
+    out, _ = follower.communicate(timeout=120)
+    assert follower.returncode == 75, out
+    latest = store.latest()
+    assert latest is not None
+    assert f"the checkpoint of step {latest.step} is on the disk: the same command with --resume goes on" in out
+    assert left_of(mark, GONE_S) == []
+
+
 def test_a_refused_start_leaves_the_name_free(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

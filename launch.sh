@@ -36,6 +36,23 @@ accelerator() {
     fi
 }
 
+# A line every 15 s until pip has ended; returns its exit status.
+follow_pip() {
+    local waited=0
+    while kill -0 "$1" 2>/dev/null; do
+        sleep 1
+        waited=$((waited + 1))
+        if [ $((waited % 15)) -eq 0 ] && kill -0 "$1" 2>/dev/null; then
+            if grep -q '^Installing collected' "$log"; then
+                printf '  %3s s: unpacking the packages\n' "$waited"
+            else
+                printf '  %3s s: %s packages found\n' "$waited" "$(grep -c '^Collecting' "$log" || true)"
+            fi
+        fi
+    done
+    wait "$1"
+}
+
 install() {
     local python extras stamp
     extras="$(accelerator),text,video,dev"
@@ -44,14 +61,15 @@ install() {
         return
     fi
     python=$(find_python) || fail "found no Python 3.10 to 3.13; install one and run this again"
-    printf 'installing into .venv with %s (%s); the first time takes a few minutes ...\n' "$python" "$extras"
+    printf 'installing into .venv with %s (%s): about 3 GB, 3 to 5 minutes, only the first time\n' "$python" "$extras"
     rm -rf .venv
     "$python" -m venv .venv 2>/dev/null || {
         rm -rf .venv
         fail "$python cannot make a virtual environment; install its venv module (Debian, Ubuntu: apt install python3-venv)"
     }
-    if ! .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-        -e ".[$extras]" >"$log" 2>&1 </dev/null; then
+    .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+        -e ".[$extras]" >"$log" 2>&1 </dev/null &
+    if ! follow_pip $!; then
         grep -i '^ *error' "$log" >&2 || tail -n 20 "$log" >&2
         fail "the installation failed; all of pip's output is in $root/$log"
     fi

@@ -36,9 +36,10 @@ accelerator() {
     fi
 }
 
-# A line every 15 s until pip has ended; returns its exit status.
+# A line every 15 s until pip (a process in the background) has ended; returns its exit status.
 follow_pip() {
     local waited=0
+    trap "kill $1 2>/dev/null; exit 130" INT TERM # the shell lets processes in the background ignore Ctrl-C
     while kill -0 "$1" 2>/dev/null; do
         sleep 1
         waited=$((waited + 1))
@@ -50,6 +51,7 @@ follow_pip() {
             fi
         fi
     done
+    trap - INT TERM
     wait "$1"
 }
 

@@ -1,4 +1,4 @@
-"""M3BSR learns the synthetic world, and what people like tells it which of their clicks were accidents."""
+"""M3BSR learns the synthetic world, and learns from likes which of the clicks were accidents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS = [*SMALL, "train.epochs=6", "train.learning_rate=0.008"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of five clicks are accidents; half of the others are likes, and next to no accident is."""
+    """Two of five clicks are accidents. Half of the other clicks have a like, and almost no accident has one."""
     return make_world(tmp_path_factory.mktemp("m3bsr") / "data", behaviours=True, accident=0.4)
 
 
@@ -35,7 +35,7 @@ def test_it_beats_popularity(reports: dict[str, dict[str, Any]]) -> None:
 
 
 def test_deep_behaviour_helps_where_clicks_are_accidents(reports: dict[str, dict[str, Any]]) -> None:
-    """The same system with as many parameters, to which the most recent half of a history is the deep part."""
+    """Without behaviours, the same system (with equally many parameters) uses the newer half of a history instead."""
     assert reports["told"]["HR@10"] > reports["untold"]["HR@10"] + 0.01
     assert reports["told"]["NDCG@10"] > reports["untold"]["NDCG@10"]
 

@@ -22,7 +22,7 @@ from trainer.data.synthetic.users import (
     LIKES,
     REACH,
     TARGET_SHARE,
-    Histories,
+    SimulatedHistories,
     best_ranking,
     expected_metrics,
     histories,
@@ -32,12 +32,12 @@ from trainer.data.synthetic.world import Array, Catalogue, ItemContent, Syntheti
 TINY = SyntheticOptions(users=60, items=60, topics=3, favourites=2, mean_length=6, width=8, text_width=4, frames=3)
 
 
-def everyone(o: SyntheticOptions) -> tuple[Catalogue, list[Histories]]:
+def everyone(o: SyntheticOptions) -> tuple[Catalogue, list[SimulatedHistories]]:
     places = catalogue(o)
     return places, list(histories(o, places))
 
 
-def true_distribution(o: SyntheticOptions, places: Catalogue, part: Histories, user: int) -> Array:
+def true_distribution(o: SyntheticOptions, places: Catalogue, part: SimulatedHistories, user: int) -> Array:
     """(I,) distribution of a user's test target, by plain loops over the rules of the world."""
     seen = set(part.items[user, : part.length[user] - 1].tolist())
     likes, now, last = part.mind.favourites[user], part.mind.interest[user], part.mind.last[user]

@@ -1,4 +1,4 @@
-"""Fixtures of several test files."""
+"""Fixtures that several test files use."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from models.nn.layout import Layout
 
-# an example that waits for a core is not a failure
+# on a busy machine an example may wait for a core
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
-#: the files that take longest, longest first: they start first, so that no worker is left with one at the end
+#: the slowest files, slowest first: they start first, so that no worker runs one of them alone at the end
 LONGEST = (
     "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror.py",
     "models/learns/test_content.py", "trainer/training/test_engines_systems.py", "trainer/training/test_loop.py",
@@ -31,14 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def padded_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models lay batches out as on a GPU, padding kept."""
+    """Models keep the padding of batches, as on a GPU."""
     of = Layout.of
     monkeypatch.setattr(Layout, "of", staticmethod(lambda batch, pack=False: of(batch, pack)))
 
 
 @pytest.fixture(params=["packed", "padded"])
 def layouts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models lay batches out as on a CPU, then as on a GPU with their padding kept."""
+    """Run the test twice: with packed batches as on a CPU, and with padding as on a GPU."""
     of, pack = Layout.of, request.param == "packed"
     monkeypatch.setattr(Layout, "of", staticmethod(lambda batch: of(batch, pack)))
 
@@ -55,7 +55,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store of MLflow that has its tables already, to be copied: making them takes seconds."""
+    """An empty SQLite store of MLflow with all its tables. Copy it, because making the tables takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
@@ -67,7 +67,7 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[dict[str, str]]:
-    """Variables that lead to one Ray head, started once for all tests that need a Ray and do not kill it."""
+    """Environment variables for one Ray head. All tests that need Ray and do not kill it share this head."""
     from cluster import head
 
     with head.running(cpus=4) as where:
@@ -78,6 +78,6 @@ def ray_head() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def on_ray_head(ray_head: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this test starts is executed on the shared head."""
+    """Run this test's jobs on the shared head."""
     for name, value in ray_head.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The shape of the house, read from the source: who imports what, and that nothing we read can execute code."""
+"""Rules read from the source: which packages import which, and that nothing we read can execute code."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.helpers.paths import ROOT
 PACKAGES = ("models", "retrieval", "cluster", "trainer")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
-#: what each package may import of ours
+#: which of our packages each package may import
 LAYERS = {
     "models": {"models"},
     "retrieval": {"retrieval", "models"},
     "cluster": {"cluster"},
     "trainer": set(PACKAGES),
 }
-#: parts of trainer that know nothing of these others
+#: parts of trainer, and the other parts that they must not import
 INNER = {
     "trainer/data/": ("trainer.extract", "trainer.batches", "trainer.config", "trainer.training", "trainer.commands"),
     "trainer/batches/": ("trainer.extract", "trainer.config", "trainer.training", "trainer.commands"),
     "trainer/extract/": ("trainer.batches", "trainer.config", "trainer.training", "trainer.commands"),
 }
-#: the only place that imports a heavy library: a file, or all files of a folder
+#: heavy library -> the only file, or the only folder, that imports it
 HOMES = {
     "ray": "cluster/",
     "deepspeed": "trainer/training/engine_deepspeed.py",
@@ -39,12 +39,12 @@ HOMES = {
     "transformers": "trainer/extract/",
 }
 
-#: reads a .pth that an installed package ships, whose code runs anyway, with torch's restricted unpickler
+#: reads a .pth file of an installed package (whose code we run anyway) with torch's restricted unpickler
 WEIGHTS_OF_A_PACKAGE = "trainer/extract/video/efficientnet.py"
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Full names of what is imported, at any depth of the file, `importlib.import_module("name")` included."""
+    """Full names of all imports of a file, also inside functions, and in `importlib.import_module("name")`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -66,7 +66,7 @@ UNSAFE_FUNCTIONS = {
 
 
 def unsafe(tree: ast.AST) -> Iterator[str]:
-    """What can execute what is read, with its line, under whatever name it was imported, called or not."""
+    """Everything in the source that could execute data that it reads, with its line, under any imported name."""
     for name in imported(tree):
         if name.partition(".")[0] in UNSAFE_MODULES or name in UNSAFE_FUNCTIONS:
             yield f"import of {name}"
@@ -88,7 +88,7 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
 
 
 def _local_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """(name in this file, full name) of whatever is imported under a name of its own."""
+    """(name in this file, full name) of each import that has a local name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.asname, alias.name) for alias in node.names if alias.asname)

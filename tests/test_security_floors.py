@@ -1,4 +1,4 @@
-"""Versions before these have known vulnerabilities that a user of this program could meet: none may be installable."""
+"""Older versions than these have known vulnerabilities that matter here, so it must not be possible to install them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from tests.helpers.paths import ROOT
 
-#: package -> first version that is allowed, and why; without a number: the audit of 2026-11-25 named the version alone
+#: package -> first allowed version, and the reason; the audit of 2026-11-25 named some versions without a CVE
 FLOORS = {
     "torch": ("2.10", "CVE-2025-32434, CVE-2026-24747"),
     "ray": ("2.54", "CVE-2023-48022, CVE-2026-27482"),

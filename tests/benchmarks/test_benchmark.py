@@ -1,4 +1,4 @@
-"""The benchmark as a whole on tiny random data: every part gives numbers, and says so where a package is missing."""
+"""The whole benchmark on tiny random data: every part gives figures, or says which package is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def run(out: Path, *arguments: str, pythonpath: str = "") -> tuple[dict[str, Any], str]:
-    """The JSON and the page of `benchmark.py --quick`, both found under the one dated name."""
+    """The JSON and the Markdown report of `benchmark.py --quick`; both have the same dated name."""
     done = subprocess.run(
         [sys.executable, "benchmarks/benchmark.py", "--quick", "--device", "cpu", "--out", str(out), *arguments],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": pythonpath}, stdin=subprocess.DEVNULL, capture_output=True,
@@ -42,7 +42,7 @@ def run(out: Path, *arguments: str, pythonpath: str = "") -> tuple[dict[str, Any
 
 
 def positive(values: dict[str, Any], *keys: str) -> None:
-    """Each of these is a number above zero."""
+    """Assert that each of these is a number above zero."""
     assert {key: values[key] for key in keys if not values[key] > 0} == {}
 
 
@@ -55,7 +55,7 @@ def test_every_part_has_numbers(tmp_path: Path) -> None:
         positive(model["training"], "rows_per_s", "epoch_cpu_s", "epoch_wall_s")
         positive(model["evaluation"], "users_per_s")
         positive(model["step"], "loader_share")
-        # each in a process of its own: importing torch alone is above this, four models together far below
+        # each model has its own process: torch alone needs more than 100 MB, four models together far less than 4000 MB
         assert 100 < model["memory"]["training"]["rss_mb"] <= model["memory"]["all"]["rss_mb"] < 4000
     assert result["models"]["mealrec-tedrec"]["options"]["backbone"] == "tedrec"
     # one direct and one chained use of each denoiser
@@ -98,7 +98,7 @@ def test_an_unmeasured_source_is_refused() -> None:
 
 
 def measured(batch: int, wall: float, cpu: float) -> dict[str, Any]:
-    """What a model's part gives, as far as ratios are made from it."""
+    """The figures of a model's part that ratios are computed from."""
     return {
         "batch_size": batch,
         "training": {"step": {"wall_s": wall, "cpu_s": cpu}, "epoch_cpu_s": 10 * cpu, "epoch_wall_s": 10 * wall},

@@ -1,4 +1,4 @@
-"""The parts of the RecBole reference that are ours: which rows it trains on, and the ranks of its scores.
+"""Our parts of the RecBole reference: the rows that it trains on, and the ranks computed from its scores.
 
 Training itself needs RecBole's own environment (benchmarks/README.md); these parts run everywhere.
 """
@@ -66,7 +66,7 @@ def test_masking_hides_the_whole_history_but_never_the_target(sequences: Sequenc
     recorder.add(scores[:2], torch.tensor([5, 6]))
     recorder.add(scores[2:], torch.tensor([1]))
     assert recorder.unmasked == [5, 6, 1]
-    # user 0 has met 1-4, also those before the last two; user 1 has met 7 and 1; user 2 meets item 1 again
+    # user 0 has watched 1-4, user 1 has watched 7 and 1; the target of user 2 is item 1, watched before
     assert recorder.masked == [1, 5, 1]
 
 

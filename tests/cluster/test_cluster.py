@@ -1,4 +1,4 @@
-"""A real Ray head and a real Ray Train run with gloo; and the checks before the start, one by one."""
+"""A real Ray head and a real Ray Train run with gloo, and each check before the start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cluster.failures import PreflightError, WorkerFailed
 from cluster.session import on_a_cluster, private_environment, require_plain_path
 from tests.helpers.paths import ROOT
 
-#: run in a process of its own, because starting a head and a client sets Ray's variables for good
+#: run in its own process, because a head and a client set variables of Ray that cannot be unset
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -60,20 +60,20 @@ def test_a_job_on_a_head_of_its_own_survives_a_killed_worker(tmp_path: Path) -> 
         check=False,
     )
     out, report = done.stdout, done.stdout + done.stderr
-    # the job's exit status comes back, and so does what rank 0 printed, once, without a prefix
+    # we get the job's exit status, and the output of rank 0 once, without a prefix
     assert done.returncode == 2, report
     assert "\nrank 0: sum 3 by gloo, 1 threads\n" in out, report
     assert "rank 1: sum" not in out
-    # workers killed before and while they trained were replaced; the mistake was not tried again, and is what is told
+    # workers that were killed before and during training were replaced; the user's mistake was not tried again
     assert (folder / "killed early").exists()
     assert out.count("; starting the workers again") == 1, report
     assert (folder / "killed").exists()
-    assert len(list(folder.glob("attempt-0-*"))) in (2, 3)  # one more where the worker killed early was the other
+    assert len(list(folder.glob("attempt-0-*"))) in (2, 3)  # 3 if the other worker was the one killed early
     assert len(list(folder.glob("refused-0-*"))) == 1
     outcome = json.loads((folder / "outcome.json").read_text())
     assert (outcome["kind"], outcome["message"]) == ("UserError", "the table has no column 'x'")
     assert "cluster_worker.py" in outcome["detail"]
-    # the head listens on loopback alone, and nothing of it is left
+    # the head listened on loopback only, and all its processes and files are gone
     addresses = {line.split()[1] for line in out.splitlines() if line.startswith("listens ")}
     assert addresses, report
     assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}, report
@@ -83,7 +83,7 @@ def test_a_job_on_a_head_of_its_own_survives_a_killed_worker(tmp_path: Path) -> 
 
 
 class _BusyHead:
-    """A head that answers submissions as a busy machine's does, before it takes one."""
+    """A head that answers like one on a busy machine: it refuses several submissions before it accepts one."""
 
     def __init__(self, *answers: Exception) -> None:
         self.answers, self.names = list(answers), set[str]()

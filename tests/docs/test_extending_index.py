@@ -1,4 +1,4 @@
-"""The kind of index of the page, as it stands there: registered, built, asked, and evaluated by."""
+"""The kind of index in docs/extending.md, taken from the page: register it, build it, search it, evaluate with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = section("A kind of index")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The kind of the page, registered by the page's line, and a trained and exported SASRec."""
+    """The page's kind of index, registered with the page's line, and a trained and exported SASRec."""
     out = tmp_path_factory.mktemp("index")
     module = load_example(PAGE, "rounded", out)
     ((name, cls),) = re.findall(r'^        "(\w+)": (\w+),$', PAGE, flags=re.MULTILINE)

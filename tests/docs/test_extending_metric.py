@@ -1,4 +1,4 @@
-"""The metrics of the page, as they stand there: registered, trained with, and seen wherever figures are."""
+"""The metrics in docs/extending.md, taken from the page: register them, train with them, find them in every report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RANK_KEYS = [key for key in KEYS if "Evenness" not in key]
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The page's Python block, registered by the page's lines."""
+    """The page's Python block, registered with the page's lines."""
     module = load_example(PAGE, "attention", tmp_path_factory.mktemp("metric"))
     lines = re.findall(r'^        "(\w+)": (\w+)\(\),$', PAGE, flags=re.MULTILINE)
     assert [name for name, _ in lines] == ["RBP", "Evenness"]
@@ -40,7 +40,7 @@ def _registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, a SASRec trained with the metrics of the page, and one that knows nothing of them."""
+    """A dataset, and two SASRec runs: one with the metrics of the page, one without."""
     out = tmp_path_factory.mktemp("runs")
     make_dataset(out / "data")
     ask = ["train", "--recipe", "demo", "--model", "sasrec", "--runs-dir", str(out / "runs")]

@@ -1,4 +1,4 @@
-"""The example of a source in the documentation, as it stands on the page: registered, run, and its dataset read."""
+"""The source in docs/extending.md, taken from the page: register it, run it, and read its dataset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = section("A source")
 
 @pytest.fixture
 def events(tmp_path: Path) -> Iterator[str]:
-    """The name under which the page's class is registered by the page's line."""
+    """The name under which the page's line registers the page's class."""
     path = tmp_path / "events.py"
     path.write_text(SOURCE, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("events", path)

@@ -1,4 +1,4 @@
-"""The example of a system in docs/extending.md, as it stands there: registered, trained, and better than popularity."""
+"""The system in docs/extending.md, taken from the page: register it, train it; it must beat popularity."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = section("A system")
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of the page's one Python block, registered by the page's one line."""
+    """The module of the page's Python block, registered with the page's line."""
     (source,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     path = tmp_path / "recent.py"
     path.write_text(source, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The pages of the documentation: their links lead somewhere, and the files that they name exist."""
+"""The documentation: its links have targets, and the files that it names exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.paths import ROOT
 
 PAGES = [path for pattern in ("*.md", "docs/*.md", "benchmarks/*.md") for path in sorted(ROOT.glob(pattern))]
-#: files that the reader makes by following the page
+#: files that the reader makes when following the page
 TO_BE_MADE = {
     "models/recent.py",
     "retrieval/metrics/attention.py",
@@ -22,7 +22,7 @@ TO_BE_MADE = {
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a page's headings get on the common hosts of Markdown."""
+    """The anchors that common hosts of Markdown give to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

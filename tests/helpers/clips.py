@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from trainer.extract.pipeline.protocols import Sampling, Unusable
 from trainer.extract.video.decode import sample
 
-#: each picture is a grid of black and white blocks: a first row that is always the same, then the bits of a number
+#: each picture is a grid of black and white blocks: the first row is always the same, the others are bits of a number
 GRID = 4
 MARK = (1, 0, 1, 1)
-#: what the encoders of the build take; the first one that an encoder takes is used
+#: pixel formats; the first one that the encoder supports is used
 PIXELS = {"gif": "gray", "mjpeg": "yuvj420p", "png": "rgb24", "ffv1": "yuv420p"}
 
 
@@ -31,7 +31,7 @@ def draw_number(number: int, width: int, height: int) -> NDArray[np.uint8]:
 def read_number(frame: NDArray[np.uint8]) -> int:
     """The number in a frame (height, width, 3) of any size, from the middle of each block.
 
-    Raises AssertionError where the first row is not as drawn: another picture, or not upright.
+    Raises AssertionError if the first row is wrong: it is another picture, or not upright.
     """
     height, width = frame.shape[:2]
     middle = (2 * np.arange(GRID) + 1) / (2 * GRID)
@@ -58,7 +58,7 @@ def write_clip(
 ) -> None:
     """Write pictures (height, width, 3), RGB, as a video, shown at times k / fps, or at `times` (seconds).
 
-    matrix: the display matrix (9 integers, 16.16 fixed point); sound: seconds of silence beside the pictures;
+    matrix: the display matrix (9 integers, 16.16 fixed point); sound: seconds of a silent audio track;
     container, options: options of the container and of the encoder.
     """
     rate = Fraction(fps).limit_denominator(1001)
@@ -104,7 +104,7 @@ def number_clip(
 
 
 def reason(source: Path | str, how: Sampling | None = None) -> str:
-    """Why no frames can be sampled of a source; AssertionError where they can."""
+    """The reason why no frames can be sampled from a source. Raises AssertionError if they can."""
     try:
         sample(str(source), how or Sampling(timeout=20))
     except Unusable as unusable:

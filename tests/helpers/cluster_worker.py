@@ -1,4 +1,4 @@
-"""What test_cluster.py runs as a job on a real Ray head: `python -m tests.helpers.cluster_worker FOLDER`."""
+"""The job that test_cluster.py runs on a real Ray head: `python -m tests.helpers.cluster_worker FOLDER`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def train(config: dict[str, Any]) -> None:
     dist.all_reduce(total)
     if rank == 1 and not (folder / "killed").exists():
         (folder / "killed").touch()
-        time.sleep(2)  # until Ray's controller has seen all of them train
+        time.sleep(2)  # wait until Ray's controller has seen all of them train
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
     print(f"rank {rank}: sum {total.item():g} by {dist.get_backend()}, {os.environ['OMP_NUM_THREADS']} threads")
 
 
 class KilledOnArrival:
-    """`train`, but the first worker that receives it is killed while Ray's controller waits for all to have begun."""
+    """`train`, but the first worker that unpickles it is killed while Ray's controller waits for the others."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class KilledOnArrival:
 
 
 def refuse(config: dict[str, Any]) -> None:
-    """One rank finds a mistake; the other one waits for it, and fails for another reason."""
+    """One rank raises a user's mistake; the other one waits for it and then fails for another reason."""
     import torch.distributed as dist
 
     from models.errors import UserError
@@ -61,7 +61,7 @@ def refuse(config: dict[str, Any]) -> None:
 
 
 def main(folder: Path) -> None:
-    """Both, one after the other, with what came of them in outcome.json."""
+    """Run both, one after the other, and write the results to outcome.json."""
     config: dict[str, Any] = {"folder": str(folder)}
     options: dict[str, Any] = {"workers": 2, "gpus": False, "cpus_per_worker": 1.0, "max_failures": 1}
     fit(KilledOnArrival(folder), config, name="train", storage=folder / "runs", folders=[folder], **options)

@@ -1,4 +1,4 @@
-"""What one process of `test_engines` does: jobs on an engine, as one rank of a gloo world."""
+"""The processes of `test_engines`: each runs jobs on an engine, as one rank of a gloo world."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ITEMS, LENGTH = 40, 6
 PLAN = Plan(263, 130)  # steps of 130, 130 and 3 rows: fewer than there are shares
 HALF, STEPS = 2, 4
 BAD_STEP = 1
-#: three items of each user, who is a training row here
+#: three items per user; here each user is one training row
 INTERACTIONS = TrainingInteractions(3 * torch.arange(PLAN.rows + 1), 1 + torch.arange(3 * PLAN.rows) * 7 % (ITEMS - 1))
 OPTIONS: dict[str, Any] = {
     "backbone": "sasrec", "steps": 5, "tcd": {"channels": (16, 32), "dropout": 0.0}, "npd": {"dropout": 0.0},
@@ -40,8 +40,8 @@ Spoil = Literal["", "features", "gradient", "loss"]
 class Job:
     """`system`: MealRec with OPTIONS, or another with the settings of `tests.helpers.tiny_runs`.
 
-    `load`: a job whose half-way state is taken over. `spoil` breaks step BAD_STEP on the last rank by `value`.
-    unused: leave out TCD, whose other inputs then are parameters that never get a gradient. steps: without `load`.
+    `load`: name of a job whose half-way state this one loads. `spoil`: what becomes `value` in step BAD_STEP.
+    unused: leave out TCD, so that some parameters never get a gradient. steps: number of steps without `load`.
     """
 
     name: str
@@ -70,7 +70,7 @@ def losses_of(folder: Path, name: str) -> list[list[float]]:
 
 
 def state_of(folder: Path, name: str, when: str = "end") -> Groups:
-    """What `engine.state()` gave on rank 0 at the end, half-way ("half"), or before the bad step ("before")."""
+    """`engine.state()` of rank 0 at the end, half-way ("half"), or before the bad step ("before")."""
     groups: Groups = {"model": {}, "optimizer": {}}
     for key, value in load_file(folder / f"{name}.{when}.safetensors").items():
         group, _, rest = key.partition(":")
@@ -79,7 +79,7 @@ def state_of(folder: Path, name: str, when: str = "end") -> Groups:
 
 
 def raised(folder: Path, name: str, world: int) -> list[bool]:
-    """By rank: whether the bad step raised NonFiniteError."""
+    """For each rank, whether the bad step raised NonFiniteError."""
     return [json.loads((folder / f"{name}.{rank}.raised.json").read_text()) for rank in range(world)]
 
 
@@ -153,7 +153,7 @@ def _engine(folder: Path, job: Job, table: TensorTable) -> Engine:
 
 
 def _options(job: Job) -> dict[str, Any]:
-    """Without dropout: its masks depend on how rows are shared out."""
+    """Options without dropout, whose masks depend on how rows are divided among workers."""
     if job.system == "mealrec":
         return {**OPTIONS, "use_tcd": not job.unused}
     drops = {field.name: 0.0 for field in fields(options_class(job.system)) if field.name.endswith("dropout")}
@@ -162,7 +162,7 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def _spoil(job: Job, model: SequenceModel, table: TensorTable, mine: bool) -> None:
-    """Content of one item in every process's table, else one rank's gradient or loss."""
+    """Spoil the content of an item in every process, or the gradient or loss of one rank."""
     if job.spoil == "features":
         item = _batch(PLAN.positions(BAD_STEP))
         table._fields["sequence"][item.history[-1, item.length[-1] - 1]] = job.value

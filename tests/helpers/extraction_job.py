@@ -1,4 +1,4 @@
-"""An extraction whose vectors follow from the items' sources, which may also fail, hang or kill: no model, no video."""
+"""An extraction without a model or videos: an item's source decides its vector, or makes it or its process fail."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WIDTH = 3
 
 @dataclass(frozen=True)
 class NumberJob:
-    """Text of an item: its number, three times. Sources: "7" is item 7; "bad ..." is unusable with this reason; "nan",
-    "huge" encode so; "zero" is unknown; "die" and "die later" kill the process that loads or encodes them; "boom" and
-    "boom later" raise a bug there, "mistake" a user's mistake. log: a line for every item that is loaded."""
+    """Text of an item: its number, three times. Sources: "7" is item 7; "bad ..." is unusable with this reason; "nan"
+    and "huge" give such vectors; "zero" gives zeros; "die" and "die later" kill the process that loads or encodes them;
+    "boom" and "boom later" raise a bug there, "mistake" a user's mistake. log: a file that lists the loaded items."""
 
     log: Path | None = None
     pause: float = 0.0
@@ -79,7 +79,7 @@ def _vectors(sources: list[str]) -> np.ndarray:
 
 
 def items_of(sources: list[str]) -> pl.DataFrame:
-    """A list of items with these sources; the ids are i0, i1 ..., titles are there for the even ones."""
+    """A list of items i0, i1 ... with these sources; every second one has a title."""
     numbers = range(len(sources))
     return pl.DataFrame(
         {
@@ -92,7 +92,7 @@ def items_of(sources: list[str]) -> pl.DataFrame:
 
 
 def run(out: Path, sources: list[str], job: NumberJob | None = None, **options: Any) -> Outcome:
-    """Extract in this process, or as `options` of Limits and Where say, in units of 4."""
+    """Extract in units of 4, in this process unless `options` of Limits and Where say otherwise."""
     limits = {name: options.pop(name) for name in ("unit", "failures", "again") if name in options}
     return extract(
         job or NumberJob(),
@@ -105,7 +105,7 @@ def run(out: Path, sources: list[str], job: NumberJob | None = None, **options: 
     )
 
 
-if __name__ == "__main__":  # OUT LOG N LAUNCHER: N numbers, slowly, to be killed
+if __name__ == "__main__":  # OUT LOG N LAUNCHER: extract N numbers slowly, so that a test can kill it
     out, log, count, launcher = sys.argv[1:]
     run(
         Path(out),

@@ -1,4 +1,4 @@
-"""Features as an extraction leaves them, made without a model; pages of `mealrec inspect` as a browser reads them."""
+"""Features like those of an extraction, made without a model; pages of `mealrec inspect` as a browser reads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.extract.pipeline.work import Work
 from trainer.extract.titles.job import TitleJob
 from trainer.extract.video.job import VideoJob
 
-#: of `clips`: 25 pictures at 5 per second last 5 s: the middle is at 2.5 s, and picture 12 is shown from 2.4 s on
+#: `clips` have 25 pictures, 5 per second: the middle is at 2.5 s, and picture 12 is shown from 2.4 s on
 SHOWN, AT = [2, 7, 12, 17, 22], [0.4, 1.4, 2.4, 3.4, 4.4]
 
 
@@ -67,7 +67,7 @@ def title(out: Path, items: pl.DataFrame, failed: Mapping[int, str] | None = Non
 
 
 def clips(folder: Path, count: int) -> list[str]:
-    """Clips of which number n shows the numbers from 100 n on."""
+    """Clips; clip n shows the numbers 100 n, 100 n + 1, ..."""
     folder.mkdir()
     for n in range(count):
         number_clip(folder / f"{n}.mp4", size=(480, 270), first=100 * n, fps=5)
@@ -75,7 +75,7 @@ def clips(folder: Path, count: int) -> list[str]:
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its tags with attributes; text and pictures by section ("": before the first)."""
+    """A page as a browser reads it: tags with attributes; text and pictures by section ("": before the first one)."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Page(HTMLParser):
 
 
 def inspected(tmp_path: Path, item: str, *features: str, **options: int) -> Page:
-    """The page of an item, none of which comes from elsewhere or can run."""
+    """The page of an item. Asserts that it loads nothing from elsewhere and has no scripts."""
     out = tmp_path / "pages" / "page.html"
     more = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     folders = [word for folder in features for word in ("--features", folder)]

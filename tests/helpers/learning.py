@@ -1,4 +1,4 @@
-"""Training small systems on small synthetic worlds, to see that they learn, and that a component moves the metric."""
+"""Train small systems on small synthetic worlds, to test that they learn and that a component changes a metric."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def make_world(folder: Path, **options: Any) -> Path:
 
 
 def train(data: Path, run_dir: Path, model: str, *settings: str) -> dict[str, Any]:
-    """Train `model` on `data` with `settings` ("train.epochs=5", "model.hidden=32"); its test.json.
+    """Train `model` on `data` with `settings` ("train.epochs=5", "model.hidden=32"); return its test.json.
 
-    From the recipe `demo`, in this process, one thread. The keys: HR@10 ..., warm, cold, masked (docs/reliability.md).
+    Uses the recipe `demo`, this process and one thread. Keys: HR@10 ..., warm, cold, masked (`Evaluation.report`).
     """
     config = recipe.load("demo", model, [*_RUN, *settings], str(data))
     run_dir.mkdir(parents=True)

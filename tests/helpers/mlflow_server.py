@@ -1,4 +1,4 @@
-"""A real MLflow server for tests, with faults in front of it."""
+"""A real MLflow server for tests that can be told to fail."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Server:
-    """MLflow's own server application on 127.0.0.1, with faults in front of it, that can go and come back.
+    """MLflow's own server application on 127.0.0.1, with injected faults; it can stop and start again.
 
-    mode: "ok"; "500"; "hang", no answer; "lose", the first request of each kind is done but its answer is lost.
+    mode: "ok"; "500"; "hang": no answer; "lose": the first request of each kind is executed but not answered.
     """
 
     def __init__(self, application: Any) -> None:

@@ -1,4 +1,4 @@
-"""A tiny catalogue and batches over it, and what tests of models compare with: gradients, layer norm, attention."""
+"""A tiny catalogue and batches over it; and references for tests of models: gradients, layer norm, attention."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MISSING = 4
 def item_table(
     steps: int = STEPS, fields: Sequence[ContentField] = get_args(ContentField), symmetric: bool = False
 ) -> TensorTable:
-    """Twelve item rows of random content; padding row 0 and item `MISSING` have none.
+    """Twelve item rows of random content; row 0 (padding) and item `MISSING` have none.
 
-    symmetric: both encoders have layer states of equal number and width, as IISAN wants them.
+    symmetric: both encoders have layer states of equal number and width, as IISAN needs.
     """
     generator = torch.Generator().manual_seed(5)
     shapes: dict[ContentField, tuple[int, ...]] = {
@@ -42,23 +42,23 @@ def item_table(
 
 
 def model_context(steps: int = STEPS, seed: int = 3, table: TensorTable | None = None) -> ModelContext:
-    """What a model over `item_table` is built from, with histories of at most `LENGTH` items."""
+    """The context of a model over `item_table`, with histories of at most `LENGTH` items."""
     titles = [f"title {row % 3} of item" for row in range(1, ITEMS)]
     return ModelContext(table or item_table(steps), interactions(), LENGTH, seed, titles=titles)
 
 
 def context_for(system: str) -> ModelContext:
-    """What any system can be built from."""
+    """A context from which the system `name` can be built."""
     return model_context(table=item_table(symmetric=system == "iisan"))
 
 
 def make_system(name: str, options: Mapping[str, object], context: ModelContext) -> SequenceModel | Baseline:
-    """The system `name` over `context`, from plain options."""
+    """The system `name` for `context`, from plain options."""
     return build(name, options_of(name, options), context)
 
 
 def interactions() -> TrainingInteractions:
-    """`HISTORIES` as the training interactions of as many users."""
+    """`HISTORIES` as training interactions, one user per history."""
     length = torch.tensor([len(history) for history in HISTORIES])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)])
     return TrainingInteractions(offsets, torch.tensor([item for history in HISTORIES for item in history]))
@@ -76,12 +76,12 @@ def make_batch(histories: Iterable[Sequence[int]], length: int = LENGTH, first_k
     )  # fmt: skip
 
 
-#: every length from 1 to LENGTH, a repeated item, and the item without content both last and inside
+#: every length from 1 to LENGTH, a repeated item, and the item without content at the end and before it
 HISTORIES = [[3], [1, 2, 3, 5], [7, 7], [9, MISSING], [MISSING, 8, 10], [11, 6, 2, 1]]
 
 
 def assert_same(actual: Tensor, expected: Tensor, leaves: Sequence[Tensor] = (), tolerance: float = 1e-10) -> None:
-    """Equal values, and equal gradients of a random projection with respect to every tensor of `leaves`."""
+    """Assert equal values, and equal gradients of a random projection for every tensor of `leaves`."""
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     if not leaves:
         return
@@ -117,7 +117,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], heads: int) -> Tensor:
-    """What one query vector reads from keys and values, head by head."""
+    """The attention output of one query vector over keys and values, head by head."""
     width, parts = len(query) // heads, []
     for h in range(heads):
         part = slice(h * width, (h + 1) * width)

@@ -1,4 +1,4 @@
-"""Examples of the documentation, taken from the page and run as they stand there."""
+"""Read the examples of the documentation from the page, so that tests can run them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def section(title: str) -> str:
 
 
 def example(page: str) -> str:
-    """The one Python block of a section."""
+    """The Python block of a section; there must be exactly one."""
     (source,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     return str(source)
 

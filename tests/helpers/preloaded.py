@@ -1,4 +1,4 @@
-"""What the processes of `fork_server` share: all that a first training step imports, which takes seconds each time."""
+"""Imports that all processes of `fork_server` share: everything that training imports at its first step."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ import trainer.training.engine_deepspeed
 import trainer.training.worker  # noqa: F401
 
 gc.collect()
-gc.freeze()  # DeepSpeed collects garbage with each engine: not through all these modules
+gc.freeze()  # each DeepSpeed engine runs the garbage collector: exempt these modules, which would make it slow

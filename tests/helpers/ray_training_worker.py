@@ -1,6 +1,6 @@
 """`mealrec train` with one process killed: `python -m tests.helpers.ray_training_worker VICTIM RANK STEP MARKER ...`.
 
-The rest of the arguments are those of `mealrec`. The only change to the product: on the worker of rank RANK, the
+The other arguments are those of `mealrec`. Only one thing is changed: on the worker of rank RANK, the
 engine's step number STEP (from 1) begins with a SIGKILL, of that worker or of the driver (VICTIM worker-term,
 driver-term: with a SIGTERM), unless the file MARKER shows that this was done before.
 """
@@ -25,7 +25,7 @@ ORPHAN_STEP_S = 0.5
 
 @dataclass
 class Killing:
-    """`train_worker` with the kill in it; travels to Ray's workers."""
+    """`train_worker` with the kill; it is pickled and sent to Ray's workers."""
 
     victim: str
     rank: int
@@ -61,7 +61,7 @@ class Killing:
 
 if __name__ == "__main__":
     victim, rank, step, marker = sys.argv[1:5]
-    sys.argv[1:] = sys.argv[5:]  # what config.yaml says about the command
-    # `mealrec train` takes it from there once everything is checked
+    sys.argv[1:] = sys.argv[5:]  # so that config.yaml has the command
+    # `mealrec train` imports it from there after its checks
     worker.train_worker = Killing(victim, int(rank), int(step), Path(marker), os.getpid())  # type: ignore[assignment]
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Runs of `test_loop` in processes of their own: whole, or killed by SIGKILL at the n-th event of a kind."""
+"""Runs of `test_loop` in their own processes: complete, or killed by SIGKILL at the n-th event of a kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.tracking import MetricsLog
 from trainer.training import worker as session
 from trainer.training.engine import TorchEngine
 
-#: where a kill can hit: (class, method) by kind; the process dies before the call
+#: kind of event -> its methods (class, name); the process is killed just before the call
 POINTS: dict[str, list[tuple[type[Any], str]]] = {
     "step": [(TorchEngine, "step")],
     "save": [(FileSystem, name) for name in ("mkdir", "open", "write", "fsync", "rename", "remove_tree")],
@@ -33,9 +33,9 @@ POINTS: dict[str, list[tuple[type[Any], str]]] = {
 
 
 def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None = None) -> int:
-    """Train in a new process, killed right before event number kill[1] (from 1) of kind kill[0]; its exit code.
+    """Train in a new process and return its exit code. kill: (kind, n) kills it just before the n-th event of the kind.
 
-    Writes how many events of each kind there were to events.json when it is not killed.
+    If it is not killed, it writes the number of events of each kind to events.json.
     """
     settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"}
     process = fork_server().Process(target=_train, args=(settings, kill))

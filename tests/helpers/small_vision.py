@@ -1,4 +1,4 @@
-"""Vision models of transformers, small and random, saved with their image processors as the hub's ones are."""
+"""Small random vision models of transformers, saved with their image processors like models of the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trainer.extract.video.encoders import preparation
 
 SIDE = 32
-#: every type that trainer.extract.video.encoders knows, but the two that are vision parts of others
+#: every type that trainer.extract.video.encoders knows, except the two that are vision parts of others
 KINDS = (
     "videomae",
     "vit",
@@ -35,7 +35,7 @@ _SQUARE = {"size": {"height": SIDE, "width": SIDE}}
 
 
 def save(kind: str, folder: Path, **settings: Any) -> Any:
-    """Save a model of this type in `folder`, with more settings of its configuration; the model that was saved.
+    """Save a model of this type, with these settings of its configuration, in `folder`; return the model.
 
     Images of 32x32 in patches of 8; hidden states of 16 numbers, 3 of them where the type is a transformer.
     """
@@ -43,7 +43,7 @@ def save(kind: str, folder: Path, **settings: Any) -> Any:
     model = _model(kind, settings).eval()
     with torch.no_grad():
         for name, weights in model.named_parameters():
-            # as they are initialised, all frames would look alike, and zero biases would hide that they are not loaded
+            # initial weights make all frames look alike, and zero biases would hide that biases are not loaded
             weights.add_(0.2 * torch.randn_like(weights) if "logit" not in name else 0.0)
     model.save_pretrained(folder)
     processor(kind).save_pretrained(folder)
@@ -64,7 +64,7 @@ def frames(count: int, size: tuple[int, int] = (48, 80), seed: int = 0) -> list[
 
 
 def clips(folder: Path, n: int, count: int) -> tuple[NDArray[np.uint8], torch.Tensor]:
-    """Clips as prepared, and the same as transformers' own processor gives them: (n, K, 3, 32, 32)."""
+    """Clips that we prepared, and clips from transformers' own processor: (n, K, 3, 32, 32)."""
     prepare = preparation(str(folder))
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     raw = [frames(count, seed=seed) for seed in range(n)]
@@ -94,7 +94,7 @@ def _model(kind: str, settings: dict[str, Any]) -> Any:
     tower = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     vision = {**tower, "image_size": SIDE, "patch_size": 8}
     stages = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
-    if kind == "videomae":  # as the hub has it: for pre-training, with a decoder that is not used
+    if kind == "videomae":  # as on the hub: for pre-training, with a decoder that is not used
         decoder = {f"decoder_{name}": size for name, size in tower.items()}
         config = transformers.VideoMAEConfig(**{**vision, **decoder, "use_mean_pooling": False, **settings})
         return transformers.VideoMAEForPreTraining(config)
@@ -111,7 +111,7 @@ def _model(kind: str, settings: dict[str, Any]) -> Any:
     if kind == "swin":
         own["swin"]["window_size"] = 4
     config = transformers.AutoConfig.for_model(kind, **{**own.get(kind, vision), **settings})
-    if kind == "vit":  # as the hub has it and DeiT: with a classifier, without a pooler
+    if kind == "vit":  # as on the hub, also for DeiT: with a classifier, without a pooler
         return transformers.ViTForImageClassification(config)
     if kind == "deit":
         return transformers.DeiTForImageClassification(config)

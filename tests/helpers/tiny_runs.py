@@ -1,4 +1,4 @@
-"""A tiny synthetic dataset and tiny configurations for the tests of training, and processes that start at once."""
+"""A tiny synthetic dataset and tiny configurations for tests of training, and processes that start fast."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ RUN = ["train.epochs=2", "train.batch_size=64", "train.learning_rate=0.002",
 
 
 def make_dataset(out: Path) -> Path:
-    """80 users, 60 items, some 250 training rows, every content field."""
+    """Make a dataset: 80 users, 60 items, about 250 training rows, every content field."""
     generate(out, OPTIONS)
     return out
 
 
 def make_config(data: Path, model: str = "sasrec", *settings: str) -> RunConfig:
-    """A run of some seconds or less, inline, on plain torch unless `settings` say otherwise."""
+    """A run of a few seconds, inline, with plain torch unless `settings` say otherwise."""
     return recipe.load("demo", model, [*MODELS[model], *RUN, *settings], str(data))
 
 
 def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout: float = 120) -> None:
-    """Run `target(rank, world, *arguments)` on `world` processes that end with the call, all of them well."""
+    """Run `target(rank, world, *arguments)` on `world` processes, and assert that all end without an error."""
     processes = [fork_server().Process(target=target, args=(rank, world, *arguments)) for rank in range(world)]
     for process in processes:
         process.start()
@@ -61,7 +61,7 @@ def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout:
 
 
 def fork_server() -> ForkServerContext:
-    """Processes forked from one that has torch and DeepSpeed imported: they start in milliseconds, one thread each."""
+    """Forks processes from one that has imported torch and DeepSpeed: they start in milliseconds, with one thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.preloaded"])
     return context

@@ -1,4 +1,4 @@
-"""Clips of the synthetic world's items: the topic is colour, shape and direction of motion, in some seconds only."""
+"""Clips for the items of a synthetic world: colour, shape and direction show the topic, but only in some seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECTIONS = ((1, 0), (0, 1), (-1, 0))
 
 
 def write_world(dataset: Path, folder: Path) -> None:
-    """From a prepared synthetic world of three topics to what a user has: FOLDER/clips/ITEM.mp4 (but for one that is
+    """Turn a prepared synthetic world of three topics into a user's files: FOLDER/clips/ITEM.mp4 (one of them is
     empty), items.csv (item, title) and log.csv (user, item, time)."""
     items = pl.read_parquet(dataset / "items.parquet")
     topics = np.load(dataset / "truth" / "item_topic.npy")[1:]
@@ -39,7 +39,7 @@ def write_world(dataset: Path, folder: Path) -> None:
 
 
 def pictures(topic: int, item: int) -> list[NDArray[np.uint8]]:
-    """The clip of an item: grey noise, and in three of its seven seconds the topic's shape, moving."""
+    """The clip of an item: grey noise, and in three of its seven seconds the topic's moving shape."""
     random = np.random.default_rng(item)
     shown = set(random.choice(np.arange(1, 6), 3, replace=False).tolist())
     start, side = random.uniform(24, 72, 2), random.uniform(16, 26)
@@ -54,7 +54,7 @@ def pictures(topic: int, item: int) -> list[NDArray[np.uint8]]:
 
 
 def _shape(topic: int, centre: NDArray[np.float64], side: float) -> NDArray[np.bool_]:
-    """Where a disc, a square or a triangle is."""
+    """The pixels of a disc, a square or a triangle."""
     y, x = np.mgrid[:SIZE, :SIZE]
     x, y = x - centre[0], y - centre[1]
     inside = (x**2 + y**2 < side**2, np.maximum(abs(x), abs(y)) < side, (y < side) & (abs(x) < (y + side) / 2))

@@ -1,4 +1,4 @@
-"""Systems on a dataset, opened as a run opens them but never trained: their ranks are spread over the catalogue."""
+"""Systems on a dataset, opened like those of a run but not trained. Their ranks are spread over the whole catalogue."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Opened = tuple[Loaded, System]
 
 
 def opened(data: Path, model: str, *settings: str) -> Opened:
-    """The loaded dataset and the system in eval mode, its parameters enlarged.
+    """The loaded dataset, and the system in eval mode with enlarged parameters.
 
-    Initial vectors are near 0; scores far apart make rankings independent of rounding.
+    Initial vectors are near 0. Larger ones give scores that differ so much that rounding does not change the ranking.
     """
     config = recipe.load("demo", model, [*MODELS.get(model, []), *RUN, *settings], str(data))
     loaded = load(Dataset.open(data), CPU, seed=config.seed, loader=config.data.loader)

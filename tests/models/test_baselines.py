@@ -1,4 +1,4 @@
-"""Baselines: each against loops in float64, what may not depend on the batch, and what a user can get wrong."""
+"""Baselines: each against loops in float64, independence of the batch, and mistakes of users."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_padding_never_scores_above_an_item(name: str) -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_scores_depend_on_the_history_alone(name: str) -> None:
-    """Not on the batch, its padding, the user, the target, the noise key, nor on a second call."""
+    """Scores do not depend on the batch, padding, user, target or noise key, and a second call gives the same."""
     made, batch = baseline(name), make_batch(HISTORIES)
     together = made.scores(batch)
     assert torch.equal(together, made.scores(batch))
@@ -189,7 +189,7 @@ def test_scores_depend_on_the_history_alone(name: str) -> None:
     for row, history in enumerate(HISTORIES):
         alone = made.scores(stranger(make_batch([history], length=len(history))))
         torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-6, atol=1e-7)
-    if name == "transition-knn":  # whose ties are many: they stay ties, bit by bit
+    if name == "transition-knn":  # it has many ties, which must stay exact ties
         assert torch.equal(made.scores(batch[2:4]), together[2:4])
 
 

@@ -71,7 +71,7 @@ def _reorder(items: list[int], share: float, start_draw: list[float], order_draw
 
 
 def _lists(history: Tensor, length: Tensor) -> list[list[int]]:
-    """Histories as lists; behind their end there must be padding alone."""
+    """Histories as lists; asserts that only padding follows their end."""
     rows = [row[:n] for row, n in zip(history.tolist(), length.tolist(), strict=True)]
     assert all(not any(row[n:]) for row, n in zip(history.tolist(), length.tolist(), strict=True))
     return rows
@@ -105,7 +105,7 @@ def test_published_shares_touch_as_many_items_as_the_facts_say(length: int, crop
 
 
 def _uniform(counts: Mapping[Any, int], outcomes: int) -> None:
-    """Every outcome occurs, about equally often (five standard deviations)."""
+    """Assert that all outcomes occur about equally often (within five standard deviations)."""
     total = sum(counts.values())
     expected = total / outcomes
     assert len(counts) == outcomes
@@ -192,7 +192,7 @@ def test_views_depend_on_seed_and_key_alone() -> None:
 
 
 def _by_definition(one: Tensor, two: Tensor, similarity: str, temperature: float) -> Tensor:
-    """For every view: minus the logarithm of its pair's share among all views but itself."""
+    """For every view: minus the logarithm of its partner's share among all other views."""
     views = [v / v.norm() if similarity == "cosine" else v for pair in zip(one, two, strict=True) for v in pair]
     losses = []
     for i, view in enumerate(views):
@@ -256,7 +256,7 @@ def _model(options: CL4SRecOptions = NO_DROPOUT) -> CL4SRec:
 
 
 def _encode_alone(model: CL4SRec, items: list[int]) -> Tensor:
-    """One view as a batch of its own, its tokens picked one by one."""
+    """One view as a separate batch, with its tokens chosen one by one."""
     tokens = torch.stack([model.mask_token if item == MASK else model.item_embedding.weight[item] for item in items])
     row = make_batch([[1] * len(items)])
     layout = Layout.of(row, True)

@@ -31,7 +31,7 @@ from tests.helpers.model_fixtures import (
 )
 
 HIDDEN, HEADS, STEPS, CODES, SEED = 6, 2, 4, 3, 3
-# the noise weighs enough for an error in it to be seen
+# the noise has enough weight that an error in it would be noticed
 OPTIONS = DiQDiffOptions(
     hidden=HIDDEN, inner=10, layers=2, heads=HEADS, steps=STEPS, codes=CODES, lambda_noise=0.3, code_temperature=0.5
 )
@@ -95,7 +95,7 @@ def test_approximator_equals_loops_over_tokens(pack: bool) -> None:
 
 
 def _reference_guidance(model: DiQDiff, history: list[int], gumbel: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """Guidance of one row's tokens, and its term of the codebook loss."""
+    """The guidance for the tokens of one row, and the row's term of the codebook loss."""
     tokens = [_norm(model.item_embedding.weight[i], model.norm) for i in history]
     flat = torch.cat(tokens + [torch.zeros(HIDDEN, dtype=torch.float64)] * (LENGTH - len(tokens)))
     logits = _linear(model.quantiser.assign, flat)
@@ -146,7 +146,7 @@ def test_losses_equal_loops_over_rows() -> None:
 @pytest.mark.usefixtures("layouts")
 @pytest.mark.parametrize("inference", ["direct", "chain"])
 def test_user_vectors_equal_loops_over_rows_and_steps(inference: str) -> None:
-    """From keyed noise: one call at T, or T calls, each followed by DDPM's posterior mean."""
+    """From keyed noise, either one call at T, or T calls, each followed by DDPM's posterior mean."""
     model, batch = _model(OPTIONS).eval(), make_batch(HISTORIES)
     model.inference = inference
     start = KeyedNoise(SEED).normal(batch.key, (HIDDEN,), Stream.START_NOISE).double()
@@ -189,7 +189,7 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_every_token_is_read_and_the_last_apart() -> None:
-    """Bidirectional: the first and second token may be swapped without the centres, but not with the last."""
+    """Attention is bidirectional: without centres the first two tokens can be swapped, but not the last one."""
     model = _model(replace(STILL, lambda_intent=0.0)).eval()
     base, swapped, other, moved = model.user_vectors(
         replace(make_batch([[1, 2, 3], [2, 1, 3], [4, 2, 3], [1, 3, 2]]), key=torch.ones(4, dtype=torch.int64))
@@ -207,7 +207,7 @@ def test_uniformity_counts_a_repeated_row_once() -> None:
     cosines = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2) / 0.07
     rows = torch.logsumexp(cosines, dim=1) - 1 / 0.07
     assert_same(whole, rows.mean(), [x])
-    # for the others it is there once; its own second term, which an engine gives no weight, has it twice
+    # other rows see it once; its own term sees it twice, but the engine gives that term no weight
     second = torch.logaddexp(torch.logsumexp(cosines[1], dim=0), cosines[1, 1]) - 1 / 0.07
     assert_same(repeated, (rows.sum() + second) / 6, [x])
 

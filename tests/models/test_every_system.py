@@ -1,4 +1,4 @@
-"""What the contract asks of every system, and the same commands from training to recommendation for all of them."""
+"""The contract that every system must keep, and the same commands from training to recommendation for every system."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_target_is_not_read_when_a_user_is_encoded(name: str) -> None:
 def test_in_bf16_every_parameter_learns_something_finite(name: str) -> None:
     model = built(name)
     learned = dict.fromkeys((name for name, _ in model.named_parameters()), False)
-    for first_key in range(0, 3000, 100):  # a part of a model that is drawn at random is drawn at last
+    for first_key in range(0, 3000, 100):  # parts that are chosen at random are all chosen at some time
         with torch.autocast("cpu", torch.bfloat16):
             terms = model(make_batch(HISTORIES, first_key=first_key))
         model.zero_grad(set_to_none=True)
@@ -95,7 +95,7 @@ def test_in_bf16_every_parameter_learns_something_finite(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny world with everything that any system can ask for."""
+    """A tiny world with all content and behaviours that any system needs."""
     out = tmp_path_factory.mktemp("every") / "data"
     generate(out, replace(OPTIONS, layers=3, text_width=OPTIONS.width, behaviours=True))
     return out

@@ -1,4 +1,4 @@
-"""MMGCN: propagation node by node in float64 with gradients, its loss, negatives, and users outside of the graph."""
+"""MMGCN: propagation node by node in float64 with gradients, its loss, negatives, and users outside the graph."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from tests.helpers.model_fixtures import (
 
 HIDDEN, WIDTH, USERS = 4, 5, len(HISTORIES)
 OPTIONS = MMGCNOptions(hidden=HIDDEN, visual_width=WIDTH)
-#: one over the number of neighbours is kept in float32
+#: 1 / number of neighbours is stored in float32
 TOLERANCE = 1e-6
-#: the items of every user, the users of every item: the graph that HISTORIES are
+#: the graph of HISTORIES: the items of every user, and the users of every item
 ITEMS_OF = [list(history) for history in HISTORIES]
 USERS_OF = [[user for user, history in enumerate(HISTORIES) for i in history if i == item] for item in range(ITEMS)]
 
@@ -57,7 +57,7 @@ def mean(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def content_of(model: MMGCN, modality: int, item: int) -> Tensor:
-    """What one item is before the first layer."""
+    """The state of one item before the first layer."""
     source = model.content[modality][0] if modality == 0 else model.content[modality]  # type: ignore[index]
     raw = item_table().gather(source.field, torch.tensor(item)).double()
     raw = source.missing if item == MISSING else raw
@@ -72,7 +72,7 @@ def convolve(graph: ModalityGraph, number: int, x: Tensor, neighbours: Sequence[
 
 
 def node_by_node(model: MMGCN, newcomer: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Final users, items, and the vector of somebody with the history `newcomer`."""
+    """The final vectors of users and items, and of an unknown user with the history `newcomer`."""
     users, items, others = [], [], []
     for m, graph in enumerate(model.graphs):
         user = [unit(vector) for vector in graph.preference]
@@ -183,7 +183,7 @@ def test_without_its_graph_nobody_is_read_but_oneself() -> None:
     assert torch.equal(one.user_vectors(batch), two.user_vectors(batch))
     assert not torch.equal(mmgcn().item_vectors(), one.item_vectors())
     unknown = one.user_vectors(replace(batch, user=torch.full_like(batch.user, -1)))
-    assert_same(unknown, unknown[:1].expand_as(unknown))  # without a graph the history says nothing
+    assert_same(unknown, unknown[:1].expand_as(unknown))  # without a graph the history has no effect
 
 
 def test_without_content_nothing_of_the_table_is_read() -> None:

@@ -1,4 +1,4 @@
-"""MoRec: items layer by layer in float64, users from item vectors, and an evaluation that encodes every item once."""
+"""MoRec: items layer by layer in float64, users from item vectors; evaluation encodes every item only once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _morec(options: MoRecOptions = OPTIONS) -> MoRec:
 
 
 def _feature(encoder: FeatureEncoder, item: int) -> Tensor:
-    """A linear layer and GELU, as often as there are layers, over the content or what stands for a missing one."""
+    """All layers, each linear with GELU, over an item's content or the vector for missing content."""
     x = encoder.content.table.gather(encoder.content.field, torch.tensor(item)).double()
     if item == MISSING:
         assert encoder.content.missing is not None
@@ -68,7 +68,7 @@ def test_items_equal_their_modalities_layer_by_layer(depth: int, visual: bool) -
 
 @pytest.mark.parametrize("pack", [True, False])
 def test_users_are_the_shared_encoder_over_their_items(monkeypatch: pytest.MonkeyPatch, pack: bool) -> None:
-    """`pack` False: batches as a GPU has them, padding kept."""
+    """`pack` False: batches keep their padding, as on a GPU."""
     model, batch = _morec(), make_batch(HISTORIES)
     of = Layout.of
     tokens = torch.stack([_item(model, i) for history in HISTORIES for i in history])
@@ -77,7 +77,7 @@ def test_users_are_the_shared_encoder_over_their_items(monkeypatch: pytest.Monke
     layout = of(batch, True)
     expected = model.encoder(layout.flatten(dense.view(*batch.history.shape, -1)), layout)
     monkeypatch.setattr(Layout, "of", staticmethod(lambda batch: of(batch, pack)))
-    place_BL = batch.history  # of all item vectors, every item is at its row
+    place_BL = batch.history  # in the matrix of all item vectors, every item is at its row
     items = model.encode_items(torch.arange(ITEMS))
     assert_same(model._encode(batch, items, place_BL), expected, list(model.parameters()), 1e-9)
 

@@ -1,4 +1,4 @@
-"""Candidates and shortened histories against loops, with gradients; the defaults are the published form."""
+"""Scores of candidates and shortened histories against loops, with gradients; the defaults are the published form."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.helpers.model_fixtures import (
 )
 
 HIDDEN = 4
-#: nobody watched these
+#: items that nobody watched
 ABSENT = [7, 10]
 SEEN = [item for item in range(1, ITEMS) if item not in ABSENT]
 
@@ -177,14 +177,14 @@ def _backbone(kind: str, options: RankingOptions = ALL) -> Backbone:
 
 
 def _vector(model: Backbone, item: int) -> Tensor:
-    """What ranks `item`: its ID vector, and its projected content of unit length."""
+    """The vector of candidate `item`: its ID vector plus its projected content of unit length."""
     candidates = model.candidates
     vector = model.item_embedding.weight[item] if candidates.own is None else candidates.own[item]
     return vector if candidates.project is None else vector + candidates.project @ _content("text", item).to(vector)
 
 
 def _score(model: Backbone, user_D: Tensor, history: Sequence[int], item: int) -> Tensor:
-    """By definition: dot product, less the learned amount for each likeness of codes; or cosine over temperature."""
+    """The score by definition: the dot product minus the learned amounts for similar codes, or cosine / temperature."""
     vector, candidates = _vector(model, item), model.candidates
     if model.similarity == "cosine":
         return (user_D * vector).sum() / (user_D.norm() * vector.norm()) / model.temperature
@@ -206,7 +206,7 @@ def _loss(model: Backbone, user_BD: Tensor, histories: Sequence[Sequence[int]], 
 
 
 def _cut(batch: Batch, share: float) -> list[list[int]]:
-    """Histories as a training step of a backbone over `_context` sees them, row by row."""
+    """The histories of a training step of a backbone over `_context`, row by row."""
     histories = []
     for key, length, items in zip(batch.key, batch.length.tolist(), batch.history.tolist(), strict=True):
         picked, cut = KeyedNoise(_context().seed).uniform(key[None], (2,), Stream.SHORTENING)[0].tolist()
@@ -275,7 +275,7 @@ def test_an_identity_filter_passes_the_ids() -> None:
 
 
 def test_codes_take_the_same_amount_off_whatever_the_history_holds() -> None:
-    """Codes of 4,096 are orthogonal up to noise of 1/64: the score falls by `repeat` per occurrence, else hardly."""
+    """Codes of width 4,096 are nearly orthogonal (1/64): only items of the history lose `repeat` per occurrence."""
     model, batch = Candidates(RankingOptions(repeats=4096), _context(), HIDDEN).eval(), make_batch(HISTORIES)
     shared, user = _shared().float(), torch.randn(len(batch), HIDDEN)
     change = model.users(user, batch) @ model(shared).T - user @ shared.T

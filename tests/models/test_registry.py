@@ -1,4 +1,4 @@
-"""Choices by name."""
+"""The registry: entries by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building systems by name, their options and content; every mistake of a user is a UserError that names it."""
+"""Build systems by name, with their options and content; every mistake of a user is a UserError that names it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _leaves(options: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_options_are_plain_values(name: str) -> None:
-    """What a YAML recipe can hold: numbers, strings, booleans and lists of them."""
+    """Whether a YAML recipe can hold the value: numbers, strings, booleans and lists of them."""
     assert all(isinstance(leaf, bool | int | float | str | tuple) for leaf in _leaves(options_class(name)()))
 
 

@@ -100,7 +100,7 @@ def test_fusion_equals_circular_convolutions(length: int) -> None:
             for sequence, gate in ((filtered, fusion.item_gate), (fused, fusion.fuse_gate))
         ]
         rows.append(torch.stack([2 * (filtered[i] * gates[0][i] + fused[i] * gates[1][i]) for i in range(length)]))
-    # the transform is kept in float32
+    # the transform is stored in float32
     assert_same(fusion(item, text), torch.stack(rows), [item, text, *fusion.parameters()], 1e-5)
 
 
@@ -122,7 +122,7 @@ def _tedrec() -> TedRec:
 
 
 def _reference_encode(model: TedRec, histories: list[list[int]], noise: Tensor | None) -> list[Tensor]:
-    """Fused tokens of each row, padding zero on both sides of the transform, from the parts tested above."""
+    """Fused tokens of each row, from the parts tested above; padding is zero before and after the transform."""
     rows = []
     for b, history in enumerate(histories):
         item = torch.zeros(1, LENGTH, HIDDEN, dtype=torch.float64)

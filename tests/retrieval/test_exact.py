@@ -1,4 +1,4 @@
-"""Exact ranks and top-k against python loops, on integer vectors (float32 is exact on them) full of ties."""
+"""Exact ranks and top-k against Python loops, on integer vectors (exact in float32) with many ties."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, li
     n_users, n_items, width = int(rng.integers(1, 5)), int(rng.integers(2, 14)), int(rng.integers(1, 4))
     users = torch.from_numpy(rng.integers(-2, 3, (n_users, width)).astype(np.float32))
     items = torch.from_numpy(rng.integers(-1, 2, (n_items, width)).astype(np.float32))
-    items[0] = 9.0  # padding would win wherever it is ranked
+    items[0] = 9.0  # if padding were ranked, it would win
     targets = torch.from_numpy(rng.integers(1, n_items, n_users))
     histories = [rng.integers(0, n_items, int(rng.integers(0, 9))).tolist() for _ in range(n_users)]
     return users, items, targets, histories, int(rng.integers(1, 20)), int(rng.choice([1, 40, 1 << 20]))
@@ -113,7 +113,7 @@ def test_scores_are_ranked_as_vectors_with_those_scores() -> None:
     targets = torch.randint(1, 30, (9,), generator=generator)
     histories = Histories.of([[1, 2, int(t), 0, 2] for t in targets])
     scores = users @ items.T
-    scores[:, 0] = torch.inf  # whatever padding scores
+    scores[:, 0] = torch.inf  # the score of padding does not matter
     expected = exact_ranks(users, items, targets, histories)
     assert all(torch.equal(a, b) for a, b in zip(score_ranks(scores, targets, histories), expected, strict=True))
     for k, exclude in ((5, None), (40, histories)):

@@ -1,4 +1,4 @@
-"""The exported folder: what is written comes back, and anything else is refused."""
+"""The export folder: what was written is read back, and anything else is refused."""
 
 import hashlib
 import json

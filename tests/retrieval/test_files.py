@@ -1,4 +1,4 @@
-"""Files and folders are whole or as before, whichever system call fails; one writer of a folder; checksums."""
+"""Files and folders are complete or unchanged whichever system call fails; only one writer per folder; checksums."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(out: Path, text: str) -> None:
 
 
 class FailAt:
-    """Lets a real function run, but fails its n-th call (from 1)."""
+    """Calls the real function, but raises at its n-th call (from 1)."""
 
     def __init__(self, function: Any, n: int) -> None:
         self.function, self.left = function, n
@@ -84,7 +84,7 @@ def test_any_failing_call_leaves_the_old_or_the_new_folder(
     except OSError:
         failed = True
     assert failed == happens
-    # the last fsync, of the parent folder, comes after the rename: then the new one is there, whole
+    # the last fsync, of the parent folder, comes after the rename, so the new folder is complete
     expected = "new" if not failed or (call, n) == ("fsync", 4) else "old" if older else None
     if expected is None:
         assert list(tmp_path.iterdir()) == []

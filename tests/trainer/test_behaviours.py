@@ -1,4 +1,4 @@
-"""Behaviours end to end: a shortvideo CSV, prepared and loaded in every way, against loops over the raw CSV."""
+"""Behaviours end to end: a shortvideo CSV is prepared and loaded in every way, and compared with loops over the CSV."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from trainer.data.sources.shortvideo import SHORTVIDEO_BEHAVIOURS
 
 MAX_LENGTH = 4
 CPU = torch.device("cpu")
-Entry = tuple[str, frozenset[str]]  # an item and what the user showed for it
+Entry = tuple[str, frozenset[str]]  # an item and the behaviours for it
 
 
 def _write_log(path: Path) -> None:
-    """30 users with 3 to 12 interactions among 15 items, in random order, every behaviour drawn on its own."""
+    """30 users with 3 to 12 interactions with 15 items, in random order; each behaviour is drawn independently."""
     rng = np.random.default_rng(4)
     rows = [
         [f"u{user}", f"p{rng.integers(15)}", 1000 + 7 * step, *rng.integers(2, size=len(SHORTVIDEO_BEHAVIOURS))]
@@ -65,7 +65,7 @@ def _raw(log: Path) -> dict[str, list[Entry]]:
 
 
 def _named(dataset: Dataset, batch: Batch) -> list[tuple[str, tuple[Entry, ...], str]]:
-    """User, history with behaviours, and target of every row, in the names of the CSV."""
+    """User, history with behaviours, and target of every row, with the ids of the CSV."""
     users, items, names = dataset.user_ids(), dataset.item_ids(), dataset.manifest.behaviours
     assert batch.behaviours.dtype == torch.uint8
     rows = []

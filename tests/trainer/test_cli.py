@@ -25,7 +25,7 @@ def run(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def verb(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A command whose `run` a test sets, in the place of `doctor`."""
+    """A command that replaces `doctor`; a test sets its `run`."""
     module = types.ModuleType("trainer.commands.doctor", "Do something.\n\nMore.")
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Times in words."""
+"""Durations as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress on standard error: nothing at first, lines into a file, a bar on a terminal."""
+"""Progress on standard error: nothing at first, then lines in a file, or a bar on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening text that users give: a byte order mark is left out, and what is not UTF-8 is refused with its line."""
+"""Text files of users: a byte order mark is dropped, and for text that is not UTF-8 the error names the line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from models.errors import UserError
 from trainer.text_files import open_text
 
-PIECE = 1 << 20  # read at a time
+PIECE = 1 << 20  # bytes that are read at a time
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

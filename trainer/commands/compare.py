@@ -1,4 +1,4 @@
-"""`mealrec compare`: metrics of several runs side by side, and paired t-tests over their users.
+"""`mealrec compare`: Compare the metrics of several runs, and test the differences by paired t-tests over users.
 
 Runs whose names differ only in the ending -sSEED (`mealrec train --seeds`) share one row, which shows means over seeds.
 """

@@ -1,4 +1,4 @@
-"""`mealrec index`: build a FAISS index over an exported model's item vectors, and measure its recall."""
+"""`mealrec index`: Build a FAISS index over an exported model's item vectors, and measure its recall."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mealrec recommend`: recommend the top k items for a history of raw item ids."""
+"""`mealrec recommend`: Recommend the top k items for a history of raw item ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mealrec track`: send to MLflow what it does not have yet of a run that has ended."""
+"""`mealrec track`: Send to MLflow what it does not have yet of a run that has ended."""
 
 from __future__ import annotations
 

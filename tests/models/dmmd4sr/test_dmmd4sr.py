@@ -1,4 +1,4 @@
-"""DMMD4SR: every part, loss and the whole pass against loops over rows and tokens in float64, with gradients."""
+"""DMMD4SR: every part, every loss and the whole model against loops over rows and tokens in float64, with gradients."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_uncertainty_is_a_reparameterised_normal_with_its_divergence(drawn: bool
 
 
 def _experts(fusion: ExpertFusion, experts: nn.Linear, z: Tensor) -> Tensor:
-    """The best `top` experts by the softmax over all of them, their shares renormalised."""
+    """The mean of the best `top` experts, weighted by the softmax over all experts, renormalised."""
     share = torch.exp(_linear(fusion.gate, z))
     share = share / share.sum()
     best = sorted(range(len(share)), key=lambda e: -share[e].item())[: fusion.top]
@@ -145,7 +145,7 @@ def test_fusion_mixes_the_best_experts_of_each_modality(top: int) -> None:
 
 
 class _Reference:
-    """The whole pass, one token after the other; `seen` and `errors` are per row."""
+    """The whole model, one token after the other; `seen` and `errors` are per row."""
 
     def __init__(self, model: DMMD4SR, batch: Batch) -> None:
         self.model, self.batch, self.draws = model, batch, KeyedNoise(SEED)
@@ -169,7 +169,7 @@ class _Reference:
         return math.sqrt(self.alpha_bar[t]) * x + math.sqrt(1 - self.alpha_bar[t]) * noise
 
     def _chain(self, name: str, x: Tensor, noise: Mapping[str, Tensor], found: dict[str, Tensor]) -> Tensor:
-        """Noised to step `start` and back by posterior means; notes the denoiser's error at the row's random step."""
+        """Add noise up to step `start` and go back by posterior means; record the error at the row's random step."""
         net, bar = self.model.denoisers[name], self.alpha_bar
         assert isinstance(net, TokenDenoiser)
         t = int(found[name.replace("_domain", "").replace("_interest", "")])
@@ -245,7 +245,7 @@ class _Reference:
 
 @pytest.fixture(params=[True, False], ids=["packed", "padded"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches laid out as on a CPU, and as on a GPU with padding kept."""
+    """Run the test twice: with packed batches as on a CPU, and with padding as on a GPU."""
     of, chosen = Layout.of, request.param
     monkeypatch.setattr(Layout, "of", staticmethod(lambda batch, pack=chosen: of(batch, pack)))
 
@@ -265,7 +265,7 @@ def test_the_whole_pass_and_every_loss_equal_loops_over_tokens(training: bool) -
 
 
 def test_weights_are_the_released_ones() -> None:
-    """CE + .001 (L_td + L_vd) + .01 (.5 (L_tc + L_vc) + .5 L_f + 2 KL); the codebook trains the centres alone."""
+    """CE + .001 (L_td + L_vd) + .01 (.5 (L_tc + L_vc) + .5 L_f + 2 KL); the codebook loss trains only the centres."""
     assert _model().loss_weights == {
         "ranking": 1.0, "domain": 0.001, "interest": 0.005, "final": 0.005, "uncertainty": 0.02, "codebook": 1.0,
     }  # fmt: skip
@@ -333,7 +333,7 @@ def test_ablations_drop_their_losses_and_parameters(switches: Mapping[str, bool]
 
 
 def test_an_item_table_without_any_content_gives_finite_vectors() -> None:
-    """Every item lacks content: one learned vector stands for all of them."""
+    """If no item has content, all items share one learned vector."""
     absent = torch.zeros(ITEMS, dtype=torch.bool)
     table = TensorTable(
         ITEMS, {"text": torch.zeros(ITEMS, 7), "visual": torch.zeros(ITEMS, 6)}, {"text": absent, "visual": absent}, {}

@@ -1,4 +1,4 @@
-"""MoRec, IISAN and IISAN-Versa learn the synthetic world, and rank items that training never saw."""
+"""MoRec, IISAN and IISAN-Versa learn the synthetic world, and rank items that are not in the training data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fifth of the catalogue comes out only after training; both encoders have four states of one width."""
+    """A fifth of the catalogue appears only after training; both encoders have four states of one width."""
     return make_world(tmp_path_factory.mktemp("content") / "data", cold=0.2, layers=4, text_width=16)
 
 
 @pytest.fixture(scope="module")
 def by_ids(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the most popular items, and a system that knows items by their ids, come to."""
+    """Results of popularity, and of a system that represents items by ids."""
     runs = tmp_path_factory.mktemp("by-ids")
     return {model: train(world, runs / model, model, "train.epochs=5") for model in ("popularity", "sasrec")}
 
@@ -38,5 +38,5 @@ def test_items_that_nobody_has_seen_are_ranked_by_their_content(
     assert report["HR@10"] > 1.5 * by_ids["popularity"]["HR@10"]
     for other in by_ids.values():
         assert report["cold"]["HR@10"] > other["cold"]["HR@10"] + 0.1
-    # ids have the better of it among the items that training saw, but not by much
+    # for items in the training data ids work better, but not by much
     assert report["warm"]["HR@10"] > 0.6 * by_ids["sasrec"]["warm"]["HR@10"]

@@ -1,6 +1,6 @@
-"""DiQDiff learns the synthetic world, and its contrastive discrepancy is what tells users apart.
+"""DiQDiff learns the synthetic world, and needs its contrastive term, which separates users.
 
-Its quantised guidance moved HR@10 by less than the noise of a seed in these worlds, so nothing is asserted of it.
+Its quantised guidance changed HR@10 by less than the noise between seeds in these worlds, so there is no test of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""DMMD4SR learns the synthetic world, and fused content in the history ranks better than IDs alone.
+"""DMMD4SR learns the synthetic world, and ranks better with fused content in the history than with IDs alone.
 
-Nothing is asserted of its denoising: its effect was within the noise of a seed, either way (docs/fidelity.md).
+There is no test of its denoising, whose effect was within the noise between seeds (docs/fidelity.md).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _SETTINGS = ("train.epochs=6", "model.hidden=32", "model.inner=64")
 
 
 def _world(folder: Path, seed: int) -> Path:
-    """40 % of the items come out after training: at the test they stand in histories, known by their content alone.
+    """40 % of the items appear after training: in the histories of the test, only their content is known.
 
-    DMMD4SR ranks by IDs, so such items are out of reach as targets: HR@10 is compared on the other targets (warm).
+    DMMD4SR ranks by IDs, so it cannot find such items as targets. HR@10 is compared on the other (warm) targets.
     """
     return make_world(folder, cold=0.4, seed=seed)
 

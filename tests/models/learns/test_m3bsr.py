@@ -1,4 +1,4 @@
-"""M3BSR learns the synthetic world, and what people like tells it which of their clicks were accidents."""
+"""M3BSR learns the synthetic world, and learns from likes which of the clicks were accidents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS = [*SMALL, "train.epochs=3", "train.learning_rate=0.008"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of five clicks are accidents; half of the others are likes, and next to no accident is."""
+    """Two of five clicks are accidents. Half of the other clicks have a like, and almost no accident has one."""
     return make_world(tmp_path_factory.mktemp("m3bsr") / "data", behaviours=True, accident=0.4)
 
 

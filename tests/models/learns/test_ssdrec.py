@@ -1,7 +1,7 @@
-"""SSDRec learns where many clicks are accidents.
+"""SSDRec learns if many clicks are accidents.
 
-Nothing is asserted of its denoising: it did not help in this world. HR@10 with seed 1 of world and run (2026-11-25):
-whole .157, without denoising .166, without augmentation too .160; one standard error is .011.
+There is no test of its denoising, which did not help in this world. HR@10 with seed 1 of world and run (2026-11-25):
+whole .157, without denoising .166, also without augmentation .160; one standard error is .011.
 """
 
 from __future__ import annotations

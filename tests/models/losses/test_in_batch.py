@@ -36,7 +36,7 @@ OPTIONS = MoRecOptions(hidden=6, depth=1, dropout=0.0)
 
 
 def _share(item: int) -> float:
-    """Share of the training interactions; an item that is in none counts as one."""
+    """The share of the training interactions; an item without interactions counts as one."""
     seen = [i for history in HISTORIES for i in history]
     return max(seen.count(item), 1) / len(seen)
 
@@ -46,12 +46,12 @@ def _histories(batch: Batch) -> list[list[int]]:
 
 
 def _occurrences(batch: Batch) -> list[int]:
-    """Every item of the batch as often as it occurs, targets included."""
+    """All items of the batch, including targets, as often as they occur."""
     return batch.target.tolist() + [item for history in _histories(batch) for item in history]
 
 
 def _reference(user_BD: Tensor, item_ID: Tensor, batch: Batch) -> Tensor:
-    """Row by row over all occurrences: one's own history is left out, one's own target is there once."""
+    """Row by row over all occurrences: without the row's own history, and with its own target once."""
     losses = []
     for user, target, history in zip(user_BD, batch.target.tolist(), _histories(batch), strict=True):
         others = [i for i in _occurrences(batch) if i not in history and i != target]
@@ -75,7 +75,7 @@ def _loss(user_BD: Tensor, item_ID: Tensor, batch: Batch) -> Tensor:
 
 def _check(batch: Batch) -> None:
     user, item = _vectors(len(batch))
-    # the shares are kept in float32
+    # the shares are stored in float32
     assert_same(_loss(user, item, batch), _reference(user, item, batch), [user, item], 1e-6)
 
 
@@ -154,7 +154,7 @@ def _model() -> MoRec:
     return model
 
 
-#: five rows, which are uneven shares, then two, which leave the third worker without any
+#: five rows, which give uneven shares, then two, which leave the third worker without rows
 ROWS = [*HISTORIES, [2, 8]]
 PLAN = Plan(len(ROWS), 5)
 

@@ -35,7 +35,7 @@ def test_dot_loss_and_gradients_equal_cross_entropy_without_the_padding_column(
 
 
 def test_rows_that_take_several_slices_are_all_counted() -> None:
-    """200,000 items: 8 MB of float32 logits are ten rows, so 23 rows are three slices, the last one short."""
+    """With 200,000 items, ten rows are 8 MB of float32 logits, so 23 rows make three slices; the last one is short."""
     user, item, target = _inputs(23, 200_000, 2)
     assert_same(full_softmax_cross_entropy(user, item, target), _reference(user, item, target, 1.0), [user, item])
 

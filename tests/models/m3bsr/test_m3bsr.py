@@ -1,4 +1,4 @@
-"""M3BSR whole: which items are shallow and deep, its losses row by row, and what a user may rely on."""
+"""The whole M3BSR: which items are shallow and deep, its losses row by row, and the properties of user vectors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _linear_rows(module: Any, x: Tensor) -> Tensor:
 
 
 def _masks(model: M3BSR, batch: Batch) -> list[tuple[list[int], list[int]]]:
-    """Items of the shallow and of the deep part of each row."""
+    """The items of the shallow part and of the deep part of each row."""
     kept, shallow, deep = model._by_behaviour(batch)
     return [(h[s].tolist(), h[d].tolist()) for h, s, d in zip(kept.history, shallow, deep, strict=True)]
 
@@ -52,7 +52,7 @@ def test_views_are_shallow_and_likes_deep_whatever_is_hated() -> None:
         ([7, 7], [7, 7]),
         ([9], [4]),  # a like without a view
         ([8], []),  # items that were neither viewed nor liked are left out
-        ([11, 6, 2, 1], []),  # unless the row shows nothing at all
+        ([11, 6, 2, 1], []),  # unless the row has no behaviours at all
     ]
     assert _masks(_model(), batch_of()) == expected
 
@@ -161,7 +161,7 @@ def test_user_vectors_depend_on_neither_batch_nor_target_nor_user(inference: str
 
 
 def test_evaluation_denoises_unless_told_otherwise() -> None:
-    """The released code trains on denoised tokens and evaluates on raw ones; here that is one of the ways."""
+    """The released code trains on denoised tokens and evaluates on raw ones; here this is one way of several."""
     model, batch, vectors = _model(), batch_of(), {}
     for way in model.inference_choices:
         model.inference = way

@@ -1,4 +1,4 @@
-"""M3BSR's parts against loops over rows and tokens: behaviours apart, conditional diffusions, interest experts."""
+"""M3BSR's parts against loops over rows and tokens: split of behaviours, conditional diffusions, interest experts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.helpers.model_fixtures import (
 HIDDEN, HEADS, STEPS = 8, 2, 20
 VIEW, LIKE, HATE = 1, 2, 4
 BOTH = VIEW | LIKE
-#: of HISTORIES: nothing deep, some deep, all deep, deep without a view, items of neither, nothing shown at all
+#: for HISTORIES: nothing deep, some deep, all deep, deep without a view, neither kind, no behaviours at all
 SHOWN = [[VIEW], [VIEW, BOTH, VIEW | HATE, BOTH], [BOTH, BOTH], [VIEW, LIKE], [HATE, VIEW, 0], [0, 0, 0, 0]]
 STREAMS = (Stream.BEHAVIOUR_STEP, Stream.BEHAVIOUR_NOISE)
 
@@ -258,6 +258,6 @@ def test_mean_cosine_is_over_pairs_and_less_of_it_drives_experts_apart() -> None
     assert_same(mean_cosine(x), torch.stack(pairs).mean(), [x])
     alike = (torch.ones(1, 2, HIDDEN) + 0.1 * torch.randn(1, 2, HIDDEN)).requires_grad_()
     mean_cosine(alike).backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():  # the released code descends on its negative
+    with torch.no_grad():  # the released code minimises its negative
         assert alike.grad is not None
         assert mean_cosine(alike - alike.grad) < mean_cosine(alike)

@@ -1,4 +1,4 @@
-"""MealRec at evaluation: every way of using the denoisers, as equations, and what user vectors may depend on."""
+"""MealRec at evaluation: every way of using the denoisers, as equations; what user vectors depend on."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_user_vectors_are_the_same_alone_and_in_any_batch(backbone: str, way: st
 
 
 def test_only_chains_draw_noise() -> None:
-    """Direct calls are a function of the history; a chain also of the user's key."""
+    """Direct calls only depend on the history; a chain also depends on the user's key."""
     model, batch = _model(), make_batch(HISTORIES)
     other = replace(batch, key=batch.key + 1)
     for way in ALL_WAYS:

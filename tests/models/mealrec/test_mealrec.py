@@ -1,4 +1,4 @@
-"""MealRec: its training pass and its evaluation, assembled by hand from the parts that other tests check."""
+"""MealRec: its training pass and its evaluation, composed here from parts that other tests check."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def _model(**options: Any) -> MealRec:
-    """A small model with dropout off and weights large enough for every term to matter."""
+    """A small model without dropout, with weights large enough that every term has an effect."""
     torch.manual_seed(1)
     model = MealRec(replace(SMALL, **options), model_context(seed=SEED)).eval()
     randomise(model, 0.3)
@@ -61,7 +61,7 @@ def _corrupt(clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
 
 
 def _content(model: MealRec, field: str, item: int) -> Tensor:
-    """What item `item` holds, or the learned vector where it holds nothing."""
+    """The content of item `item`, or the learned vector if it has none."""
     part = getattr(model, field)
     rows = torch.tensor([item])
     return part.table.gather(field, rows)[0] if part.table.present(field, rows) else part.missing  # type: ignore[no-any-return]
@@ -79,7 +79,7 @@ def _last(model: MealRec, field: str) -> Tensor:
 
 
 def _reference_losses(model: MealRec, batch: Batch) -> dict[str, Tensor]:
-    """Sections 4.3 to 4.5 in order: one random step per row and denoiser, both estimates used with gradient."""
+    """Sections 4.3 to 4.5 in order: one random step per row and denoiser; both estimates keep their gradient."""
     options, noise, losses = model.options, KeyedNoise(SEED), {}
     z = _last(model, "sequence")
     if options.use_tcd:
@@ -113,7 +113,7 @@ def _gradients(model: MealRec, total: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_training_pass_equals_the_equations(case: str) -> None:
-    """Every loss term, and the gradient of each term by itself for every parameter."""
+    """Compare every loss term, and the gradient of each term for every parameter."""
     model, batch = _model(**CASES[case]), make_batch(HISTORIES)
     actual, expected = model(batch), _reference_losses(model, batch)
     assert set(actual) == set(expected)
@@ -132,7 +132,7 @@ def test_weights_are_those_of_eq_16() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_parameter_learns(case: str) -> None:
-    """In training mode, over two batches' worth of rows; the item without content is among them, last and inside."""
+    """In training mode, with rows where the item without content is the last item, or an earlier one."""
     torch.manual_seed(2)
     model = MealRec(replace(SMALL, **CASES[case]), model_context(seed=SEED)).train()
     losses = model(make_batch(HISTORIES * 3))
@@ -147,7 +147,7 @@ def test_every_parameter_learns(case: str) -> None:
 
 
 def _flows(term: str, part: str, **options: Any) -> Tensor:
-    """Gradient of one loss term in one parameter, as one vector."""
+    """The gradient of one loss term for one parameter, as one vector."""
     model = _model(**options)
     gradients = _gradients(model, model(make_batch(HISTORIES))[term])
     return torch.cat([g.flatten() for name, g in gradients.items() if name.startswith(part)])
@@ -163,7 +163,7 @@ def test_detaching_a_target_changes_what_its_loss_teaches() -> None:
 
 
 def test_ranking_loss_reaches_tcd_through_npd() -> None:
-    """End to end (D15): the refined content is used with its gradient."""
+    """Training is end to end (D15): the refined content keeps its gradient."""
     assert _flows("ranking", "unet.").norm() > 0
     assert _flows("ranking", "temporal.").norm() > 0
     assert _flows("npd", "unet.").norm() > 0

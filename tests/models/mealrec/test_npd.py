@@ -1,4 +1,4 @@
-"""NPD's denoiser: blind to the timestep, and equal to a whole attention block read at its first token."""
+"""NPD's denoiser: it does not know the timestep, and equals a whole attention block read at its first token."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_reading_one_token_equals_the_whole_block(heads: int, steps: int) -> Non
 
 
 def test_no_timestep_reaches_the_denoiser() -> None:
-    """Section 4.4: g has no access to t. Its inputs are the preference, the content sequence and the text alone."""
+    """Section 4.4: g has no access to t. Its only inputs are the preference, the content sequence and the text."""
     assert list(inspect.signature(PreferenceDenoiser.forward).parameters) == ["self", "x_BD", "z_BKV", "text_BH"]
     names = " ".join(name for name, _ in _denoiser().named_modules())
     assert "time" not in names

@@ -44,7 +44,7 @@ def test_temporal_attention_equals_loops_over_steps_and_heads(steps: int, width:
 
 
 def test_clean_content_has_unit_scale_whatever_the_weights() -> None:
-    """L_T cannot be reduced by shrinking z_0: no parameter follows the last normalisation."""
+    """Shrinking z_0 cannot reduce L_T, because no parameter follows the last normalisation."""
     module = TemporalAttention(5, 8, TCDOptions(dropout=0.0))
     with torch.no_grad():
         for parameter in module.parameters():
@@ -72,7 +72,7 @@ def test_recency_context_is_eq_7_over_real_positions(pack: bool, decay: float) -
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
 def test_step_conv_is_conv1d(stride: int, steps: int) -> None:
-    """The kernel is read off by impulses, so that the test does not know how the module lays its weight out."""
+    """Impulses give the kernel, so the test does not depend on the layout of the module's weight."""
     conv = StepConv(3, 4, stride).double()
     randomise(conv)
     kernel = torch.zeros(4, 3, 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The CPU's own dropout: the right share, unbiased, independent, reproducible; attention with it."""
+"""Our dropout for CPUs: the right share, unbiased, independent, reproducible; and attention with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_dropped_share_and_scale(p: float) -> None:
 
 
 def test_neighbours_are_dropped_independently() -> None:
-    """Four lanes come from one draw: no lane may tell anything about another."""
+    """One draw gives four lanes, which must be independent of each other."""
     torch.manual_seed(1)
     dropped = (dropout(torch.ones(400_000), 0.5, training=True) == 0).double() - 0.5
     for lag in range(1, 9):

@@ -27,18 +27,18 @@ OPTIONS = CL4SRecOptions(hidden=6, inner=8, attention_dropout=0.0, hidden_dropou
 
 @dataclass(frozen=True)
 class Case:
-    """Rows of each rank. spare: ranks that compute their row for the collectives alone, with weight 0."""
+    """Rows of each rank. spare: ranks without a row, which compute one with weight 0 to take part in collectives."""
 
     shares: tuple[tuple[int, ...], ...]
     spare: tuple[int, ...] = ()
 
     @property
     def counted(self) -> list[int]:
-        """Rows that count, in the order of ranks."""
+        """Rows with a weight above 0, in the order of ranks."""
         return [row for rank, share in enumerate(self.shares) for row in share if rank not in self.spare]
 
     def weight(self, rank: int) -> float:
-        """What the engine weights this rank's loss by."""
+        """The weight that the engine gives to this rank's loss."""
         return 0.0 if rank in self.spare else len(self.shares[rank]) / len(self.counted)
 
 
@@ -79,10 +79,10 @@ def _rank(rank: int, world: int, folder: Path) -> None:
 
 
 def _one_rank(case: Case, similarity: str, rank: int) -> dict[str, Tensor]:
-    """This rank's part of the loss and of its gradient, and what it gathers."""
+    """This rank's part of the loss and its gradient, and the rows that it gathers."""
     views, share = _views(1), list(case.shares[rank])
     mine = views[share]
-    if rank in case.spare:  # dropout would make it another vector than that of the rank which has it
+    if rank in case.spare:  # with dropout its vector differs from that on the rank that owns the row
         mine = mine + 3.0
     loss = case.weight(rank) * info_nce(mine[:, 0], mine[:, 1], KEYS[share], similarity, 0.7)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(loss, views)
@@ -97,7 +97,7 @@ def _model(world_seed: int = 5) -> CL4SRec:
 
 
 def _model_on_rank(rank: int, world: int) -> dict[str, Tensor]:
-    """Losses and gradients of a whole system over a plan whose last step has fewer rows than there are workers."""
+    """Losses and gradients of a whole system, with a plan whose last step has fewer rows than workers."""
     model, batch = _model(), make_batch(HISTORIES)
     plan = Plan(len(batch), len(batch) - 1)
     found = {}
@@ -113,7 +113,7 @@ def _model_on_rank(rank: int, world: int) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=WORLDS)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """What every rank found, over all cases of its world."""
+    """The results of every rank, for all cases of its world size."""
     world, folder = request.param, tmp_path_factory.mktemp("gather")
     run_ranks(_rank, world, folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(world)]

@@ -1,4 +1,4 @@
-"""Keyed noise: right distributions, independent across keys, streams and elements, and a function of the key alone."""
+"""Keyed noise: right distributions, independent across keys, streams and elements, and a function of the key only."""
 
 from __future__ import annotations
 

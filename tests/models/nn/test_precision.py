@@ -1,4 +1,4 @@
-"""Half precision is widened, what is wide enough is left alone."""
+"""Half precision is widened to float32; wider types stay as they are."""
 
 from __future__ import annotations
 

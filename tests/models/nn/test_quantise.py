@@ -1,4 +1,4 @@
-"""Quantised histories: the straight-through sample against its Jacobian written out, and centres that become means."""
+"""Quantised histories: the straight-through sample against its Jacobian, and centres that become means."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _quantiser() -> SequenceQuantiser:
 
 
 def _histories() -> tuple[Tensor, Tensor]:
-    """Random histories of every length with zeros at padding, and where they are real."""
+    """Random histories of every length with zeros at padding, and the mask of real positions."""
     real = torch.arange(LENGTH) < (1 + torch.arange(ROWS) % LENGTH)[:, None]
     x = torch.randn(ROWS, LENGTH, HIDDEN, dtype=torch.float64) * real[:, :, None]
     return x.requires_grad_(), real
@@ -44,7 +44,7 @@ def test_evaluation_gives_the_centre_of_the_largest_logit() -> None:
 
 
 def test_training_gives_a_hard_sample_with_the_gradient_of_the_soft_one() -> None:
-    """Value: the centre with the largest logit + noise. Gradient: of sum_m p_m c_m, except into c: the picked alone."""
+    """Value: the centre with the largest logit + noise. Gradient: of sum_m p_m c_m, but for c only the chosen one."""
     module, (x, _) = _quantiser(), _histories()
     gumbel = KeyedNoise(1).gumbel(torch.arange(ROWS), (CODES,), Stream.CLUSTER).double()
     expected = []
@@ -81,7 +81,7 @@ def test_codebook_loss_equals_loops_and_spares_the_histories() -> None:
 
 
 def test_descending_the_codebook_loss_moves_each_centre_to_the_mean_of_its_members() -> None:
-    """What the released code computes from each batch. A centre's position is a mean over members that reach it."""
+    """The released code's result for each batch. A position of a centre is the mean over members with that position."""
     module, (x, real) = _quantiser(), _histories()
     with torch.no_grad():
         label = module.assign(x.flatten(1)).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Sparse matrices of interactions: against dense ones in float64, with gradients, and what they may not keep."""
+"""Sparse matrices of interactions: against dense ones in float64, with gradients, and without storing dense ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SASRec's encoder against loops over rows, positions and heads; the two memory layouts; what a position may see."""
+"""SASRec's encoder against loops over rows, positions and heads; both memory layouts; the positions that one reads."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_padding_and_future_positions_are_never_read(pack: bool) -> None:
 
 
 def test_an_earlier_position_changes_the_state() -> None:
-    """The mask lets the past through: without this the test above could pass with an encoder that reads one token."""
+    """The mask lets the past through. Without this test, an encoder that reads one token could pass the one above."""
     encoder, batch = _encoder(), make_batch([[1, 2, 3, 5]])
     layout = Layout.of(batch, True)
     token_ND = torch.randn(LENGTH, HIDDEN, dtype=torch.float64, requires_grad=True)

@@ -24,7 +24,7 @@ Table = dict[tuple[int, int], float]
 
 
 def _sequences() -> list[list[int]]:
-    """Random walks with repeats, some items far more frequent than others, one user without any."""
+    """Random walks with repeats; some items are far more frequent than others; one user has no items."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.tensor([0.0, *(1.0 / n for n in range(1, ITEMS))])
     lengths = torch.randint(1, 6, (USERS,), generator=generator).tolist()
@@ -92,14 +92,14 @@ def _reference_relations(sequences: list[list[int]], strong: int, cold: tuple[fl
 
 
 def _spread_totals() -> list[list[int]]:
-    """Sequences in which no two items, and no two users, are equally frequent: who is cold has one answer."""
+    """Sequences without equally frequent items or users, so it is unambiguous which are cold."""
     return [[1 + (u * 7 + k * k) % (ITEMS - 1) for k in range(n)] for u, n in enumerate(range(1, 9))]
 
 
 @pytest.mark.parametrize("strong", [0, 2])
 @pytest.mark.parametrize("block", [1, 40, 1 << 22])
 def test_relations_equal_loops_over_sequences(strong: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks of any size."""
+    """The result is the same for blocks of any size."""
     monkeypatch.setattr(ssdrec_graphs, "_BLOCK", block)
     monkeypatch.setattr(ssdrec_graphs, "COLD_ITEMS", 0.0)
     monkeypatch.setattr(ssdrec_graphs, "COLD_USERS", 0.0)
@@ -144,7 +144,7 @@ def test_graphs_see_the_last_items_only_and_no_more_users_per_item_than_set(monk
         assert torch.equal(matrix.to_dense(), getattr(again, name).to_dense()), name
     monkeypatch.setattr(ssdrec_graphs, "USERS_PER_ITEM", 2)
     alike = Relations.of(compressed([[1, 2, 3], [1], [1, 2], [1, 4]]), ITEMS, 0, 1000).similar.to_dense()
-    # of item 1 the two users with the shortest histories are found, of item 2 both
+    # for item 1 only the two users with the shortest histories count, for item 2 both users
     assert [row.nonzero().flatten().tolist() for row in alike] == [[0, 1, 2], [1, 2], [0, 1, 2], [1, 2, 3]]
 
 
@@ -169,7 +169,7 @@ def _relations() -> Relations:
 
 
 def _join(join: torch.nn.Module, own: Tensor, together: Tensor, apart: Tensor, other: Tensor) -> Tensor:
-    """One node by the formula: both relations apart, then their mean."""
+    """One node by the formula: each relation separately, then their mean."""
     parts = []
     for neighbour in (together, apart):
         same = join.pair[0] * neighbour + join.pair[1] * own + join.shift  # type: ignore[operator, index]

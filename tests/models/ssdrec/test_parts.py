@@ -28,7 +28,7 @@ ROWS = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9]]
 
 
 def _lstm_states(lstm: torch.nn.LSTM, inputs: list[Tensor]) -> list[Tensor]:
-    """States of an LSTM by its definition; gates in the order input, forget, cell, output."""
+    """The states of an LSTM by definition; gates in the order input, forget, cell, output."""
     h = c = torch.zeros(HIDDEN, dtype=torch.float64)
     states = []
     for x in inputs:
@@ -48,7 +48,7 @@ def _both_ways(lstm: BiLSTM, inputs: list[Tensor]) -> tuple[list[Tensor], list[T
 
 @pytest.fixture(params=["packed", "padded"])
 def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """LSTMs run as on a CPU, or as on a GPU."""
+    """Run the test twice: with the LSTM of a CPU, and with that of a GPU."""
     if request.param == "padded":
         monkeypatch.setattr(ssdrec_augment, "_packed", ssdrec_augment._padded)
     return str(request.param)
@@ -180,7 +180,7 @@ def test_kept_places_move_together() -> None:
 
 
 def _within(part: list[int], whole: list[int]) -> bool:
-    """Whether `whole` holds `part` in its order."""
+    """Whether `part` is a subsequence of `whole`."""
     rest = iter(whole)
     return all(item in rest for item in part)
 

@@ -1,4 +1,4 @@
-"""SSDRec as a whole: its losses and draws, and what a user may rely on."""
+"""The whole SSDRec: its losses and draws, and the properties of user vectors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _model(options: SSDRecOptions = SMALL, make: Callable[[SSDRec], SSDRec] = SS
 
 
 def test_the_encoder_reads_what_is_left_of_each_history() -> None:
-    """Dropped by both levels without noise; what is left is encoded as a history of its own."""
+    """Drop items by both levels without noise; the remaining items are encoded like any history."""
     model, batch = _model(), make_batch(HISTORIES)
     assert model.denoising is not None
     item = model.item_relations(model.item_embedding.weight, model.user_embedding.weight)
@@ -137,7 +137,7 @@ def test_somebody_unknown_and_graphs_once_per_evaluation(monkeypatch: pytest.Mon
     monkeypatch.setattr(ItemRelations, "forward", lambda *args: calls.append(1) or propagate(*args))  # type: ignore[func-returns-value]
     with torch.no_grad():
         vectors = model.user_vectors(unknown)
-        model.user_embedding.weight[0] = 9.0  # user 0 may not stand for somebody unknown
+        model.user_embedding.weight[0] = 9.0  # an unknown user must not be treated as user 0
         changed = model.user_vectors(unknown)
         calls.clear()
         model.user_vectors(batch)

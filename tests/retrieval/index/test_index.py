@@ -1,4 +1,4 @@
-"""FAISS indices against exact top-k, and what survives saving."""
+"""FAISS indices against exact top-k, saved and loaded indices, and refused requests."""
 
 import os
 import shutil
@@ -26,10 +26,10 @@ CHECKSUM = "a" * 64
 
 
 def clustered(n_items: int = 2000, width: int = 16, seed: int = 0) -> np.ndarray:
-    """Items around 20 centres: what learned item vectors look like, and what IVF and HNSW are made for."""
+    """Items around 20 centres. Learned item vectors look like this, and IVF and HNSW are made for it."""
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(20, width))[rng.integers(0, 20, n_items)] + 0.3 * rng.normal(size=(n_items, width))
-    vectors[0] = 100.0  # padding would be found first wherever it were indexed
+    vectors[0] = 100.0  # if padding were in the index, it would be found first
     return vectors.astype(np.float32)
 
 
@@ -52,7 +52,7 @@ def test_recall_counts_ties_as_found_and_misses_as_missed() -> None:
     items = np.ones((9, 2), dtype=np.float32)  # all tie: whichever FAISS returns is right
     assert recall_against_exact(build(items, "flat"), users, items, 4) == 1.0
     other = items * np.linspace(1, 2, 9, dtype=np.float32)[:, None]  # here item 8 is best
-    wrong = build(other[::-1].copy(), "flat")  # an index of other vectors: it believes that low rows are best
+    wrong = build(other[::-1].copy(), "flat")  # an index of other vectors, in which low rows are best
     assert recall_against_exact(wrong, users, other, 2, sample=2) == 0.0
 
 

@@ -1,4 +1,4 @@
-"""Metrics by name, and what is asked of them."""
+"""Metrics by name, and the choice of metrics and list lengths."""
 
 import pytest
 

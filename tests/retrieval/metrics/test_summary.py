@@ -1,4 +1,4 @@
-"""Figures of many users: each metric against its definition, means, and warm and cold targets apart."""
+"""Metrics over many users: each against its definition, means, and separate values for warm and cold targets."""
 
 import math
 

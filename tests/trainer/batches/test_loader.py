@@ -1,4 +1,4 @@
-"""Batches: resident, memory-mapped and streamed give the rows that leave-one-out says, by a loop over lists."""
+"""Batches: resident, memory-mapped and streamed rows are those of leave-one-out, compared with a loop over lists."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sequences(dataset: Dataset) -> list[list[int]]:
 
 
 def expected_rows(dataset: Dataset) -> list[Row]:
-    """Training rows in order: each training item but a user's first, after (at most the last L of) those before it."""
+    """Training rows in order: every training item except a user's first one, with at most L items before it."""
     limit, rows = dataset.manifest.max_length, []
     for user, items in enumerate(sequences(dataset)):
         training = items[:-2]
@@ -107,7 +107,7 @@ def test_a_stream_goes_in_the_order_of_its_windows(dataset: Dataset, window: int
 
 
 def test_a_stream_begins_anywhere_and_goes_back(dataset: Dataset) -> None:
-    """What a resume asks for: the middle of an epoch, then the next; and a rank's single position."""
+    """The requests of a resume: the middle of an epoch, then the next epoch; and the single position of a rank."""
     straight, resumed = open_(dataset, "stream", 2).training_rows, open_(dataset, "stream", 2).training_rows
     for epoch, positions in [(3, [150, 151]), (3, [233]), (4, [0]), (3, [10, 220]), (1, [0])]:
         asked = np.array(positions)
@@ -132,9 +132,9 @@ def test_evaluation_is_leave_one_out(dataset: Dataset, loader: str, split: Split
 
 
 def test_no_training_row_shows_a_held_out_item_or_the_future(dataset: Dataset) -> None:
-    """By positions, not by item ids: an item may return later."""
+    """Compares positions, not item ids, because a user may watch an item again later."""
     loaded = open_(dataset, "resident")
-    marked = torch.arange(1, len(dataset.items) + 1, dtype=torch.int32)  # each interaction its own item
+    marked = torch.arange(1, len(dataset.items) + 1, dtype=torch.int32)  # every interaction has a different item
     sequences = loaded.sequences
     single = Sequences(sequences.offsets, marked, sequences.row_offsets, None, sequences.max_length)
     batch = single.training_batch(torch.arange(loaded.training_rows.count), 1)

@@ -1,4 +1,4 @@
-"""The plan of an epoch: permutations, orders, and shares, over grids of sizes, worlds and shards."""
+"""The plan of an epoch: permutations, orders and shares, for many sizes, numbers of workers and shards."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_row_lands_everywhere_equally_often() -> None:
 
 
 def test_neighbours_do_not_stay_neighbours() -> None:
-    """Of n rows in random order, the number that is followed by its own successor is about Poisson(1)."""
+    """In a random order, the number of rows that are followed by their own successor is about Poisson(1)."""
     size = 1000
     followed = [int((np.diff(Permutation(size, (1, key))(np.arange(size))) == 1).sum()) for key in range(300)]
     assert abs(np.mean(followed) - 1) < 5 / math.sqrt(300)
@@ -66,7 +66,7 @@ def test_each_row_once_an_epoch_on_any_world(rows: int, batch: int, world: int, 
     seen: list[int] = []
     for step in range(plan.steps):
         shares = [plan.share(step, rank, world, accumulation) for rank in range(world)]
-        assert [len(share) for share in shares] == [accumulation] * world  # nobody waits for another
+        assert [len(share) for share in shares] == [accumulation] * world  # no rank waits for another one
         parts = [part for share in shares for part in share]
         assert all(len(positions) for positions, _ in parts)
         assert math.isclose(sum(weight for _, weight in parts), 1, rel_tol=1e-12)

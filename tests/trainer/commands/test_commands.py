@@ -1,4 +1,4 @@
-"""The commands of a run, through `trainer.cli.main`: the whole road on a tiny world, and the user's mistakes."""
+"""The commands of a run with `trainer.cli.main`: from data to recommendations in a tiny world; mistakes of users."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_evaluate_says_what_training_said(root: Path, name: str, capsys: pytest.
 
 
 def test_export_index_recommend(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The exported model ranks a user's test target where the run's ranks say, with the history masked."""
+    """The exported model answers without the history, and the same with exact ranking and a flat index."""
     model, run = root / "export", root / "runs/meal"
     assert main(["export", "--run", str(run), "--out", str(model)]) == 0
     assert f"written to {model}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`mealrec compare` against figures worked out by hand, and its refusals."""
+"""`mealrec compare` against figures computed by hand, and the requests that it refuses."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_t_tests_pair_users_whatever_their_order(tmp_path: Path, capsys: pytest.
     assert ndcg[:2] == ["b", "NDCG@10"]
     assert hit[:3] == ["b", "HR@10", "+0.1250"]
     assert hit[-3:] == [f"{expected.statistic:.2f}", f"{expected.pvalue:.2g}", "8"]
-    # masked ranks are equal in both runs, and their test is apart
+    # masked ranks are equal in both runs, and have their own test
     for row in section(text, "Paired t-tests, the user's own history masked: a minus each other run")[1:]:
         assert row[2] == "+0.0000"
         assert row[-3:] == ["0.00", "1", "8"]
@@ -149,8 +149,8 @@ def test_a_report_of_the_masked_metrics_fits_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "report",
     [
-        {"MRR@3": (1 + 1 / 2 + 1 / 3) / 8, "Coverage@3": 0.5, "OfAnother@3": 9.0},  # what was reported is checked
-        {"Coverage@3": 0.5},  # nothing that ranks tell
+        {"MRR@3": (1 + 1 / 2 + 1 / 3) / 8, "Coverage@3": 0.5, "OfAnother@3": 9.0},  # checked against the ranks
+        {"Coverage@3": 0.5},  # this does not follow from ranks
     ],
 )
 def test_a_report_of_other_metrics_fits(tmp_path: Path, report: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""A mistake in `mealrec train` is told at once: nothing that takes seconds to import is imported for it."""
+"""`mealrec train` reports a mistake at once: before that it imports nothing that takes seconds to import."""
 
 from __future__ import annotations
 

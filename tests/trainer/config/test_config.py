@@ -1,4 +1,4 @@
-"""Configuration and recipes: strict keys, typed values, and a run's config.yaml that gives the same run again."""
+"""Configuration and recipes: strict keys, typed values, and a run's config.yaml that repeats the same run."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_packaged_recipes_parse_for_every_system(name: str, tmp_path: Path) -> N
 
 
 def _same(given: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
-    """Keys of `given` whose value is that of `default`, sections by their keys."""
+    """Keys of `given` that have the same value in `default`, including keys of sections."""
     return [
         f"{key}.{inner}" if inner else key
         for key, value in given.items()

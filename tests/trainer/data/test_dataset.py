@@ -1,4 +1,4 @@
-"""A written dataset: its format, what is derived from it, its copies, and the refusal of damaged ones."""
+"""A written dataset: its format, the data derived from it, its copies, and damaged datasets, which are refused."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_content_is_standardised_over_training_items(root: Path) -> None:
     expected = np.where(PRESENT[:, None, None], (RAW - used.mean(axis=0)) / used.std(axis=0), 0)
     np.testing.assert_allclose(table.gather("sequence", rows)[1:], expected, atol=3e-3)
     assert table.present("sequence", rows)[1:].tolist() == PRESENT.tolist()
-    assert table.gather("text", rows).abs().max() == 0  # a constant is zero, not rounding error blown up
+    assert table.gather("text", rows).abs().max() == 0  # a constant becomes zero, not an amplified rounding error
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])

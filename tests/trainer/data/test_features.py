@@ -1,4 +1,4 @@
-"""Folders that extraction made, read by prepare: damage is named, several folders make one dataset."""
+"""`prepare` reads folders of features: damage is named, and several folders make one dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.data.sources.base import Log
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """Items i0 .. i5 with the numbers 10 .. 15, but for i3, which failed."""
+    """Items i0 .. i5 with the numbers 10 .. 15, except i3, which failed."""
     run(tmp_path / "made", ["10", "11", "12", "bad", "14", "15"])
     return tmp_path / "made"
 
@@ -34,7 +34,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def numbers(folders: Sequence[Path], items: Sequence[str], scratch: Path) -> list[float | None]:
-    """The number of each item, None where it has none."""
+    """The number of each item, or None."""
     scratch.mkdir()
     text = feature_content([str(folder) for folder in folders], items, scratch).content["text"]
     values, present = text.read(0, len(items))

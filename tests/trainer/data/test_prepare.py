@@ -1,4 +1,4 @@
-"""`mealrec prepare`: selection, content and the command, against brute force and on MicroLens where it is present."""
+"""`mealrec prepare`: selection, content and the command, against brute force, and on MicroLens if it is there."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_command_reads_every_source(tmp_path: Path, arguments: list[str], header
     ],
 )
 def test_command_refuses_an_encoder_that_cannot_work(tmp_path: Path, arguments: list[object], message: str) -> None:
-    with pytest.raises(UserError, match=message):  # before the log is read: it is not even there
+    with pytest.raises(UserError, match=message):  # refused before the log is read, which does not even exist
         run("microlens", "--pairs", tmp_path / "absent.csv", *arguments, "--out", tmp_path / "out")
 
 

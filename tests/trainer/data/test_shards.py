@@ -1,4 +1,4 @@
-"""Shards: what is written comes back; what is damaged or hostile is refused by name, and runs and writes nothing."""
+"""Shards: content is read back unchanged; damaged or hostile shards are refused by name, and run or write nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Shard:
 
 
 def changed(shard: Shard, tmp_path: Path, data: bytes) -> Shard:
-    """The same manifest entry over other bytes."""
+    """The same manifest entry with other bytes in the file."""
     path = tmp_path / "items-00000.tar"
     path.write_bytes(data)
     return Shard(str(path), shard.kind, shard.first_row, shard.rows, shard.file, shard.spec)
@@ -60,7 +60,7 @@ def npy(array: np.ndarray, allow_pickle: bool = False) -> bytes:
 
 
 def tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], tar_format: int = tarfile.USTAR_FORMAT) -> Shard:
-    """A tar of these members whose checksum is right: only its content is wrong."""
+    """A tar of these members with the right checksum, so that only its content is wrong."""
     with tarfile.open(path, "w", format=tar_format) as archive:
         for info, data in members:
             archive.addfile(info, io.BytesIO(data))
@@ -85,7 +85,7 @@ def test_blocks_come_back(good: Shard) -> None:
     assert [b["rows"].tolist() for b in blocks] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert all(set(b) == set(SPEC) and b["text"].dtype == np.float16 for b in blocks)
     assert (blocks[1]["text"] == 5).all()
-    blocks[0]["text"][0] = 9  # owned by the caller, not a view of the stream
+    blocks[0]["text"][0] = 9  # the caller's own copy, not a view of the stream
 
 
 def test_equal_data_gives_equal_bytes(good: Shard, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_size_bomb_is_refused_before_it_is_read(claimed: int, tmp_path: Path) ->
     path = tmp_path / "x.tar"
     with path.open("wb") as stream:
         stream.write(info.tobuf(tarfile.GNU_FORMAT))
-        stream.truncate(1 << 40)  # a sparse file: reading it would never end
+        stream.truncate(1 << 40)  # a sparse file, which would take very long to read
     shard = Shard(str(path), "items", 1, 4, FileInfo(bytes=1 << 40, sha256="0" * 64), SPEC)
     with pytest.raises(UserError, match="more than"):
         list(read_shard(shard))
@@ -225,7 +225,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="text"):
             list(read_shard(shard))
     assert not canary.exists()
-    np.load(io.BytesIO(pickled), allow_pickle=True)  # the canary would have sung
+    np.load(io.BytesIO(pickled), allow_pickle=True)  # the test would notice an unpickled canary
     assert canary.exists()
 
 

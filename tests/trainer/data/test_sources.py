@@ -1,4 +1,4 @@
-"""Importers: every supported format gives the same log; every malformed table gives a clear UserError or is counted."""
+"""Sources: every supported format gives the same log; a malformed table gives a clear UserError, or is counted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_shortvideo_keeps_behaviours_as_bits(tmp_path: Path) -> None:
     log = read_shortvideo(put(tmp_path, "i.csv", text))
     assert log.behaviour_names == ("cvm_like", "comment", "hate")
     bits = {(u, i): b for u, i, _, b in log.frame.select("user", "item", "time", "behaviours").rows()}
-    assert bits == {("1", "a"): 0b011, ("1", "b"): 0b101, ("2", "b"): 0}  # duplicates: either row's behaviours
+    assert bits == {("1", "a"): 0b011, ("1", "b"): 0b101, ("2", "b"): 0}  # duplicates are joined
     assert log.dropped == {"duplicate rows": 1}
     assert log.titles == {"a": "x, y", "b": "z"}
 
@@ -210,7 +210,7 @@ newlines = st.sampled_from(["\n", "\r\n", "\r"])
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(headers, lines, newlines, st.binary(max_size=3), st.integers(0, 200))
 def test_generated_tables_are_read_or_refused(header: str, body: list[str], newline: str, junk: bytes, at: int) -> None:
-    """Nothing but a UserError that names the file comes out of any table; what is read is well-formed."""
+    """Every table is either read as a well-formed log, or refused with a UserError that names the file."""
     data = newline.join([header, *body]).encode("utf-8", "surrogatepass")
     at, refusals = min(at, len(data)), []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The synthetic world keeps its promises: what is planted is measured, and the best possible metrics are true."""
+"""The synthetic world: its planted effects can be measured, and its best possible metrics are true."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.data.synthetic.users import (
     LIKES,
     REACH,
     TARGET_SHARE,
-    Histories,
+    SimulatedHistories,
     best_ranking,
     expected_metrics,
     histories,
@@ -32,13 +32,13 @@ from trainer.data.synthetic.world import Array, Catalogue, ItemContent, Syntheti
 TINY = SyntheticOptions(users=60, items=60, topics=3, favourites=2, mean_length=6, width=8, text_width=4, frames=3)
 
 
-def everyone(o: SyntheticOptions) -> tuple[Catalogue, list[Histories]]:
+def everyone(o: SyntheticOptions) -> tuple[Catalogue, list[SimulatedHistories]]:
     places = catalogue(o)
     return places, list(histories(o, places))
 
 
-def true_distribution(o: SyntheticOptions, places: Catalogue, part: Histories, user: int) -> Array:
-    """(I,) distribution of a user's test target, in plain loops over the rules of the world."""
+def true_distribution(o: SyntheticOptions, places: Catalogue, part: SimulatedHistories, user: int) -> Array:
+    """(I,) distribution of a user's test target, by plain loops over the rules of the world."""
     seen = set(part.items[user, : part.length[user] - 1].tolist())
     likes, now, last = part.mind.favourites[user], part.mind.interest[user], part.mind.last[user]
     choice = np.zeros(o.items)
@@ -185,7 +185,7 @@ def test_content_shows_the_topic_where_the_truth_says() -> None:
     assert text.shape == (o.items, o.text_width)
     middle = np.stack([text[places.topic == t].mean(axis=0) for t in range(o.topics)])
     by_text = ((text[:, None] - middle) ** 2).sum(axis=2).argmin(axis=1) == places.topic
-    assert 0.4 < by_text.mean() < 0.95  # noisily: neither silent nor certain
+    assert 0.4 < by_text.mean() < 0.95  # with noise: neither never nor always
 
 
 def test_neighbours_on_the_circle_look_alike() -> None:

@@ -11,5 +11,5 @@ from tests.helpers.tiny_runs import make_dataset
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """See `make_dataset`; no test writes into it."""
+    """The dataset of `make_dataset`; tests must not write to it."""
     return make_dataset(tmp_path_factory.mktemp("evaluation") / "data")

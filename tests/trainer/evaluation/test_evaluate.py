@@ -25,7 +25,7 @@ def run(opened: Opened, split: Split, **settings: Any) -> Evaluation:
 
 
 def brute_force(opened: Opened, split: Split) -> tuple[list[int], list[int]]:
-    """Ranks among all items, and without what the user had seen before (all of it), by plain loops."""
+    """Ranks among all items, and without all items that the user had seen before, by plain loops."""
     loaded, model = opened
     assert isinstance(model, SequenceModel)
     dataset = loaded.dataset
@@ -78,7 +78,7 @@ def test_targets_and_cold_flags(data: Path) -> None:
 
 
 def test_every_way_of_sampling_is_independent_of_the_batch_size(data: Path) -> None:
-    it = opened(data, "mealrec", "model.mix=0")  # x_0 in the mixture would hide small differences
+    it = opened(data, "mealrec", "model.mix=0")  # mix > 0 adds x_0, which would hide small differences
     model, ranks = it[1], {}
     assert isinstance(model, SequenceModel)
     assert len(model.inference_choices) == 4

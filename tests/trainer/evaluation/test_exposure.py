@@ -1,4 +1,4 @@
-"""Counts of shown items: by hand, and summed over workers whatever their shares."""
+"""Counts of recommended items: by hand, and summed over workers with any shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Top-k lists of every ranker, against the scores of every user and item, and the metrics made of them."""
+"""The top-k lists of every ranker against the scores of all users and items, and the metrics of these lists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ K = 7
 
 
 def best(it: Opened, masked: bool) -> list[list[int]]:
-    """The best K items of each user by plain sorting, without what the user had seen before the test target."""
+    """The best K items of each user by sorting, without the items seen before the test target."""
     loaded, model = it
     dataset, lists = loaded.dataset, []
     (batch,) = loaded.evaluation_batches("test", np.arange(dataset.manifest.users), 1000)

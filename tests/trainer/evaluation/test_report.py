@@ -1,4 +1,4 @@
-"""The table at the end of a run: what is asked for, and "-" for what is not known."""
+"""The table at the end of a run: the chosen metrics, and "-" for unknown values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_best_possible_is_told_as_far_as_the_truth_goes() -> None:
     table = rows(metric_table({"run": report}, KEYS, "validation"))
     assert table[4] == ["validation", "metrics,", "history", "masked"]
     assert table[-1] == ["best", "possible", "0.3750", "0.7500", "-", "-"]
-    older = {**report, "truth": {"HR@1": 0.375}}  # of a dataset that was made before
+    older = {**report, "truth": {"HR@1": 0.375}}  # a dataset that an earlier version made
     assert rows(metric_table({"run": older}, KEYS))[-1] == ["best", "possible", "0.3750", "-", "-", "-"]
 
 

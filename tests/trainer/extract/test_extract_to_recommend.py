@@ -1,4 +1,4 @@
-"""From clips and titles to a trained MealRec, with the commands that a user gives."""
+"""From clips and titles to a trained MealRec, with the commands that a user would use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_sixty_clips_to_a_model_that_beats_popularity(tmp_path: Path, capsys: py
 
 
 def test_layer_states_from_extraction_to_iisan(tmp_path: Path) -> None:
-    """Models of the classes that the hub has (VideoMAE, BERT), made on the spot; IISAN reads their layers."""
+    """Small models of the hub's classes (VideoMAE, BERT), made by the test; IISAN reads their layers."""
     world, raw = tmp_path / "world", tmp_path / "raw"
     generate(world, SyntheticOptions(users=60, items=60, topics=3, favourites=2, mean_length=5, cold=0.0, seed=3))
     write_world(world, raw)
@@ -82,7 +82,7 @@ def test_layer_states_from_extraction_to_iisan(tmp_path: Path) -> None:
 
 
 def _topics_are_neighbours(world: Path, video: Path, scratch: Path) -> None:
-    """The nearest other clip by its video vector is nearly always of the same topic."""
+    """By video vectors, the nearest other clip nearly always has the same topic."""
     scratch.mkdir()
     features = open_features(str(video))
     arrays = read_vectors(features, scratch)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, whatever fails and whenever the writer is killed."""
+"""A checkpoint is complete or absent, whichever operation fails and whenever the writer is killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def content(step: int, seed: int = 0) -> tuple[dict[str, dict[str, Tensor]], dic
 
 
 def assert_consistent(checkpoint: Checkpoint | None) -> tuple[int, int]:
-    """Tensors and state of one checkpoint belong together; returns (step, seed)."""
+    """Assert that tensors and state are of the same checkpoint; return (step, seed)."""
     assert checkpoint is not None
     tensors, state = content(checkpoint.step, checkpoint.state["seed"])
     assert checkpoint.state == state
@@ -52,7 +52,7 @@ def assert_consistent(checkpoint: Checkpoint | None) -> tuple[int, int]:
 
 
 class Recorder(FileSystem):
-    """Passes every operation on, and may make the one of index `fail_at` fail."""
+    """Executes every operation, except that the one with index `fail_at` fails."""
 
     def __init__(self, fail_at: int = -1, code: int = errno.EIO) -> None:
         self.operations: list[str] = []
@@ -78,7 +78,7 @@ class Recorder(FileSystem):
         return int(self._run(f"open_folder {path.name[:5]}", lambda: super(Recorder, self).open_folder(path)))
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        half = data[: len(data) // 2]  # a short write each time, and half a file where it fails
+        half = data[: len(data) // 2]  # every write is short; a write that fails writes half of the data
         part = half if len(half) else data
         write = super().write
         return int(self._run("write", lambda: write(descriptor, part), lambda: write(descriptor, half)))
@@ -108,8 +108,8 @@ def commit_same(store: CheckpointStore) -> None:
     store.commit(1, *content(1, seed=1), keep=())
 
 
-#: the error, the commit under test, what is there before, and what may be the latest (step, seed) after a failure;
-#: a full disk differs in what is said alone: once is enough
+#: the error, the tested commit, whether there is a checkpoint before it, and which (step, seed) may be the latest after
+#: a failure; a full disk only changes the message, so one scenario is enough
 SCENARIOS = [
     pytest.param(errno.EIO, commit_first, False, {None, (2, 0)}, id="first"),
     pytest.param(errno.EIO, commit_next, True, {(1, 0), (2, 0)}, id="next"),
@@ -147,11 +147,11 @@ def test_any_failing_operation_leaves_a_whole_checkpoint(
         latest = after.latest()
         outcomes.add(None if latest is None else assert_consistent(latest))
         assert outcomes <= allowed, operation
-        commit(after)  # the same commit once the fault is gone
+        commit(after)  # repeat the commit without the fault
         after.prune(after.steps()[-1:])
         assert [path.name for path in after.root.iterdir()] == [f"step-{after.steps()[-1]:09d}"], operation
         assert assert_consistent(after.latest()) == max(pair for pair in allowed if pair)
-    assert outcomes == allowed  # the faults did strike both before and after the switch
+    assert outcomes == allowed  # some faults happened before the new checkpoint was in place, some after
 
 
 def test_everything_is_synced_before_the_rename_and_the_parent_after(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_damage_to_any_byte_is_seen_and_the_one_before_is_used(data: st.DataObje
             raw += b"x"
         victim.unlink() if kind == "remove" else victim.write_bytes(raw)
         step, _ = assert_consistent(store.latest())
-        # a flipped bit in the manifest's white space changes nothing; everything else must be seen
+        # a flipped bit in white space of the manifest changes nothing; any other damage must be noticed
         assert step == 1 or victim.name == "manifest.json"
 
 
@@ -284,7 +284,7 @@ def test_bad_names_are_refused_before_anything_is_written(tmp_path: Path, step: 
     assert list(tmp_path.iterdir()) == []
 
 
-#: forks a committing child per line of its input, so that torch is imported once for all kills
+#: forks a child that commits for each line of its input, so that torch is imported only once
 COMMITTER = """
 import os, sys
 from pathlib import Path
@@ -315,7 +315,7 @@ def test_a_writer_killed_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -
             store = CheckpointStore(tmp_path / str(kill))
             print(store.root, file=committer.stdin, flush=True)
             child = int(committer.stdout.readline())
-            at_least = rng.randint(0, 6)  # not a time: a busy machine takes any time for a step
+            at_least = rng.randint(0, 6)  # steps, not seconds: on a busy machine a step may take long
             while not store.steps() or max(store.steps()) < at_least:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.01))

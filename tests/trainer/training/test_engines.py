@@ -1,4 +1,4 @@
-"""Both engines, on worlds of 1, 2 and 4 processes: equal losses and weights, states that fit each other, bad steps."""
+"""Both engines with 1, 2 and 4 processes: equal losses and weights, exchange of checkpoints, bad steps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ REFERENCE = "1-torch0-acc1"
 
 
 def _job(name: str, **options: Any) -> Job:
-    """A job from its name: world, engine and ZeRO stage, then what it is about."""
+    """A job from its name: number of processes, engine and ZeRO stage, and what it tests."""
     _, engine, about = name.split("-", 2)
     if about.startswith("acc"):
         options["accumulation"] = int(about[3])
     return Job(name, engine=engine[:-1], stage=int(engine[-1]), **options)  # type: ignore[arg-type]
 
 
-#: runs from the start; the world comes first in each name
+#: jobs from the start; each name begins with the number of processes
 STRAIGHT = [
     *map(_job, [REFERENCE, "1-torch0-acc2", "1-deepspeed0-acc1", "1-deepspeed1-acc2", "1-deepspeed2-acc1",
                 "1-deepspeed3-acc1", "2-torch0-acc1", "2-torch0-acc2", "2-deepspeed0-acc2", "2-deepspeed1-acc1",
@@ -35,7 +35,7 @@ STRAIGHT = [
     *(_job(f"{name}-unused", unused=True) for name in ("1-torch0", "2-deepspeed2")),
     *(_job(f"{name}-bf16", precision="bf16") for name in ("1-torch0", "1-deepspeed2")),
 ]  # fmt: skip
-#: a step that is not finite
+#: jobs with a step that is not finite
 SPOILT = [
     *(_job(f"{name}-features", spoil="features", value=NAN) for name in ("1-torch0", "1-deepspeed2", "2-deepspeed0")),
     *(_job(f"{name}-loss", spoil="loss", value=INF) for name in ("1-torch0", "1-deepspeed0", "2-deepspeed2")),
@@ -44,7 +44,7 @@ SPOILT = [
 ]
 AGAIN = ["1-torch0-acc1", "1-deepspeed0-acc1", "1-deepspeed2-acc1", "2-torch0-acc2", "2-deepspeed0-acc2",
          "2-deepspeed1-acc1", "2-deepspeed2-acc1", "2-deepspeed3-acc2"]  # fmt: skip
-#: who takes over whose half-way state
+#: (job whose half-way state is loaded, kind of job that loads it)
 CROSS = [
     ("1-torch0", "2-deepspeed2-acc1"), ("1-torch0", "4-deepspeed2-acc2"), ("1-deepspeed2", "1-torch0-acc1"),
     ("1-deepspeed3", "4-torch0-acc2"), ("2-torch0", "1-deepspeed3-acc1"), ("2-deepspeed1", "4-deepspeed2-acc2"),
@@ -59,7 +59,7 @@ TAKEN_OVER = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything computed once: three worlds from the start, three that take over."""
+    """Run all jobs once: first those from the start, then those that load a state."""
     out = tmp_path_factory.mktemp("engines")
     for jobs in ([*STRAIGHT, *SPOILT], TAKEN_OVER):
         for world in WORLDS:

@@ -1,6 +1,6 @@
 """Every trained system on both engines: two workers, and partitioned parameters, give the losses of one process.
 
-What makes this more than a test of the engines: losses over the batch (contrastive, in-batch) must see the global one.
+Beyond the engines, this tests that losses over the batch (contrastive, in-batch) use the rows of all workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WORLDS = [(1, "torch", 0), (2, "torch", 0), (2, "deepspeed", 3)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An epoch of every system in every world: whole batches, and one of fewer rows than there are shares."""
+    """An epoch of every system in every world: full batches, and a last one with few rows."""
     out = tmp_path_factory.mktemp("systems")
     for size in (1, 2):
         jobs = [

@@ -1,4 +1,4 @@
-"""The loop's promises on real runs: killed or failing at any point, a run ends where the undisturbed one ends."""
+"""The guarantees of the loop on real runs: a run that is killed or fails at any point ends like an undisturbed one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from trainer.training.runs import open_run
 from trainer.training.stopping import EarlyStopping
 from trainer.training.worker import train_worker
 
-STEPS = 32  # of the undisturbed run: 4 epochs of 8
+STEPS = 32  # steps of the undisturbed run: 4 epochs of 8
 SETTINGS = ("train.epochs=4", "train.batch_size=30", "train.checkpoint_every=3", "train.patience=9")
 
 
@@ -78,7 +78,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_end(a: Path, b: Path) -> None:
-    """Weights, moments and state of the last checkpoint, metrics and ranks: bit for bit."""
+    """Compare weights, moments and state of the last checkpoint, metrics and ranks, bit for bit."""
     one, two = CheckpointStore(a / "checkpoints").latest(), CheckpointStore(b / "checkpoints").latest()
     assert one is not None
     assert two is not None
@@ -98,11 +98,11 @@ def assert_same_end(a: Path, b: Path) -> None:
 
 
 class Fault(RuntimeError):
-    """What the injector raises."""
+    """The injected error."""
 
 
 def run_failing(config: RunConfig, run_dir: Path, engine: type[Engine], total: int) -> int:
-    """Fail once at every step, before or after its update, and go on each time; how many failures there were."""
+    """Fail once at every step, before or after its update, and resume each time; return the number of failures."""
     step, failed, done = engine.step, set[int](), 0
 
     def failing(self: Engine, batches: Any) -> Any:
@@ -145,7 +145,7 @@ def test_a_failure_at_every_step_under_deepspeed(data: Path, tmp_path: Path) -> 
 
 
 def test_kill_9_anywhere_changes_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
-    """SIGKILL during saves, an evaluation, and before the last line; each time, go on to the end."""
+    """SIGKILL during saves, an evaluation, and before the last line; each time, resume to the end."""
     config, rng = make_config(data, "sasrec", *SETTINGS), random.Random(5)
     events = json.loads((whole / "events.json").read_text())
     assert events["step"] == STEPS
@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_is_not_taken_for_none(data: Path, tmp_path: Path) 
 
 
 def test_early_stopping_counts_on_after_a_resume(data: Path, tmp_path: Path) -> None:
-    """A learning rate of almost 0: no validation after the first is better, so patience 3 ends after epoch 4."""
+    """A learning rate of almost 0: only the first validation is an improvement, so patience 3 ends after epoch 4."""
     config = make_config(data, "sasrec", "train.epochs=9", "train.patience=3", "train.learning_rate=1e-30")
     train(config, tmp_path / "whole")
     state = CheckpointStore(tmp_path / "whole/checkpoints").latest()
@@ -372,7 +372,7 @@ def test_damaged_data_is_refused_before_the_first_step(data: Path, tmp_path: Pat
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(data: Path, tmp_path: Path) -> None:
-    """One item's content turns NaN in the second epoch: its row is among those that are named."""
+    """The content of one item becomes infinite in the second epoch; the rows of that step are listed."""
     config, run_dir = make_config(data, "mealrec", "train.epochs=3", "train.checkpoint_every=2"), tmp_path / "run"
     step, spoilt = TorchEngine.step, list[None]()
 
@@ -397,7 +397,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(data: Path, t
     assert last.step == 6
     assert all(torch.isfinite(value).all() for value in last.tensors["model"].values())
     train(config, tmp_path / "whole")
-    train(config, run_dir)  # with the content mended the run goes on
+    train(config, run_dir)  # with correct content the run continues
     assert_same_end(tmp_path / "whole", run_dir)
 
 

@@ -1,4 +1,4 @@
-"""Training under a real Ray Train (two workers, DeepSpeed, ZeRO stage 1) ends the same, whichever process is killed."""
+"""Training with a real Ray Train (two workers, DeepSpeed, ZeRO 1) ends the same, whichever process is killed."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from tests.trainer.training.test_loop import assert_same_end, lines
 from trainer.cli import main
 from trainer.training.checkpoint import CheckpointStore
 
-EPOCHS, STEPS, EVERY = 3, 8, 3  # steps of an epoch: 234 rows by 30; steps between checkpoints
+EPOCHS, STEPS, EVERY = 3, 8, 3  # steps of an epoch (234 rows / 30), steps between checkpoints
 SETTINGS = [
     *MODELS["sasrec"], *RUN, f"train.epochs={EPOCHS}", "train.batch_size=30", f"train.checkpoint_every={EVERY}",
     "cluster.launcher=ray", "cluster.workers=2", "engine.name=deepspeed", "engine.zero_stage=1",
 ]  # fmt: skip
 GONE_S = 30.0
-#: of Ray itself; once its driver and raylet are killed, they sometimes wait for a minute before they end (Ray 2.60)
+#: processes of Ray itself; when driver and raylet were killed, they sometimes live for another minute (Ray 2.60)
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def command(data: Path, run: Path, *settings: str) -> list[str]:
-    """Arguments of `mealrec` that train `run`, a folder in a folder of runs."""
+    """Arguments of `mealrec` for training the run in the folder `run`."""
     places = ["--data", str(data), "--runs-dir", str(run.parent), "--name", run.name]
     options = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     return ["train", "--recipe", "demo", "--model", "sasrec", *places, *options]
@@ -48,11 +48,11 @@ def train(
     kill: tuple[str, int, int] | None = None,
     ray_head: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    """Train in a process of its own: its exit status and its output.
+    """Train in a new process; return its exit status and its output.
 
-    mark: in the environment of its processes, see `head.processes_of`. kill: the victim, the rank of the worker that
-    kills it, and at which step; a file named by `mark` beside the folder of runs shows that it was done. ray_head: a
-    head that is there, or none for a Ray of its own.
+    mark: is put into the environment of its processes, see `head.processes_of`. kill: the victim, and the rank and step
+    of the worker that kills it; then a file named `mark` is made beside the folder of runs. ray_head: an existing head;
+    without it the process starts its own Ray.
     """
     program = ["trainer.cli"]
     if kill is not None:
@@ -74,9 +74,9 @@ def train(
 
 
 def left_of(mark: str, seconds: float) -> list[str]:
-    """Command lines of what is left after so many seconds of the processes with this mark; those are ended then.
+    """Wait up to so many seconds for the processes with this mark to end; kill the rest and return their commands.
 
-    Ray's agents are ended at once when nothing else is left, and not reported.
+    Ray's agents are killed as soon as only they are left, and are not returned.
     """
     end = time.monotonic() + seconds
     while time.monotonic() < end and not all(name.startswith(AGENTS) for name in processes(mark).values()):
@@ -89,7 +89,7 @@ def left_of(mark: str, seconds: float) -> list[str]:
 
 
 def processes(mark: str) -> dict[int, str]:
-    """Command lines by pid of the processes with this mark; without those that are ending."""
+    """Commands by pid of the processes with this mark, except processes that are just ending."""
     found = {}
     for pid in head.processes_of(mark):
         with suppress(OSError):
@@ -102,12 +102,12 @@ def resumed_at(out: str) -> list[int]:
 
 
 def committed(steps: int) -> int:
-    """The step of the last checkpoint when so many steps are done."""
+    """The step of the last checkpoint after so many steps."""
     return steps // STEPS * STEPS + steps % STEPS // EVERY * EVERY
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
-    """Of the best checkpoint, which is what was tested."""
+    """Compare the weights of the best checkpoint, which was evaluated on the test split."""
     best = []
     for run in (a, b):
         store = CheckpointStore(run / "checkpoints")
@@ -159,7 +159,7 @@ def test_a_killed_worker_changes_nothing(
 def test_a_killed_driver_changes_nothing_once_resumed(
     data: Path, whole: Path, tmp_path: Path, mlflow_store: Path
 ) -> None:
-    """Resumed at once, while workers of the killed one may still be there; and MLflow has every epoch once."""
+    """The run is resumed at once, when workers of the killed driver may still live. MLflow has every epoch once."""
     rng = random.Random(14)
     rank, step = rng.randrange(2), rng.randint(STEPS + 1, 2 * STEPS)
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-driver"
@@ -176,7 +176,7 @@ def test_a_killed_driver_changes_nothing_once_resumed(
     assert_same_end(whole, run)
     assert_same_weights(whole, run)
     assert left_of(again, GONE_S) == []
-    # on a busy machine the mirror may be behind: `mealrec track` waits for it, as a user would
+    # on a busy machine the mirror may not be finished; `mealrec track` waits for it
     assert main(["track", "--run", str(run), "--timeout", "120"]) == 0
     from mlflow import MlflowClient
 

@@ -50,7 +50,7 @@ class Mind:
 
 
 @dataclass(frozen=True)
-class Histories:
+class SimulatedHistories:
     """Interactions of a run of users, and their state before the last one (the test target).
 
     length: (n,) int64. items (n, L) int32, accidental (n, L) bool, times (n, L) int64 seconds: padded on the right with
@@ -66,7 +66,7 @@ class Histories:
     behaviours: Array
 
 
-def histories(options: SyntheticOptions, places: Catalogue) -> Iterator[Histories]:
+def histories(options: SyntheticOptions, places: Catalogue) -> Iterator[SimulatedHistories]:
     """All users, USER_GRANULE at a time; each part depends only on the options and its number."""
     for granule, start in enumerate(range(0, options.users, USER_GRANULE)):
         yield _simulate(options, places, granule, min(USER_GRANULE, options.users - start))
@@ -77,7 +77,7 @@ def longest(options: SyntheticOptions) -> int:
     return 3 + int(np.ceil(5 * (options.mean_length - 3)))
 
 
-def _simulate(o: SyntheticOptions, places: Catalogue, granule: int, n: int) -> Histories:
+def _simulate(o: SyntheticOptions, places: Catalogue, granule: int, n: int) -> SimulatedHistories:
     rng = stream(o.seed, USERS, granule)
     length = np.minimum(2 + rng.geometric(1 / (o.mean_length - 2), n), longest(o))
     favourites = _distinct(rng, n, o.favourites, o.topics)
@@ -113,7 +113,7 @@ def _simulate(o: SyntheticOptions, places: Catalogue, granule: int, n: int) -> H
     times = RELEASE_TIME + (steps - length[:, None] + 2) * _DAY + rng.integers(_DAY, size=items.shape)
     mind = Mind(before_test[0], favourites, before_test[1])
     behaviours = _behaviours(o, granule, items, accidental)
-    return Histories(length, items, accidental, np.where(items >= 0, times, 0), mind, behaviours)
+    return SimulatedHistories(length, items, accidental, np.where(items >= 0, times, 0), mind, behaviours)
 
 
 def _behaviours(o: SyntheticOptions, granule: int, items: Array, accidental: Array) -> Array:
@@ -163,7 +163,7 @@ def choice_probability(o: SyntheticOptions, places: Catalogue, mind: Mind, items
     return probability
 
 
-def best_ranking(o: SyntheticOptions, places: Catalogue, part: Histories, k: int) -> tuple[Array, Array]:
+def best_ranking(o: SyntheticOptions, places: Catalogue, part: SimulatedHistories, k: int) -> tuple[Array, Array]:
     """The k most probable test targets of each user and their probabilities, given all that the generator knows.
 
     Returns items (n, k) int64 (-1: any item that is possible by accident only) and probability (n, k) float64, falling.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.errors import UserError
 from trainer.extract.pipeline.protocols import Preparation, VideoEncoder
 from trainer.extract.video import efficientnet
-from trainer.extract.video.vision import Clips, Encoder, Frames, ImageModel
+from trainer.extract.video.vision import Clips, Encoder, FrameByFrame, ImageModel
 
 _SHORT = {"videomae": "MCG-NJU/videomae-base"}
 
@@ -109,12 +109,12 @@ def load(name: str, layers: bool, device: str, threads: int | None) -> VideoEnco
     torch.backends.cudnn.allow_tf32 = False
     if name == efficientnet.NAME:
         vectors = efficientnet.load(device)
-        return Encoder(Frames(lambda images: (vectors(images), [])), efficientnet.MEAN, efficientnet.STD, device)
+        return Encoder(FrameByFrame(lambda images: (vectors(images), [])), efficientnet.MEAN, efficientnet.STD, device)
     source = _source(name)
     family, config, kind = _configuration(source)
     processor = _processor(source, kind)
     model = _model(source, family, config).to(device)
-    by_frame = Frames(ImageModel(model, family.reads == "cls", layers))
+    by_frame = FrameByFrame(ImageModel(model, family.reads == "cls", layers))
     see = Clips(model, layers) if family.reads == "tubelets" else by_frame
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     return Encoder(see, mean, std, device, processor.rescale_factor if processor.do_rescale else 1.0)

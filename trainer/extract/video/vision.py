@@ -45,8 +45,8 @@ class Encoder:
         return {name: vectors.cpu().numpy() for name, vectors in found.items()}
 
 
-class Frames:
-    """Clips seen by an image model, each frame alone: see takes images (m, 3, height, width)."""
+class FrameByFrame:
+    """Encodes clips by an image model, frame by frame. see: takes images (m, 3, height, width)."""
 
     def __init__(self, see: Callable[[Tensor], Seen]) -> None:
         self._see = see

@@ -1,4 +1,4 @@
-"""`mealrec inspect`: the right frames, times and neighbours, whatever the words are, and whatever is missing."""
+"""`mealrec inspect`: the right frames, times and neighbours, with any text in titles, and with anything missing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_frames_times_titles_and_pictures_of_neighbours(tmp_path: Path, capsys: 
 
 
 def brute_force(vectors: NDArray[Any], row: int) -> list[tuple[int, float]]:
-    """All other rows and their similarity, best first, equal ones in order, by definition."""
+    """All other rows and their similarity by definition, best first; equal ones in the order of rows."""
     x = vectors.astype(np.float16).astype(np.float64)
     spread = x.std(axis=0)
     x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -81,7 +81,7 @@ def brute_force(vectors: NDArray[Any], row: int) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Features, dict[ContentField, NDArray[Any]]]:
-    """Features in three blocks, with equal vectors in different ones, and dimensions that are constant, or far off."""
+    """Features in three blocks, with equal vectors in different blocks, and with constant or very large dimensions."""
     rng = np.random.default_rng(3)
     text = rng.standard_normal((1100, 8)) * [1, 50, 1, 1, 0, 0, 1, 1] + [0, 0, 900, 0, 3, 0, 0, 0]
     text[[3, 515, 516, 1099]] = text[40]
@@ -163,7 +163,7 @@ def test_frames_are_sampled_as_they_were_for_the_features(tmp_path: Path) -> Non
     manifest = tmp_path / "video" / "features.json"
     manifest.write_text(manifest.read_text().replace('"fps": 1.0', '"fps": 2.0'))
     page = inspected(tmp_path, "i0", features, features)
-    # at 1.5, 2, 2.5, 3 and 3.5 s of a picture each 0.2 s
+    # at 1.5, 2, 2.5, 3 and 3.5 s, with a picture every 0.2 s
     assert [read_number(pixels(image)) for image in page.pictures["Sampled frames"]] == [7, 10, 12, 15, 17]
     assert page.text["Sampled frames"].count("2.00 s") == 1
     assert [tag for tag, _ in page.tags].count("h2") == 3, "a folder that is given twice is shown once"

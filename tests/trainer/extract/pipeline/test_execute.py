@@ -1,4 +1,4 @@
-"""An extraction from start to end: order, failures, resuming, giving up; processes that die, under Ray."""
+"""An extraction from start to end: order, failures, resuming, giving up; and with Ray, processes that die."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBERS = [str(n) for n in range(23)]
 
 
 def vectors(out: Path, scratch: Path) -> dict[str, float]:
-    """Item -> its number, as the finished features in `out` have it."""
+    """Item -> its number, read from the finished features in `out`."""
     features = open_features(str(out))
     scratch.mkdir()
     arrays = read_vectors(features, scratch)
@@ -46,7 +46,7 @@ def failures(out: Path) -> dict[str, str]:
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    """Everything of a finished extraction that must not depend on how it came about."""
+    """All files of a finished extraction that must not depend on interruptions."""
     manifest = json.loads((out / "features.json").read_text())
     manifest.pop("provenance")
     names = ["items.parquet", "failed.csv", *manifest["shards"]]
@@ -87,7 +87,7 @@ def test_nothing_that_can_be_used(tmp_path: Path) -> None:
 def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(
     tmp_path: Path, launcher: str, request: pytest.FixtureRequest
 ) -> None:
-    """Under Ray the killed one has a Ray of its own, which ends with it; it goes on on the shared head."""
+    """With Ray, the killed extraction has its own Ray, which ends with it; then it continues on the shared head."""
     count, log = 120, tmp_path / "log"
     undisturbed = tmp_path / "undisturbed"
     run(undisturbed, [str(n) for n in range(count)])
@@ -100,7 +100,7 @@ def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(3)  # the workers of Ray end with their driver, and may load what they have in hand
+    time.sleep(3)  # Ray's workers end with their driver, but may first load the items that they have begun
     kept = len(list(out.glob("unfinished/parts/*.npz")))
     assert 3 <= kept < count / 4
     assert not (out / "features.json").exists()

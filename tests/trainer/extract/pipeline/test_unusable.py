@@ -1,4 +1,4 @@
-"""Videos that cannot be used: each ends with its reason, and what is damaged is not taken."""
+"""Videos that cannot be used: each gives its reason, and damaged frames are not taken."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     assert reason(tmp_path / "pipe.mp4") == "not a regular file"
     assert reason("/dev/zero") == "not a regular file"
     assert reason(tmp_path / "empty.mp4") == "empty file"
-    with pytest.raises(UserError, match="only file, http"):  # wrong for every item: not a reason of this one
+    with pytest.raises(UserError, match="only file, http"):  # wrong for every item, so it is not a reason for this one
         sample("ftp://host/clip.mp4", Sampling())
 
 
@@ -79,7 +79,7 @@ def test_what_is_too_much(tmp_path: Path, clip: Path) -> None:
 
 @pytest.mark.parametrize(("flags", "part"), [("faststart", 0.5), ("faststart", 0.2), ("", 0.9)])
 def test_a_cut_mp4(tmp_path: Path, flags: str, part: float, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its table at the start says what is missing; without the table at its end nothing can be read."""
+    """With the table at the start we know what is missing; if the table was at the end, nothing can be read."""
     number_clip(tmp_path / "clip.mp4", frames=250, gop=25, container={"movflags": flags} if flags else None)
     data = (tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "clip.mp4").write_bytes(data[: int(len(data) * part)])
@@ -116,7 +116,7 @@ def seconds(packet: av.Packet[Any]) -> float:
 
 
 def marked(path: Path) -> Iterator[float]:
-    """Times of what FFmpeg finds damaged, in a plain loop over everything."""
+    """Times of the frames that FFmpeg reports as damaged, by a plain loop over all frames."""
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):
             try:
@@ -158,8 +158,8 @@ def test_damaged_frames_and_those_that_lean_on_them_are_not_taken(tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["concat", "hls"])
 def test_a_playlist_opens_no_other_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The named file is a pipe: a thread that offers it hears of the first reader."""
-    monkeypatch.chdir(tmp_path)  # what a name is looked up from where the playlist is no file of FFmpeg's
+    """The file named in the playlist is a pipe. A thread opens it for writing, and so notices any reader."""
+    monkeypatch.chdir(tmp_path)  # FFmpeg resolves names from here if it does not open the playlist by name
     os.mkfifo(tmp_path / "secret.ts")
     text = {
         "concat": "ffconcat version 1.0\nfile secret.ts\n",
@@ -179,7 +179,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, kind: str, monkeypatch: 
         thread.start()
         call()
         heard = was_read.wait(0.2)
-        os.close(os.open(tmp_path / "secret.ts", os.O_RDONLY | os.O_NONBLOCK))  # lets the thread go
+        os.close(os.open(tmp_path / "secret.ts", os.O_RDONLY | os.O_NONBLOCK))  # lets the thread end
         thread.join()
         return heard
 
@@ -187,14 +187,14 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, kind: str, monkeypatch: 
         with (tmp_path / "video.mp4").open("rb") as file, contextlib.suppress(av.FFmpegError):
             av.open(file if kind == "concat" else str(tmp_path / "video.m3u8"), "r")
 
-    assert read_by(trusting)  # the attack is one: FFmpeg left alone opens the file
+    assert read_by(trusting)  # the attack is real: FFmpeg by itself opens the file
     for name in ("video.mp4", "video.m3u8"):
         assert not read_by(lambda name=name: reason(tmp_path / name))
         assert reason(tmp_path / name).startswith("not a video: ")
 
 
 def test_a_bug_is_not_a_reason(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is raised while FFmpeg reads comes out as it is."""
+    """An exception while FFmpeg reads is raised unchanged."""
 
     def broken(*_: Any) -> bytes:
         raise TypeError("a bug")
@@ -205,7 +205,7 @@ def test_a_bug_is_not_a_reason(clip: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_frames_of_extreme_shape(tmp_path: Path) -> None:
-    """A processor that resizes the shorter side would make a picture of 224 x 8960 of each."""
+    """A processor that resizes the shorter side would make pictures of 224 x 8960."""
     write_clip(tmp_path / "clip.mp4", [np.zeros((16, 640, 3), np.uint8)] * 10)
     loaded = unpack(VideoJob("efficientnet-lite0").load(Unit((7,), (str(tmp_path / "clip.mp4"),))))
     assert (loaded[FAILED].tolist(), loaded[REASONS].tolist()) == ([7], ["frames too narrow: 640 x 16"])

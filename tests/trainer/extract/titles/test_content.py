@@ -1,4 +1,4 @@
-"""Titles to content, as `mealrec prepare --text` makes it: the vectors of `mealrec extract titles`, kept on disk."""
+"""Content from titles, as by `mealrec prepare --text`: the same vectors as `mealrec extract titles`, stored on disk."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_titles_in_many_parts_are_those_in_one(bert: str, tmp_path: Path, monkey
 def test_unknown_words_get_what_an_extraction_gives_them(
     n_segments: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`prepare --text` and `extract titles` then `prepare --features`: equal datasets, but for float16 on the way."""
+    """`prepare --text`, and `extract titles` with `prepare --features`, give equal datasets, except for float16."""
     pl.DataFrame({"word": ["red", "cat"]}).write_parquet(tmp_path / "glove_6B_index.parquet")
     np.save(tmp_path / "glove_6B_50d_emb.npy", np.array([[3, 4], [1, -2]], np.float32))
     monkeypatch.setattr(glove, "folder", lambda: tmp_path)
@@ -159,7 +159,7 @@ def test_titles_become_text_segments_and_their_mean(tmp_path: Path) -> None:
     assert np.array_equal(vectors[0], vectors[1])
     windows, present = content["sequence"].read(0, 4)
     assert present.tolist() == [True, True, True, False]
-    assert vectors[2] @ windows[2, 0] > vectors[2] @ windows[0, 0]  # of the same title, against another's
+    assert vectors[2] @ windows[2, 0] > vectors[2] @ windows[0, 0]  # of the same title, and of another title
     np.testing.assert_allclose(content["visual"].read(0, 4)[0][:3], windows.mean(axis=1)[:3], atol=1e-6)
 
 

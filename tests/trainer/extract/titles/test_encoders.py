@@ -1,4 +1,4 @@
-"""Titles to vectors against references by hand: one title at a time, unpadded, token by token."""
+"""Vectors of titles against references computed by hand: one title at a time, unpadded, token by token."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_half_precision_weights_without_a_pooler_load_quietly_in_float32(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     notes = io.StringIO()
-    handler = logging.StreamHandler(notes)  # the package's own writes to where stderr was when it was imported
+    handler = logging.StreamHandler(notes)  # the package's own handler writes to an earlier stderr
     transformers.logging.add_handler(handler)
     transformers.logging.set_verbosity_warning()
     transformers.logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""GloVe's title vectors against sums by hand over a tiny vocabulary, and the real package against known facts."""
+"""GloVe's title vectors against sums by hand over a tiny vocabulary, and the real package against known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding: which frames are taken of a video, what is read for them, and what is refused."""
+"""Decoding: which frames of a video are taken, how much is read for them, and what is refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CLIPS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("ending", "how"), CLIPS, ids=lambda part: part if isinstance(part, str) else str(part))
 def test_the_frames_on_display_are_taken(tmp_path: Path, ending: str, how: dict[str, Any]) -> None:
-    """At a constant rate the drawn numbers say it all: frame k is shown from k / fps on."""
+    """At a constant rate frame k is shown from k / fps on, so its drawn number gives its time."""
     clip = tmp_path / f"clip.{ending}"
     number_clip(clip, **how)
     times = np.arange(how["frames"]) / float(how.get("fps", 25))
@@ -112,7 +112,7 @@ def test_a_variable_rate_and_a_late_start(tmp_path: Path, ending: str, start: fl
 
 
 class Pipe:
-    """What a program writes to that cannot go back: no duration, no index."""
+    """A file to which a program cannot seek back, so the video has no duration and no index."""
 
     def __init__(self) -> None:
         self.bytes = bytearray()
@@ -134,7 +134,7 @@ def test_a_clip_written_to_a_pipe(tmp_path: Path, format: str, codec: str) -> No
 
 
 def test_an_edit_list_that_cuts_the_start_away(tmp_path: Path) -> None:
-    """The first 1.5 s of 8 s are not shown: what a telephone writes when a video is trimmed."""
+    """The first 1.5 s of 8 s are not shown, as in videos that were trimmed on a phone."""
     clip = tmp_path / "clip.mp4"
     number_clip(clip, frames=200, gop=50)
     data = bytearray(clip.read_bytes())
@@ -144,7 +144,7 @@ def test_an_edit_list_that_cuts_the_start_away(tmp_path: Path) -> None:
     struct.pack_into(">Ii", data, entry, 6500, 19200)
     clip.write_bytes(data)
     times, end, pixels = decoded(clip)
-    assert [read_number(frame) for frame in pixels][::162] == [38]  # 37.5: shown from the next one on
+    assert [read_number(frame) for frame in pixels][::162] == [38]  # 37.5, so the next frame is the first one shown
     for sampling in GRID:
         frames, at = sample(str(clip), sampling)
         expected = shown_at(times, end, sampling)
@@ -163,7 +163,7 @@ def test_real_clips_give_the_frames_of_a_full_decode() -> None:
 
 
 def bytes_read() -> int:
-    """What this process has read from files, as the kernel counts it."""
+    """The bytes that this process has read from files, as counted by the kernel."""
     return int(re.findall(r"rchar: (\d+)", Path("/proc/self/io").read_text())[0])
 
 

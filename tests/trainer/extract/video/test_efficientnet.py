@@ -34,7 +34,7 @@ def test_the_classifier_of_efficientnet_reads_its_logits_from_our_vector() -> No
 def test_efficientnet_is_given_the_centre_of_the_frame_resized_to_256(size: tuple[int, int]) -> None:
     frame = (
         small_vision.frames(1, size)[0] // 2 + 64
-    )  # where bicubic overshoots, the order of the two passes would show
+    )  # bicubic overshoots here, so a wrong order of the two passes would be noticed
     image = Image.fromarray(frame)
     scale = 256 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
@@ -45,7 +45,7 @@ def test_efficientnet_is_given_the_centre_of_the_frame_resized_to_256(size: tupl
 
 
 def test_efficientnet_tells_pictures_apart() -> None:
-    """Its weights see something: a moved and darkened picture is nearer to itself than to another one."""
+    """The weights are useful: a moved and darkened picture is nearer to the original than another picture is."""
     rows, columns = np.mgrid[0:240, 0:240]
 
     def stripes(shift: int) -> NDArray[np.uint8]:

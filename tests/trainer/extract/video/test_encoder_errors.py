@@ -1,4 +1,4 @@
-"""Vision models that cannot work: refused before the start where their configuration tells, else when they load."""
+"""Vision models that cannot work are refused before the start if their configuration shows it, else when they load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Copied = Callable[[str], Path]
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Copied:
-    """kind -> a folder with a model of that type, for a test to damage."""
+    """kind -> a folder with a model of that type, which a test may damage."""
 
     def of(kind: str) -> Path:
         small_vision.save(kind, tmp_path)

@@ -81,7 +81,7 @@ def test_a_crop_is_what_the_encoder_sees_and_sides_are_not_swapped(saved: Any) -
 def test_videomae_gives_a_vector_per_frame_of_a_clip_with_each_frame_twice(saved: Any) -> None:
     folder, _ = saved("videomae")
     encoder = vision.load(str(folder), True, "cpu", None)
-    for frames in (5, 3):  # one encoder serves clips of any length
+    for frames in (5, 3):  # one encoder takes clips of any length
         clips, pixels = small_vision.clips(folder, 2, frames)
         doubled = torch.stack([torch.stack([clip[i // 2] for i in range(2 * frames)]) for clip in pixels])
         model = transformers.VideoMAEModel.from_pretrained(folder, num_frames=2 * frames)
@@ -133,7 +133,7 @@ def test_videomae_with_other_tubelets(tubelet: int, tmp_path: Path) -> None:
 
 
 def test_the_positions_of_videomae_are_the_papers_sinusoids(saved: Any) -> None:
-    """They are no weights: a loader that leaves memory as it finds it would not report them as missing."""
+    """They are not weights: a loader that leaves this memory uninitialised would not report them as missing."""
     model = transformers.VideoMAEModel.from_pretrained(saved("videomae")[0], num_frames=10)
     table = model.embeddings.position_embeddings[0]
     for place in (0, 1, 16, 79):
@@ -195,7 +195,7 @@ def test_an_image_model_gives_one_vector_per_frame(kind: str, saved: Any) -> Non
 def test_a_clip_is_encoded_alike_in_every_batch(kind: str, saved: Any) -> None:
     folder, _ = saved(kind)
     clips, _ = small_vision.clips(folder, 4, 2)
-    clips.flags.writeable = False  # as Ray hands arrays over
+    clips.flags.writeable = False  # like arrays from Ray
     encoder: Any = vision.load(str(folder), kind in TRANSFORMERS, "cpu", None)
     encoder.at_once = 1
     alone = encoder(clips)
@@ -242,6 +242,6 @@ for name in sys.argv[1:]:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    transformers.utils.logging.enable_progress_bar()  # text encoders, and tests before this one, switch it off
+    transformers.utils.logging.enable_progress_bar()  # text encoders, and tests before this one, turn it off
     vision.load(folders[0], False, "cpu", None)
     assert transformers.utils.logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Lists of items, and where the video of each is."""
+"""Lists of items, and how the video of each item is found."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_no_item_has_a_video(tmp_path: Path) -> None:
 
 
 def test_a_bucket_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fsspec's memory file system stands for s3 and gs, whose packages and servers are not here."""
+    """fsspec's memory file system replaces s3 and gs, for which we have no packages or servers."""
     bucket = fsspec.filesystem("memory")
     for name in ("/clips/a/1.mp4", "/clips/2.webm"):
         bucket.pipe_file(name, b"")

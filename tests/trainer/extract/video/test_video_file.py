@@ -1,4 +1,4 @@
-"""Videos over HTTP: servers with and without parts of files, and those that fail, hang or never end."""
+"""Videos over HTTP: servers with and without partial requests, and servers that fail, hang or never end."""
 
 from __future__ import annotations
 

@@ -7,16 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from trainer.data.sources.base import (
-    first_line,
-    read_columns,
-    read_delimited,
-    read_header,
-    read_parquet,
-    refuse_null,
-    refuse_where,
-    require_column,
-)
+from trainer.data.sources.checks import refuse_null, refuse_where, require_column
+from trainer.data.sources.parquet import read_parquet
+from trainer.data.sources.reading import first_line, read_columns, read_delimited, read_header
 
 #: what a table of items may say about them
 _ITEM_COLUMNS = ("title", "video")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from trainer.data.sources.base import Log, first_line, make_log, read_delimited, refuse_null, titles_of
+from trainer.data.sources.base import Log, make_log, titles_of
+from trainer.data.sources.checks import refuse_null
+from trainer.data.sources.reading import first_line, read_delimited
 from trainer.data.sources.table import read_table
 
 

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from models.errors import UserError
-from trainer.data.sources.base import Log, make_log, read_columns, read_header, require_column
+from trainer.data.sources.base import Log, make_log
+from trainer.data.sources.checks import require_column
+from trainer.data.sources.reading import read_columns, read_header
 
 
 class RecBole:

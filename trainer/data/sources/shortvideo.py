@@ -7,7 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from trainer.data.sources.base import Log, make_log, read_columns, read_header, refuse_where, titles_of
+from trainer.data.sources.base import Log, make_log, titles_of
+from trainer.data.sources.checks import refuse_where
+from trainer.data.sources.reading import read_columns, read_header
 
 #: shortvideo's behaviour columns, in bit order
 SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")

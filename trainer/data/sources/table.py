@@ -7,7 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from trainer.data.sources.base import Log, first_line, make_log, read_columns, read_parquet
+from trainer.data.sources.base import Log, make_log
+from trainer.data.sources.parquet import read_parquet
+from trainer.data.sources.reading import first_line, read_columns
 
 
 class Table:

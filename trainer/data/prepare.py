@@ -100,8 +100,14 @@ def _write(
         core=Core(k=0 if options.core_on == "none" else options.k_core, on=options.core_on),
         dropped={**log.dropped, **lost, **given.unused},
         command=command,
-        sources={path.name: file_info(path).sha256 for path in log.files} | given.sources,
+        sources=_digests(log.files) | given.sources,
     )
+
+
+def _digests(files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of what was read, by name; by path where two have one name, as parts in several folders may."""
+    names = [path.name for path in files]
+    return {path.name if names.count(path.name) == 1 else str(path): file_info(path).sha256 for path in files}
 
 
 def _select(log: Log, options: PrepareOptions) -> tuple[_Kept, dict[str, int]]:

@@ -12,17 +12,18 @@ from typing import Protocol
 
 import polars as pl
 
-from trainer.data.sources.checks import refuse_null
-from trainer.data.sources.times import whole_times
+from trainer.data.sources.ids import with_ids, with_text
+from trainer.data.sources.parquet import parquet_files
+from trainer.data.sources.times import collapsed, with_times
 
 
 @dataclass(frozen=True)
 class Log:
     """Interactions. frame: user (String), item (String), time (Int64), and behaviours (UInt8) where there are any.
 
-    Rows of equal time are in the order of the source; fractions of a second decide before it does.
+    Rows of equal time are in the order of the source; fractions of a second decide first, and tell repeats apart.
     titles: item -> title. behaviour_names: what the bits of behaviours mean, lowest first. dropped: reason -> count.
-    files: what was read.
+    files: what was read. notes: what the user should know before the work begins.
     """
 
     frame: pl.DataFrame
@@ -30,6 +31,7 @@ class Log:
     titles: dict[str, str] = field(default_factory=dict)
     behaviour_names: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -50,27 +52,35 @@ class Source(Protocol):
         ...
 
 
-def make_log(frame: pl.DataFrame, file: Path, behaviours: bool = False) -> Log:
-    """The log of a frame with user, item and time (numbers, text of numbers, or datetimes) read from `file`.
+def make_log(frame: pl.DataFrame, file: Path, time_format: str | None = None) -> Log:
+    """The log of a frame with user, item and time, and with title and behaviours (UInt8, bits) where it has them.
 
-    Rows that are equal in all three are kept once and counted; their `behaviours` (UInt8, bits) are joined.
-    `_line`: the line of each row in the file; without it rows count as lines.
+    ids: text or whole numbers; times: numbers, datetimes or text (`trainer.data.sources.times.with_times`).
+    Rows that are equal in user, item and exact time are kept once and counted; their behaviours are joined.
+    `_line`: the line of each row in the file; without it rows count as lines. file: one file, or a folder of parts.
     Raises UserError with the line: an id that is missing, a time that is none.
     """
     if "_line" not in frame.columns:
         frame = frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
     for column in ("user", "item"):
-        refuse_null(frame, column, file)
-    frame = whole_times(frame, file).sort("_exact", maintain_order=True)
-    key = ["user", "item", "time"]
-    if behaviours:
+        frame = with_ids(frame, column, file)
+    frame = with_times(frame, file, time_format).sort("_exact", maintain_order=True)
+    key = ["user", "item", "time", "_exact"]
+    if "behaviours" in frame.columns:
         unique = frame.group_by(key, maintain_order=True).agg(pl.col("behaviours").bitwise_or())
     else:
         unique = frame.select(key).unique(maintain_order=True)
-    return Log(unique, (file,), dropped={"duplicate rows": len(frame) - len(unique)})
+    note = collapsed(unique)
+    return Log(
+        unique.drop("_exact"),
+        parquet_files(file),
+        first_titles(with_text(frame, "title", file)) if "title" in frame.columns else {},
+        dropped={"duplicate rows": len(frame) - len(unique)},
+        notes=(f"{file}: {note}",) if note else (),
+    )
 
 
-def titles_of(frame: pl.DataFrame) -> dict[str, str]:
-    """The first title of each item that has one."""
-    known = frame.filter(pl.col("title").is_not_null()).unique("item", keep="first", maintain_order=True)
-    return dict(known.select("item", "title").iter_rows())
+def first_titles(frame: pl.DataFrame) -> dict[str, str]:
+    """The first title of each item that has one. frame: item and title, as `with_ids` and `with_text` give them."""
+    known = frame.select("item", "title").drop_nulls("title").unique("item", keep="first", maintain_order=True)
+    return dict(known.iter_rows())

@@ -17,8 +17,8 @@ def require_column(file: Path, name: str, header: Iterable[str]) -> str:
     if name in columns:
         return name
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{file}, line 1 has no column {name!r}{hint} It has: {', '.join(columns)}")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise UserError(f"{file}, line 1 has no column {name!r}{hint} It has: {', '.join(filter(None, columns))}")
 
 
 def refuse_null(frame: pl.DataFrame, column: str, file: Path) -> None:
@@ -32,4 +32,5 @@ def refuse_where(frame: pl.DataFrame, bad: pl.Expr, column: str, file: Path, wha
     if len(found):
         value = found[column][0]
         shown = "" if value is None else f" {str(value)[:80]!r}"
-        raise UserError(f"{file}, line {found['_line'][0]}: {column}{shown} {what}; correct or remove this line")
+        where = found["_file"][0] if "_file" in found.columns else file
+        raise UserError(f"{where}, line {found['_line'][0]}: {column}{shown} {what}; correct or remove this line")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import polars as pl
 
 from models.errors import UserError
 from trainer.data.sources.checks import require_column
+from trainer.data.sources.quotes import cells_of, is_regular, records
 from trainer.text_files import check_text, open_text
 
 
@@ -31,35 +31,69 @@ def read_delimited(file: Path, separator: str, columns: Sequence[str], header: b
     columns: their names; header: whether line 1 holds names and no data. Raises UserError with the line of the trouble.
     """
     check_text(file)
-    quote = '"' if separator == "," else None
-    try:
-        frame = pl.read_csv(file, has_header=header, separator=separator, quote_char=quote, infer_schema=False)
-    except pl.exceptions.NoDataError:
-        raise UserError(f"{file} has no rows; is it the right file?") from None
-    except pl.exceptions.PolarsError as error:
-        raise UserError(_locate(file, separator, len(columns)) or f"{file} cannot be read: {error}") from None
-    if frame.width != len(columns):
-        found = f"{file} has {frame.width} columns, expected {len(columns)}: {', '.join(columns)}"
-        raise UserError(_locate(file, separator, len(columns)) or found)
-    frame.columns = list(columns)
-    first = 2 if header else 1
-    text = pl.all().str.strip_chars()
+    frame = _fast(file, separator, columns, header) if is_regular(file, separator) else None
+    if frame is None:
+        frame = _by_records(file, separator, columns, header)
+    text = pl.col(columns).str.strip_chars()
     frame = frame.with_columns(pl.when(text != "").then(text))
-    frame = frame.with_columns(_line=pl.int_range(first, pl.len() + first))
     frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
     if frame.is_empty():
         raise UserError(f"{file} has no rows{' after its header' if header else ''}; is it the right file?")
     return frame
 
 
+def _fast(file: Path, separator: str, columns: Sequence[str], header: bool) -> pl.DataFrame | None:
+    """A file whose lines are records; None if polars refuses it, or finds other columns."""
+    try:
+        frame = pl.read_csv(
+            file, has_header=header, separator=separator, infer_schema=False, glob=False, raise_if_empty=False
+        )
+    except pl.exceptions.PolarsError:
+        return None
+    if frame.width != len(columns):
+        return None
+    frame.columns = list(columns)
+    first = 2 if header else 1
+    return frame.with_columns(_line=pl.int_range(first, pl.len() + first))
+
+
+def _by_records(file: Path, separator: str, columns: Sequence[str], header: bool) -> pl.DataFrame:
+    """Any file, more slowly; it knows the line of what is wrong."""
+    width = len(columns)
+    values: list[list[str | None]] = [[] for _ in columns]
+    lines: list[int] = []
+    for number, (line, cells) in enumerate(records(file, separator)):
+        if len(cells) > width:
+            advice = 'put text that contains commas in double quotes ("...")' if separator == "," else "correct it"
+            raise UserError(f"{file}, line {line} has {len(cells)} columns instead of {width}; {advice}")
+        if len(cells) < width and number == 0 and not header:
+            raise UserError(f"{file}, line {line} has {len(cells)} columns, expected {width}: {', '.join(columns)}")
+        if number or not header:
+            lines.append(line)
+            for n, column in enumerate(values):
+                column.append(cells[n] if n < len(cells) else None)
+    series = {name: pl.Series(column, dtype=pl.String) for name, column in zip(columns, values, strict=True)}
+    return pl.DataFrame({**series, "_line": pl.Series(lines, dtype=pl.Int64)})
+
+
 def read_header(file: Path, separator: str) -> list[str]:
-    """The names of the columns in line 1. Raises UserError: empty, repeated or reserved names."""
-    cells = next(csv.reader([first_line(file)], delimiter=separator), [])
-    header = [cell.strip() for cell in cells]
+    """The names of the columns in line 1; the first may be "", as pandas names an index.
+
+    Raises UserError: names that are empty, repeated or reserved.
+    """
+    header = [cell.strip() for cell in first_cells(file, separator)]
     twice = sorted({name for name in header if header.count(name) > 1})
-    if twice or "" in header or "_line" in header:
+    if twice or "" in header[1:] or "_line" in header or header == [""]:
         raise UserError(f"{file}, line 1: column names are empty, repeated or reserved: {twice or header}")
     return header
+
+
+def first_cells(file: Path, separator: str) -> list[str]:
+    """The cells of line 1. Raises UserError: as `first_line`, or a quote that the line does not close."""
+    cells = cells_of(first_line(file), separator, f"{file}, line 1")
+    if cells is None:
+        raise UserError(f"{file}, line 1: a double quote begins a cell and none on this line ends it; correct it")
+    return cells
 
 
 def first_line(file: Path) -> str:
@@ -69,20 +103,3 @@ def first_line(file: Path) -> str:
     if not line.strip():
         raise UserError(f"{file}, line 1 is empty; expected a header or data")
     return line.rstrip("\r\n")
-
-
-def _locate(file: Path, separator: str, width: int) -> str | None:
-    """What is wrong with a delimited file that polars refuses: its first line with too many columns, else None."""
-    with open_text(file) as stream:
-        quote = '"' if separator == "," else None
-        reader = csv.reader(stream, delimiter=separator, quotechar=quote)
-        try:
-            for cells in reader:
-                if len(cells) > width:
-                    return (
-                        f"{file}, line {reader.line_num} has {len(cells)} columns instead of {width}; "
-                        'put text that contains commas in double quotes ("...")'
-                    )
-        except csv.Error as error:
-            return f"{file}, line {reader.line_num}: {error}"
-    return None

@@ -58,10 +58,12 @@ def read_parquet(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) 
         raise UserError(f"{file} has no rows; is it the right file?")
     if len(parts) == 1:
         return named[0].drop("_file")
-    try:
-        return pl.concat(named, how="vertical_relaxed")
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"the parts in {file} have columns of different types ({error}); write them alike") from None
+    for name in named[0].columns:
+        types = {frame.schema[name] for frame in named if name in frame.columns}
+        if not (len(types) == 1 or all(dtype.is_numeric() for dtype in types)):
+            kinds = ", ".join(sorted(map(str, types)))
+            raise UserError(f"the parts in {file} differ in the type of {name!r} ({kinds}); write them alike")
+    return pl.concat(named, how="diagonal_relaxed")
 
 
 def schema_of(file: Path) -> pl.Schema:

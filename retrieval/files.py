@@ -7,6 +7,7 @@ one, never a part of it, and a crash leaves the old one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from models.errors import UserError
 
 _PIECE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL_S = 0.2
 
 
@@ -97,29 +99,113 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def writable_folder(out: Path, *, replace: bool = False) -> Path:
+    """The folder that `whole_folder` would make of `out`, links followed; to be called before long work.
+
+    Raises UserError where it would: `out` has content and `replace` is not set, is a mount point, or cannot be made.
+    """
+    real = Path(os.path.realpath(out))
+    empty = not real.exists() or (real.is_dir() and not any(real.iterdir()))
+    if not empty and not (replace and real.is_dir()):
+        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        probe = Path(tempfile.mkdtemp(prefix=f".{real.name}.partial-", dir=real.parent))
+    except OSError as error:
+        told = disk_trouble(error, real.parent)
+        raise UserError(
+            told or f"cannot make a folder beside {real} ({error.strerror}); choose another place"
+        ) from None
+    try:
+        if empty and real.exists() and real != Path.cwd():
+            # a mount point refuses this, and nothing else tells of every kind of mount
+            probe.chmod(real.stat().st_mode)
+            probe.rename(real)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be replaced as a whole ({error.strerror}), as a mount point cannot; give a folder in it, "
+            f"such as {out / 'new'}"
+        ) from None
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    return real
+
+
 @contextlib.contextmanager
 def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder to write into, which becomes `out` when all went well, and is removed on any error.
 
-    It lies beside `out`, as `.OUT.partial-*`. replace: an older `out` with content gives way to the new one.
-    Raises UserError where `out` has content and `replace` is not set, or cannot be made.
+    It lies beside `out`, as `.OUT.partial-*`. Of a link, what it leads to is made. replace: an older `out` with content
+    gives way to the new one. Raises UserError as `writable_folder`, and where the disk is full.
     """
-    if not replace and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+    real = writable_folder(out, replace=replace)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{real.name}.partial-", dir=real.parent))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"cannot make a folder beside {out} ({error.strerror}); choose another place") from None
-    try:
-        new = scratch / "new"
-        new.mkdir()
-        yield new
-        _sync_tree(new)
-        _exchange(new, out, scratch / "old")
-        sync_folder(out.parent)
+        with told_of_disk(real.parent, scratch):
+            new = scratch / "new"
+            new.mkdir()
+            yield new
+            _sync_tree(new)
+            _exchange(new, real, scratch / "old")
+            sync_folder(real.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def writable_file(out: Path) -> Path:
+    """The file that `out` names, links followed, in a folder that is there; to be called before long work.
+
+    Raises UserError: it is a folder, or no file can be made there.
+    """
+    real = Path(os.path.realpath(out))
+    if real.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a file in it")
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=real.parent):
+            pass
+    except OSError as error:
+        told = disk_trouble(error, real.parent)
+        raise UserError(told or f"cannot write {out} ({error.strerror}); choose another --out") from None
+    return real
+
+
+@contextlib.contextmanager
+def told_of_disk(folder: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Raises UserError in place of an error that the disk of `folder` caused: it is full, or may not be written.
+
+    scratch: a folder with what was written so far, which is removed then.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        written = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file()) if scratch else 0
+        full = disk_trouble(error, folder, written)  # before anything is removed: some errors only show as no room
+        if full is None:
+            raise
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(f"{full}. Nothing half-made is left" if scratch else full) from error
+
+
+def disk_trouble(error: BaseException, folder: Path, written: int = 0) -> str | None:
+    """What to tell of an error because the disk of `folder` is full or may not be written; None for any other error.
+
+    written: bytes that had been written and were given back. Libraries in C and Rust raise errors of their own.
+    """
+    number, text = getattr(error, "errno", None), str(error)
+    shown = next((path for path in (folder, *folder.absolute().parents) if ".partial-" not in str(path)), folder)
+    if number == errno.EROFS or os.strerror(errno.EROFS) in text:
+        return f"{shown} is on a disk that may only be read; choose another place"
+    full = number in _FULL or any(os.strerror(each) in text for each in _FULL)
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    if not full and not (isinstance(error, OSError) and number is None and free < _PIECE):  # a short write of numpy
+        return None
+    needed = f"more than {written / 1e6:,.1f} MB are needed" if written else "more is needed than there is"
+    left = f"{(free + written) / 1e6:,.1f} MB are free"
+    return f"the disk of {shown} is full: {needed}, {left}; make room or choose another place"
 
 
 def _sync_tree(folder: Path) -> None:

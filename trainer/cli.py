@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.failures import PreflightError, WorkerFailed
 from models.errors import UserError
+from retrieval.files import disk_trouble
 
 VERBS = (
     "extract",
@@ -41,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, PreflightError) as error:
         return _mistake(str(error))
     except WorkerFailed as failure:
-        if failure.kind != UserError.__name__:
-            raise
-        return _mistake(failure.message)
+        if failure.kind == UserError.__name__:
+            return _mistake(failure.message)
+        if told := disk_trouble(failure, Path.cwd()):
+            return _mistake(told)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -52,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) went away: nobody is left to tell
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python complains when it flushes at exit
         return DONE
+    except OSError as error:
+        if told := disk_trouble(error, Path(error.filename).parent if isinstance(error.filename, str) else Path.cwd()):
+            return _mistake(told)
+        raise
 
 
 def _run(argv: list[str]) -> int:

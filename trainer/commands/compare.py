@@ -18,6 +18,7 @@ from retrieval.metrics.significance import paired_t_test
 from retrieval.metrics.summary import mean_metrics, warm_cold
 from trainer.evaluation.report import text_table
 from trainer.evaluation.run_ranks import SeedGroup, grouped, read_run, require_same_data
+from trainer.local_path import local_path
 from trainer.tracking.metrics_log import read_lines
 
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  mealrec compare demo-mealrec demo-tedrec demo-sasrec"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a run that was tested")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR", help="folder of runs")
     parser.add_argument("--metrics", default=",".join(DEFAULT.names), metavar="NAME,...",
                         help=f"metrics of ranks, whatever the runs reported ({','.join(DEFAULT.names)})")  # fmt: skip
     parser.add_argument("--ks", default=",".join(map(str, DEFAULT.ks)), metavar="K,...",

@@ -22,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 
 from cluster.failures import PreflightError
 from cluster.session import connected, on_a_cluster
+from trainer.local_path import local_path
 
 MISSING_EXIT = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -57,7 +58,7 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--ray", action="store_true", help="also start Ray here, or reach the cluster (half a minute)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", metavar="URI", help="where MLflow's store is")
 
 

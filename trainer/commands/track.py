@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
+from trainer.local_path import local_path
 from trainer.tracking import start_mirror
 from trainer.tracking.metrics_log import read_lines
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR", help="folder of runs")
     parser.add_argument("--uri", metavar="URI", help="tracking URI (the run's, or mlflow.db beside the runs)")
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the one of the run, or mealrec)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds to try for (300)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
+from retrieval.files import told_of_disk, writable_folder
 from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
 from trainer.data.format.writer import Content, write_dataset
 from trainer.data.provided import Given, feature_content
@@ -63,10 +65,13 @@ def prepare(
     of_titles: makes content of the items' titles, beside what `options.features` gives. command: for the manifest.
     Raises UserError: nothing left, content that does not fit, `out` not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before minutes of embedding, not after
-        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+    out = writable_folder(out)  # before minutes of embedding, not after
     kept, lost = _select(log, options)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.features-", dir=_existing_parent(out)) as scratch:
+    _warn_of_core(lost, len(kept.item_ids), options)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as scratch,
+        told_of_disk(out.parent, Path(scratch)),
+    ):
         given = feature_content(options.features, kept.item_ids, Path(scratch))
         known = {**given.titles, **log.titles}
         titles = [known.get(item) for item in kept.item_ids]
@@ -104,6 +109,20 @@ def _write(
     )
 
 
+def _warn_of_core(lost: Mapping[str, int], items: int, options: PrepareOptions) -> None:
+    gone = lost[f"items outside the {_core(options)}"]
+    if gone >= items:
+        print(
+            f"warning: the {_core(options)} drops {gone:,} of {gone + items:,} items; --k-core {options.k_core - 1} or "
+            "--core-on users keeps more of them",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def _core(options: PrepareOptions) -> str:
+    return f"{options.k_core}-core on {options.core_on}"
+
+
 def _digests(files: Sequence[Path]) -> dict[str, str]:
     """SHA-256 of what was read, by name; by path where two have one name, as parts in several folders may."""
     names = [path.name for path in files]
@@ -126,7 +145,7 @@ def _select(log: Log, options: PrepareOptions) -> tuple[_Kept, dict[str, int]]:
     keep &= ~few
     before = keep.copy()
     keep[np.flatnonzero(keep)] = k_core(users[keep], items[keep], options.k_core, options.core_on)
-    core = f"{options.k_core}-core on {options.core_on}"
+    core = _core(options)
     for name, code in (("users", users), ("items", items)):
         lost[f"{name} outside the {core}"] = len(np.unique(code[before])) - len(np.unique(code[keep]))
     lost[f"interactions outside the {core}"] = int(before.sum()) - int(keep.sum())
@@ -180,11 +199,6 @@ def _both(
             f"--text and --segments make {', '.join(in_both)}, which {', '.join(folders)} holds as well; choose one"
         )
     return {**given, **made}
-
-
-def _existing_parent(out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.parent
 
 
 def _words(dropped: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ from trainer.data.sources.ids import with_ids
 from trainer.data.sources.reading import first_line, read_delimited
 from trainer.data.sources.table import read_table
 from trainer.data.sources.times import add_time_format
+from trainer.local_path import local_path
 
 
 class MicroLens:
@@ -26,8 +27,8 @@ class MicroLens:
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--pairs", type=Path, required=True, help="the TSV or CSV of interactions")
-        parser.add_argument("--titles", type=Path, help="item,title CSV")
+        parser.add_argument("--pairs", type=local_path, required=True, help="the TSV or CSV of interactions")
+        parser.add_argument("--titles", type=local_path, help="item,title CSV")
         add_time_format(parser)
 
     def read(self, args: argparse.Namespace) -> Log:

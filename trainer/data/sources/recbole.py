@@ -10,6 +10,7 @@ from trainer.data.sources.base import Log, make_log
 from trainer.data.sources.checks import require_column
 from trainer.data.sources.reading import read_columns, read_header
 from trainer.data.sources.times import add_time_format
+from trainer.local_path import local_path
 
 
 class RecBole:
@@ -19,7 +20,7 @@ class RecBole:
     example = "mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--inter", type=Path, required=True, help="the .inter file")
+        parser.add_argument("--inter", type=local_path, required=True, help="the .inter file")
         add_time_format(parser)
 
     def read(self, args: argparse.Namespace) -> Log:

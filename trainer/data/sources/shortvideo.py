@@ -12,6 +12,7 @@ from trainer.data.sources.base import Log, make_log
 from trainer.data.sources.checks import refuse_where
 from trainer.data.sources.reading import read_columns, read_header
 from trainer.data.sources.times import add_time_format
+from trainer.local_path import local_path
 
 #: shortvideo's behaviour columns, in bit order
 SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")
@@ -25,7 +26,7 @@ class Shortvideo:
     example = "mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--interactions", type=Path, required=True, help="the CSV of interactions")
+        parser.add_argument("--interactions", type=local_path, required=True, help="the CSV of interactions")
         add_time_format(parser)
 
     def read(self, args: argparse.Namespace) -> Log:

@@ -14,6 +14,7 @@ from trainer.data.sources.items import read_items
 from trainer.data.sources.parquet import is_parquet, read_parquet
 from trainer.data.sources.reading import first_line, read_columns
 from trainer.data.sources.times import add_time_format
+from trainer.local_path import local_path
 
 
 class Table:
@@ -23,14 +24,14 @@ class Table:
     example = "mealrec prepare table --file log.parquet --user user --item video --time seen_at --out data/log"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--file", type=Path, required=True, help="CSV, TSV, Parquet, or a folder of Parquet parts")
+        parser.add_argument("--file", type=local_path, required=True, help="CSV, TSV, Parquet, or a folder of parts")
         for column in ("user", "item", "time"):
             parser.add_argument(f"--{column}", required=True, metavar="COLUMN", help=f"name of the {column} column")
         add_time_format(parser)
         titles = parser.add_mutually_exclusive_group()
         titles.add_argument("--title", metavar="COLUMN", help="name of a title column in the same file")
         titles.add_argument(
-            "--titles", type=Path, metavar="FILE", help="a table of titles: columns item (or as --item says) and title"
+            "--titles", type=local_path, metavar="FILE", help="a table with columns item (or as --item says) and title"
         )
 
     def read(self, args: argparse.Namespace) -> Log:

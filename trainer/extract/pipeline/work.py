@@ -56,6 +56,11 @@ class Work:
         write_json(folder / _SETTINGS, settings)  # last: this file marks that the extraction has begun
         return cls(out, items)
 
+    @staticmethod
+    def has_begun(out: Path) -> bool:
+        """Whether `out` holds an extraction that has begun and not ended."""
+        return (out / UNFINISHED / _SETTINGS).exists()
+
     @classmethod
     def resume(cls, out: Path, settings: dict[str, Any]) -> Work | None:
         """The unfinished extraction in `out`, None where there is none.
@@ -63,7 +68,7 @@ class Work:
         Raises UserError: it was begun with other settings, or its list of items is damaged.
         """
         folder = out / UNFINISHED
-        if not (folder / _SETTINGS).exists():
+        if not cls.has_begun(out):
             return None
         try:
             begun = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))

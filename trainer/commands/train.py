@@ -91,7 +91,10 @@ def _check(config: RunConfig) -> RunConfig:
 
 def _check_content(config: RunConfig, manifest: Manifest) -> None:
     if manifest.train_rows == 0:
-        raise UserError(f"{config.data.path} has no training rows: every user has only 3 items; use a lower `mealrec prepare --k-core`")
+        raise UserError(
+            f"{config.data.path} has no training rows: every user has only 3 items; prepare more data, or with a lower "
+            "`mealrec prepare --k-core`"
+        )
     shapes: dict[str, tuple[int, ...]] = {field: info.shape for field, info in manifest.content.items()}
     check_content(config.model.name, config.model.options, shapes)
 

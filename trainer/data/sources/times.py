@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -39,7 +40,7 @@ def with_times(frame: pl.DataFrame, file: Path, time_format: str | None = None) 
     if time_format is not None and dtype == pl.String:
         return _formatted(frame, file, time_format)
     if dtype in (pl.Datetime, pl.Date):
-        unit = "ns" if getattr(dtype, "time_unit", None) == "ns" else "us"
+        unit: Literal["ns", "us"] = "ns" if getattr(dtype, "time_unit", None) == "ns" else "us"
         exact = pl.col("time").cast(pl.Datetime(unit)).dt.epoch(unit)
         return _floored(frame.with_columns(exact.alias("_exact")), 1_000_000_000 if unit == "ns" else _SECOND)
     if dtype.is_integer():

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from models.errors import UserError
 
 _PIECE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL_S = 0.2
 _LOCK = ".mealrec-lock"
 #: locks of `sole_maker` that this process holds
@@ -126,28 +127,64 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def writable_folder(out: Path, *, replace: bool = False) -> Path:
+    """The folder that `whole_folder` would make of `out`, links followed; to be called before long work.
+
+    Raises UserError where it would: `out` has content and `replace` is not set, is a mount point, or cannot be made.
+    """
+    real = Path(os.path.realpath(out))
+    if _children_of_killed_makers(real) is None and not (replace and real.is_dir()):
+        raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        probe = Path(tempfile.mkdtemp(prefix=f".{real.name}.partial-", dir=real.parent))
+    except OSError as error:
+        told = disk_trouble(error, real.parent)
+        raise UserError(
+            told or f"cannot make a folder beside {real} ({error.strerror}); choose another place"
+        ) from None
+    try:
+        if real.is_dir() and not any(real.iterdir()) and real != Path.cwd():
+            # a mount point refuses this, and nothing else tells of every kind of mount
+            probe.chmod(real.stat().st_mode)
+            probe.rename(real)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be replaced as a whole ({error.strerror}), as a mount point cannot; give a folder in it, "
+            f"such as {out / 'new'}"
+        ) from None
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    return real
+
+
 @contextlib.contextmanager
 def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder to write into. It becomes `out` at the end of the block, and is removed on any error.
 
-    The temporary folder is beside `out`, as `.OUT.partial-*`. replace: whether an `out` with content is replaced;
-    another process that replaces it is waited for, a minute at most.
-    Raises UserError if `out` has content and `replace` is False, if another process makes it, or if it cannot be made.
+    The temporary folder is beside `out`, as `.OUT.partial-*`; if `out` is a link, it is beside the folder that the link
+    leads to. replace: whether an `out` with content is replaced; another process that replaces it is waited for, a
+    minute at most. Raises UserError as `writable_folder` and `sole_maker`, and if the disk is full.
     """
-    with sole_maker(out, replace=replace, patience=60.0 if replace else 0.0), _beside(out, "partial") as scratch:
+    real = writable_folder(out, replace=replace)
+    with (
+        sole_maker(real, replace=replace, patience=60.0 if replace else 0.0),
+        _beside(real, "partial") as scratch,
+        told_of_disk(real.parent, scratch),
+    ):
         new = scratch / "new"
         new.mkdir()
         yield new
         _sync_tree(new)
-        _put_in_place(new, out, former(out))
-        sync_folder(out.parent)
+        _put_in_place(new, real, former(real))
+        sync_folder(real.parent)
 
 
 @contextlib.contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
     """A folder `.OUT.features-*` beside `out` for what is needed while `out` is made; removed in any case.
 
-    Raises UserError as `whole_folder`.
+    Raises UserError as `sole_maker`.
     """
     with sole_maker(out), _beside(out, "features") as scratch:
         yield scratch
@@ -225,14 +262,21 @@ def _sweep(out: Path) -> None:
         shutil.rmtree(older, ignore_errors=True)
 
 
-def _require_free(out: Path) -> None:
-    """`out` is absent, or a folder that holds nothing but what killed makers of folders in it left, which goes."""
+def _children_of_killed_makers(out: Path) -> set[str] | None:
+    """Names of the folders in `out` of which killed makers left something; None if `out` has other content too."""
+    if not out.exists():
+        return set()
     ours = re.compile(rf"\.(.+)({re.escape(_LOCK)}|\.(partial|features)-[a-z0-9_]{{8}})")
-    names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    matches = [ours.fullmatch(name) for name in names]
-    if (out.exists() and not out.is_dir()) or not all(matches):
+    matches = [ours.fullmatch(path.name) for path in out.iterdir()] if out.is_dir() else [None]
+    return {match[1] for match in matches if match} if all(matches) else None
+
+
+def _require_free(out: Path) -> None:
+    """`out` is absent, or a folder without content; what killed makers of folders in it left is removed."""
+    children = _children_of_killed_makers(out)
+    if children is None:
         raise UserError(f"{out} exists and is not an empty folder; choose another --out or remove it")
-    for child in {match[1] for match in matches if match}:
+    for child in children:
         with sole_maker(out / child, replace=True):
             pass
 
@@ -245,6 +289,60 @@ def former(out: Path) -> Path:
 def present(out: Path) -> Path:
     """The folder to read: `out`, or its older content where a kill came between the two steps of replacing it."""
     return former(out) if not out.exists() and former(out).exists() else out
+def writable_file(out: Path) -> Path:
+    """The file that `out` names, links followed, in a folder that is there; to be called before long work.
+
+    Raises UserError: it is a folder, or no file can be made there.
+    """
+    real = Path(os.path.realpath(out))
+    if real.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a file in it")
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=real.parent):
+            pass
+    except OSError as error:
+        told = disk_trouble(error, real.parent)
+        raise UserError(told or f"cannot write {out} ({error.strerror}); choose another --out") from None
+    return real
+
+
+@contextlib.contextmanager
+def told_of_disk(folder: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Raises UserError in place of an error that the disk of `folder` caused: it is full, or may not be written.
+
+    scratch: a folder with what was written so far, which is removed then.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        written = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file()) if scratch else 0
+        full = disk_trouble(error, folder, written)  # before anything is removed: some errors only show as no room
+        if full is None:
+            raise
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(f"{full}. Nothing half-made is left" if scratch else full) from error
+
+
+def disk_trouble(error: BaseException, folder: Path, written: int = 0) -> str | None:
+    """What to tell of an error because the disk of `folder` is full or may not be written; None for any other error.
+
+    written: bytes that had been written and were given back. Libraries in C and Rust raise errors of their own.
+    """
+    number, text = getattr(error, "errno", None), str(error)
+    shown = next((path for path in (folder, *folder.absolute().parents) if ".partial-" not in str(path)), folder)
+    if number == errno.EROFS or os.strerror(errno.EROFS) in text:
+        return f"{shown} is on a disk that may only be read; choose another place"
+    full = number in _FULL or any(os.strerror(each) in text for each in _FULL)
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    if not full and not (isinstance(error, OSError) and number is None and free < _PIECE):  # a short write of numpy
+        return None
+    needed = f"more than {written / 1e6:,.1f} MB are needed" if written else "more is needed than there is"
+    left = f"{(free + written) / 1e6:,.1f} MB are free"
+    return f"the disk of {shown} is full: {needed}, {left}; make room or choose another place"
 
 
 def _sync_tree(folder: Path) -> None:

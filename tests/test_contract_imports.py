@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,3 +200,15 @@ def test_the_reader_leaves_what_is_safe(source: str) -> None:
 )
 def test_the_reader_finds_imports(source: str, name: str) -> None:
     assert name in list(imported(ast.parse(source)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_paths_are_not_patterns(path: Path) -> None:
+    """polars takes `[1]`, `*` and `?` in a path for a pattern unless it is told not to."""
+    for node in ast.walk(parse(path)):
+        name = _name(node.func) if isinstance(node, ast.Call) else ""
+        if not isinstance(node, ast.Call) or not re.fullmatch(r"pl\.(read|scan)_\w+", name) or name.endswith("_schema"):
+            continue
+        literal = any(word.arg == "glob" and ast.unparse(word.value) == "False" for word in node.keywords)
+        stream = ast.unparse(node.args[0]).startswith("io.BytesIO(")
+        assert literal or stream, f"line {node.lineno}: {name} without glob=False"

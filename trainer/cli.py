@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cluster.failures import PreflightError, Stopped, WorkerFailed
 from models.errors import UserError
+from retrieval.files import disk_trouble
 
 VERBS = (
     "extract",
@@ -50,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkerFailed as failure:
         if failure.kind == Stopped.__name__:
             return _stopped(failure.message)
-        if failure.kind != UserError.__name__:
-            raise
-        return _mistake(failure.message)
+        if failure.kind == UserError.__name__:
+            return _mistake(failure.message)
+        if told := disk_trouble(failure, Path.cwd()):
+            return _mistake(told)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -61,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads our output (head, less) has ended
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python reports an error when it flushes at exit
         return DONE
+    except OSError as error:
+        if told := disk_trouble(error, Path(error.filename).parent if isinstance(error.filename, str) else Path.cwd()):
+            return _mistake(told)
+        raise
 
 
 def _run(argv: list[str]) -> int:

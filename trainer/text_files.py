@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import codecs
+import shlex
 from pathlib import Path
 from typing import TextIO
 
 from models.errors import UserError
+
+#: what files begin with that are not text, what they are, and what to do
+_PACKED = {
+    b"\x1f\x8b": ("gzip", "unpack it: gunzip -k {file}"),
+    b"PK\x03\x04": ("zip (or Excel)", "unpack it: unzip {file} (or save the sheet as CSV)"),
+    b"BZh": ("bzip2", "unpack it: bunzip2 -k {file}"),
+    b"\xfd7zXZ": ("xz", "unpack it: unxz -k {file}"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it: unzstd {file}"),
+    b"PAR1": ("Parquet", "text is read here; write it as CSV"),
+}
+_MAGIC_BYTES = max(map(len, _PACKED))
 
 
 def open_text(file: Path) -> TextIO:
@@ -19,12 +31,19 @@ def open_text(file: Path) -> TextIO:
 
 
 def check_text(file: Path) -> None:
-    """Read all of `file`. Raises UserError if it cannot be read, is empty, or is not UTF-8 (with the line)."""
+    """Read all of `file`.
+
+    Raises UserError if it cannot be opened, is empty, compressed or Parquet, or is not UTF-8 (with the line).
+    """
+    if file.is_dir():
+        raise UserError(f"cannot read {file}: it is a folder; give a file")
     decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
     try:
         with file.open("rb") as stream:
             if not stream.read(1):
                 raise UserError(f"{file} is empty")
+            stream.seek(0)
+            _refuse_packed(file, stream.read(_MAGIC_BYTES))
             stream.seek(0)
             while piece := stream.read(1 << 20):
                 try:
@@ -39,3 +58,9 @@ def check_text(file: Path) -> None:
         raise UserError(f"{file}, line {line} ends in the middle of a character: the file is truncated") from None
     except OSError as error:
         raise UserError(f"cannot read {file} ({error.strerror})") from None
+
+
+def _refuse_packed(file: Path, begin: bytes) -> None:
+    for magic, (kind, advice) in _PACKED.items():
+        if begin.startswith(magic):
+            raise UserError(f"{file} is a {kind} file; {advice.format(file=shlex.quote(str(file)))}")

@@ -20,6 +20,7 @@ from trainer.config import recipe
 from trainer.config.identity import check_configuration, other_versions
 from trainer.evaluation.report import read_report, text_table
 from trainer.evaluation.run_ranks import SeedGroup, grouped, read_run, require_same_data
+from trainer.local_path import local_path
 from trainer.tracking.metrics_log import read_lines
 
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  mealrec compare demo-mealrec demo-tedrec demo-sasrec"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a finished run")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR", help="folder of runs")
     parser.add_argument("--metrics", default=",".join(DEFAULT.names), metavar="NAME,...",
                         help="metrics that follow from ranks; the runs need not have reported them "
                         f"({','.join(DEFAULT.names)})")  # fmt: skip

@@ -22,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 
 from cluster.failures import PreflightError
 from cluster.session import connected, on_a_cluster
+from trainer.local_path import local_path
 from trainer.tracking.address import on_shared_storage, redacted, sqlite_path
 
 MISSING_EXIT = 2
@@ -58,7 +59,7 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--ray", action="store_true", help="also start or reach Ray (takes half a minute)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
     parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
                         metavar="URI", help="where MLflow is (MLFLOW_TRACKING_URI, else mlflow.db here)")  # fmt: skip
 

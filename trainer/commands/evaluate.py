@@ -9,10 +9,11 @@ import argparse
 from pathlib import Path
 
 from models.errors import UserError
-from retrieval.files import write_json
+from retrieval.files import writable_file, write_json
 from trainer.config import recipe
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import metric_table, read_report
+from trainer.local_path import local_path
 from trainer.training.runs import open_run, run_folder
 from trainer.training.worker import evaluate_choices
 
@@ -20,17 +21,18 @@ from trainer.training.worker import evaluate_choices
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec evaluate`."""
     parser.add_argument("--run", required=True, help="name or folder of a run")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--set", action="append", default=[], metavar="eval.KEY=VALUE", dest="settings",
                         help="change how to rank and what to report, e.g. eval.index=flat, eval.metrics=[HR,MRR], "
                         "eval.ks=[1,5,10]")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="write the full report as JSON to this file")
+    parser.add_argument("--out", type=local_path, help="write the full report as JSON to this file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print; the run folder is not changed."""
+    out = writable_file(args.out) if args.out else None  # before the work, not after
     folder = run_folder(args.run, args.runs_dir)
     if others := [setting for setting in args.settings if not setting.startswith("eval.")]:
         raise UserError(f"--set {others[0]}: only eval.* can change after training")
@@ -47,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"ranked by {result.index['description']}, recall@20 against exact {result.index['recall@20']:.4f} "
               f"on {result.index['recall_users']:,} users")  # fmt: skip
     print(f"{len(result.user):,} users in {result.seconds:.1f} s, users encoded by: {opened.model.inference}")
-    if args.out:
-        write_json(args.out, report)
+    if out:
+        write_json(out, report)
     return 0
 
 

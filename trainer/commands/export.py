@@ -13,7 +13,9 @@ import torch
 from models.contract import SequenceModel
 from models.options.plain import to_plain
 from retrieval.export import write_export
+from retrieval.files import writable_folder
 from trainer.evaluation.report import read_report
+from trainer.local_path import local_path
 from trainer.training.engine import weights_of
 from trainer.training.runs import Run, open_run, run_folder, whole_table
 from trainer.training.worker import evaluate_choices
@@ -22,13 +24,14 @@ from trainer.training.worker import evaluate_choices
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec export`."""
     parser.add_argument("--run", required=True, help="name or folder of a run")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
+    parser.add_argument("--out", type=local_path, required=True, help="folder to write to, new or empty")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the export and print how to use it."""
+    writable_folder(args.out)  # refuses it before the work, not after
     folder = run_folder(args.run, args.runs_dir)
     opened = open_run(folder, args.data)
     valid = folder / "valid.json"

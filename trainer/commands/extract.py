@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from trainer.extract.pipeline.protocols import ENCODERS, Sampling, model_folder
 from trainer.extract.pipeline.units import Job
 from trainer.extract.titles.job import TitleJob
 from trainer.extract.video.locate import locate
+from trainer.local_path import local_path
 
 _KINDS = {
     "videos": (
@@ -58,14 +60,12 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name, None)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number above 0")
-    if is_url(str(args.out)):
-        raise UserError(f"--out {args.out}: give a local folder, and copy it where you want it")
-    given = Path(args.items if args.kind == "videos" else args.titles)
+    given: Path = args.items if args.kind == "videos" else args.titles
     try:
         outcome = extract(
             _job(args),
             functools.partial(_items, args, given),
-            args.out.absolute(),
+            Path(os.path.realpath(args.out)),
             limits=Limits(args.batch_size, args.max_failures, args.retry_failed),
             where=Where(args.launcher, args.device, args.loaders, args.encoders, _folders(args)),
             command=shlex.join(["mealrec", *sys.argv[1:]]),
@@ -127,8 +127,6 @@ def _folders(args: argparse.Namespace) -> tuple[Path, ...]:
 
 
 def _sha256(file: Path) -> str:
-    if is_url(str(file)):
-        raise UserError(f"{file}: the list of items is read from a local file; copy it here")
     try:
         return file_info(file).sha256
     except OSError as error:
@@ -137,11 +135,11 @@ def _sha256(file: Path) -> str:
 
 def _items(args: argparse.Namespace, given: Path) -> pl.DataFrame:
     """item, title, source of what is to be encoded."""
-    items = read_items(given)
+    items = read_items(given, (args.item_column,))
     if args.kind == "videos":
         return items.select("item", "title").with_columns(pl.Series("source", locate(items, args.videos), pl.String))
     if items["title"].null_count() == len(items):
-        raise UserError(f"{given} has no titles: it needs the columns item and title")
+        raise UserError(f"{given} has no titles: it needs the columns {args.item_column} and title")
     return items.select("item", "title", pl.col("title").fill_null("").alias("source"))
 
 
@@ -153,7 +151,13 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder, or http(s)://, s3:// or gs:// URL, with ITEM.mp4 and so on",
     )
-    add("--items", required=True, metavar="FILE", help="one id a line, or a table with `item` (and `title`, `video`)")
+    add(
+        "--items",
+        type=local_path,
+        required=True,
+        metavar="FILE",
+        help="one id a line, or a table with `item` (and `title`, `video`)",
+    )
     default = Sampling()
     add("--frames", type=int, default=default.frames, metavar="K", help="frames per video (default %(default)s)")
     add("--fps", type=float, default=default.fps, help="frames per second, around the middle (default %(default)s)")
@@ -168,7 +172,7 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
 
 def _add_titles(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--titles", required=True, metavar="FILE", help="a table with the columns item and title")
+    add("--titles", type=local_path, required=True, metavar="FILE", help="a table with the columns item and title")
     add("--segments", type=int, metavar="K", help="also K overlapping windows of each title: a content sequence")
 
 
@@ -176,11 +180,12 @@ def _add_common(parser: argparse.ArgumentParser, unit: int) -> None:
     add = parser.add_argument
     add(
         "--out",
-        type=Path,
+        type=local_path,
         required=True,
         metavar="DIR",
         help="folder to write; an unfinished one is continued",
     )
+    add("--item-column", default="item", metavar="COLUMN", help="name of the column of ids (default %(default)s)")
     add("--layers", action="store_true", help="keep the encoder's layer states too (IISAN)")
     limits, where = Limits(), Where()
     add("--batch-size", type=int, default=unit, metavar="N", help="items encoded at a time (default %(default)s)")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 
 from retrieval.index.build import build_index, recall_against_exact
 from retrieval.index.kinds import KINDS, parse_options
 from retrieval.recommender import Recommender, index_folder
+from trainer.local_path import local_path
 
 _QUERIES = 256
 _HISTORY = 3  # items: the average history of a training row
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Recall is measured against exact ranking, for synthetic users: the model encodes random histories."
     )
     parser.epilog = "example:\n  mealrec index --model model --kind hnsw"
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder made by `mealrec export`")
+    parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
     parser.add_argument("--kind", required=True, metavar="KIND",
                         help=f"{', '.join(KINDS)}: flat is exact, the others are faster but approximate")  # fmt: skip
     for name, text in _options().items():

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from models.errors import UserError
-from retrieval.files import write_text
+from retrieval.files import writable_file, write_text
 from trainer.data.features import FEATURES, Features, is_extracted, open_features
 from trainer.data.storage import join, open_file
 from trainer.extract.inspect import pictures
@@ -24,6 +24,7 @@ from trainer.extract.inspect.neighbours import SimilarRow, nearest
 from trainer.extract.inspect.page import FolderSection, Frames, Neighbour, NeighbourList, render
 from trainer.extract.pipeline.protocols import Unusable
 from trainer.extract.pipeline.work import FAILED_CSV
+from trainer.local_path import local_path
 from trainer.progress import Progress
 
 _NEIGHBOURS = 8
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or URL made by `mealrec extract`; may be given several times",
     )
     add("--item", required=True, metavar="ID", help="the item to look at")
-    add("--out", type=Path, required=True, metavar="FILE", help="the page to write, an HTML file that needs no other")
+    add(
+        "--out", type=local_path, required=True, metavar="FILE", help="the page to write: HTML that needs no other file"
+    )
     add("--neighbours", type=int, default=_NEIGHBOURS, metavar="N", help="nearest items shown (default %(default)s)")
 
 
@@ -48,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the page and say where it is."""
     if args.neighbours < 1:
         raise UserError(f"--neighbours {args.neighbours}: give a number of at least 1")
-    if args.out.is_dir():
-        raise UserError(f"--out {args.out} is a folder; give the name of a file, such as {args.out}/page.html")
+    out = writable_file(args.out)
     folders = [_opened(root) for root in dict.fromkeys(args.features)]
     holding = [features for features in folders if args.item in features.items["item"]]
     present = {features.root for features in holding}
@@ -58,11 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(_unknown(args.item, folders, absent))
     title = _titles(folders, [args.item]).get(args.item, "")
     sections = [_section(features, args.item, args.neighbours, folders) for features in holding]
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(args.out, render(args.item, title, sections, absent))
-    except OSError as error:
-        raise UserError(f"cannot write {args.out} ({error.strerror}); choose another --out") from None
+    write_text(out, render(args.item, title, sections, absent))
     print(f"written to {args.out}; open it in a browser")
     return 0
 

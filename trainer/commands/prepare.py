@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 
 from models.errors import UserError
-from retrieval.files import sole_maker
+from retrieval.files import sole_maker, writable_folder
 from trainer.commands.subcommands import add_subcommands
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare
@@ -21,6 +21,7 @@ from trainer.data.synthetic.generate import SyntheticOptions, generate
 from trainer.extract.pipeline.protocols import ENCODERS, model_folder
 from trainer.extract.titles import encoders
 from trainer.extract.titles.content import TitleContent
+from trainer.local_path import local_path
 
 _SYNTHETIC = (
     "a generated world whose truth is known",
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, sub in made.items():
         if name in SOURCES:
             SOURCES[name].add_arguments(sub)
-        sub.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+        sub.add_argument("--out", type=local_path, required=True, help="folder to write, new or empty")
         if name in SOURCES:
             _add_selection(sub)
             sub.set_defaults(make=functools.partial(_from_source, SOURCES[name]))
@@ -52,7 +53,16 @@ def run(args: argparse.Namespace) -> int:
         manifest: Manifest = args.make(args)
     print(report(manifest))
     print(f"written to {args.out}")
+    print(f"next: {next_command(args.out, manifest)}")
     return 0
+
+
+def next_command(out: Path, manifest: Manifest) -> str:
+    """The command that trains on this dataset: baselines, SASRec, and MealRec where it has the content for it."""
+    systems = ["popularity", "transition-knn", "sasrec", *(["mealrec"] if "sequence" in manifest.content else [])]
+    name = out.absolute().name
+    words = ["mealrec", "train", "--recipe", "demo", "--data", str(out), "--model", ",".join(systems), "--name", name]
+    return shlex.join(words)
 
 
 def report(manifest: Manifest) -> str:
@@ -79,7 +89,11 @@ def _from_source(source: Source, args: argparse.Namespace) -> Manifest:
     names = [field.name for field in dataclasses.fields(PrepareOptions)]
     options = PrepareOptions(**{name: getattr(args, name) for name in names} | {"features": tuple(args.features)})
     of_titles = _of_titles(args)  # refuses a wrong encoder before a long log is read
-    return prepare(source.read(args), args.out, options, shlex.join(["mealrec", *sys.argv[1:]]), of_titles)
+    writable_folder(args.out)
+    log = source.read(args)
+    for note in log.notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return prepare(log, args.out, options, shlex.join(["mealrec", *sys.argv[1:]]), of_titles)
 
 
 def _generated(args: argparse.Namespace) -> Manifest:

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from retrieval.index.kinds import KINDS
 from retrieval.recommender import Answer, Recommender
+from trainer.local_path import local_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '  mealrec recommend --model model --history "8245 1903 77" --k 20\n'
         '  mealrec recommend --model model --history "8245 1903 77" --json --index hnsw'
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder made by `mealrec export`")
+    parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
     parser.add_argument("--history", required=True, metavar='"ITEM ..."', help="raw item ids, oldest first")
     parser.add_argument("--k", type=int, default=20, metavar="N", help="how many items (20)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from models.errors import UserError
+from trainer.local_path import local_path
 from trainer.tracking import start_mirror, where_runs_are
 from trainer.tracking.address import Tracker, default_uri, tracker
 from trainer.tracking.describe import read_config
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR", help="folder of runs")
     parser.add_argument("--uri", metavar="URI", help="address of MLflow (the one training mirrored the run to)")
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the one of the run)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds to try for (300)")

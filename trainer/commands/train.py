@@ -23,6 +23,7 @@ from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
 from trainer.evaluation.report import metric_table, read_report
+from trainer.local_path import local_path
 from trainer.tracking import where_runs_are, write_group
 
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "NAME-sSEED, and `mealrec compare` shows their mean and standard deviation")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="override one setting; may be repeated")  # fmt: skip
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--resume", action="store_true", help="continue the run of this name")
 
 
@@ -97,7 +98,10 @@ def _check(config: RunConfig) -> RunConfig:
 
 def _check_content(config: RunConfig, manifest: Manifest) -> None:
     if manifest.train_rows == 0:
-        raise UserError(f"{config.data.path} has no training rows: every user has only 3 items; use a lower --k-core")
+        raise UserError(
+            f"{config.data.path} has no training rows: every user has only 3 items; prepare more data, or with a lower "
+            "`mealrec prepare --k-core`"
+        )
     shapes: dict[str, tuple[int, ...]] = {field: info.shape for field, info in manifest.content.items()}
     check_content(config.model.name, config.model.options, shapes)
 

@@ -18,7 +18,7 @@ from models.options.base import ContentField
 from retrieval.files import digest
 from trainer.data.format.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
 from trainer.data.format.shards import Block, item_shards, read_shard
-from trainer.data.storage import is_url, join, open_file
+from trainer.data.storage import is_url, join, new_array, open_file
 from trainer.progress import Progress
 
 FEATURES_VERSION = 1
@@ -105,7 +105,7 @@ def read_vectors(features: Features, folder: Path) -> dict[ContentField, NDArray
     """
     manifest = features.manifest
     arrays: dict[ContentField, NDArray[Any]] = {
-        field: np.lib.format.open_memmap(folder / f"{field}.npy", "w+", np.float16, (manifest.items, *info.shape))
+        field: new_array(folder / f"{field}.npy", (manifest.items, *info.shape), np.float16)
         for field, info in manifest.content.items()
     }
     progress = Progress(f"reading {features.root}", manifest.items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
-from retrieval.files import scratch_folder
+from retrieval.files import scratch_folder, told_of_disk, writable_folder
 from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
 from trainer.data.format.writer import Content, write_dataset
 from trainer.data.provided import Given, feature_content
@@ -63,8 +64,10 @@ def prepare(
     of_titles: makes content of the items' titles, beside what `options.features` gives. command: for the manifest.
     Raises UserError: nothing left, content that does not fit, `out` not empty.
     """
-    with scratch_folder(out) as scratch:  # `out` is checked before minutes of embedding, not after
+    out = writable_folder(out)  # refuses it before minutes of embedding, not after
+    with scratch_folder(out) as scratch, told_of_disk(out.parent, scratch):
         kept, lost = _select(log, options)
+        _warn_of_core(lost, len(kept.item_ids), options)
         given = feature_content(options.features, kept.item_ids, scratch)
         known = {**given.titles, **log.titles}
         titles = [known.get(item) for item in kept.item_ids]
@@ -98,8 +101,28 @@ def _write(
         core=Core(k=0 if options.core_on == "none" else options.k_core, on=options.core_on),
         dropped={**log.dropped, **lost, **given.unused},
         command=command,
-        sources={path.name: file_info(path).sha256 for path in log.files} | given.sources,
+        sources=_digests(log.files) | given.sources,
     )
+
+
+def _warn_of_core(lost: Mapping[str, int], items: int, options: PrepareOptions) -> None:
+    gone = lost[f"items outside the {_core(options)}"]
+    if gone >= items:
+        print(
+            f"warning: the {_core(options)} drops {gone:,} of {gone + items:,} items; --k-core {options.k_core - 1} or "
+            "--core-on users keeps more of them",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def _core(options: PrepareOptions) -> str:
+    return f"{options.k_core}-core on {options.core_on}"
+
+
+def _digests(files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of what was read, by name; by path where two have one name, as parts in several folders may."""
+    names = [path.name for path in files]
+    return {path.name if names.count(path.name) == 1 else str(path): file_info(path).sha256 for path in files}
 
 
 def _select(log: Log, options: PrepareOptions) -> tuple[_Kept, dict[str, int]]:
@@ -118,7 +141,7 @@ def _select(log: Log, options: PrepareOptions) -> tuple[_Kept, dict[str, int]]:
     keep &= ~few
     before = keep.copy()
     keep[np.flatnonzero(keep)] = k_core(users[keep], items[keep], options.k_core, options.core_on)
-    core = f"{options.k_core}-core on {options.core_on}"
+    core = _core(options)
     for name, code in (("users", users), ("items", items)):
         lost[f"{name} outside the {core}"] = len(np.unique(code[before])) - len(np.unique(code[keep]))
     lost[f"interactions outside the {core}"] = int(before.sum()) - int(keep.sum())

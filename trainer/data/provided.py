@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from models.errors import UserError
@@ -17,6 +18,8 @@ from trainer.data.content import from_rows, mean_of
 from trainer.data.features import FEATURES, is_extracted, open_features, read_vectors
 from trainer.data.format.manifest import file_info
 from trainer.data.format.writer import Content
+from trainer.data.sources.ids import with_ids
+from trainer.data.sources.reading import read_delimited
 from trainer.text_files import open_text
 
 _CHECK_BYTES = 32 << 20
@@ -165,15 +168,25 @@ def _read_ids(folder: Path) -> tuple[list[str], Path]:
     path = listed if listed.exists() else text
     if not path.exists():
         raise UserError(f"{folder} has neither ids.txt nor ids.json; --features needs one of them, with the items' ids")
+    if path is text:
+        lines = with_ids(read_delimited(path, "\t", ["item"]), "item", path)
+        if lines["_line"].to_list() != list(range(1, len(lines) + 1)):
+            raise UserError(f"{path} has an empty line or an id over several lines; one id per row of the arrays")
+        return lines["item"].to_list(), path
     with open_text(path) as stream:
         raw = stream.read()
     try:
-        ids = json.loads(raw) if path is listed else [line.strip() for line in raw.splitlines()]
+        ids = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); it is a JSON list of ids") from None
-    if not isinstance(ids, list) or not all(isinstance(item, str | int) and item != "" for item in ids):
-        raise UserError(f"{path} has an empty line or an entry that is not an id; one id per row of the arrays")
-    return [str(item) for item in ids], path
+    if not isinstance(ids, list) or not all(_is_id(item) for item in ids):
+        raise UserError(f"{path} has an entry that is not an id; one id per row of the arrays")
+    named = pl.DataFrame({"item": pl.Series([str(item) for item in ids], dtype=pl.String)})
+    return with_ids(named.with_row_index("_line", 1), "item", path)["item"].to_list(), path
+
+
+def _is_id(value: object) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else isinstance(value, int) and not isinstance(value, bool)
 
 
 def _checked(path: Path, dimensions: int, length: int, id_file: Path) -> NDArray[Any]:

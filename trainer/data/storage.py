@@ -1,12 +1,15 @@
-"""Files at a path or URL."""
+"""Files at a path or URL, and arrays in files."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import fsspec
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from models.errors import UserError
 
@@ -22,6 +25,18 @@ def is_url(source: str) -> bool:
 def join(root: str, name: str) -> str:
     """The path or URL of file `name` of the dataset at `root`."""
     return f"{root.rstrip('/')}/{name}" if is_url(root) else str(Path(root) / name)
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array of zeros in a new .npy file, memory-mapped, whose room on the disk is reserved.
+
+    Without that, a full disk ends the process when the array is written. Raises OSError.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def open_file(source: str) -> IO[bytes]:

@@ -98,7 +98,7 @@ class Dataset:
     def _column(self, name: str, column: str, rows: int) -> list[Any]:
         path = self.root / name
         try:
-            values = pl.read_parquet(path, columns=[column])[column].to_list()
+            values = pl.read_parquet(path, columns=[column], glob=False)[column].to_list()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from None
         if len(values) != rows:

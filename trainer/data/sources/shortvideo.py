@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
-from trainer.data.sources.base import Log, make_log, read_columns, read_header, refuse_where, titles_of
+from trainer.data.sources.base import Log, make_log
+from trainer.data.sources.checks import refuse_where
+from trainer.data.sources.reading import read_columns, read_header
+from trainer.data.sources.times import add_time_format
+from trainer.local_path import local_path
 
 #: shortvideo's behaviour columns, in bit order
 SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")
@@ -21,13 +26,14 @@ class Shortvideo:
     example = "mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--interactions", type=Path, required=True, help="the CSV of interactions")
+        parser.add_argument("--interactions", type=local_path, required=True, help="the CSV of interactions")
+        add_time_format(parser)
 
     def read(self, args: argparse.Namespace) -> Log:
-        return read_shortvideo(args.interactions)
+        return read_shortvideo(args.interactions, args.time_format)
 
 
-def read_shortvideo(interactions: Path) -> Log:
+def read_shortvideo(interactions: Path, time_format: str | None = None) -> Log:
     """Shortvideo's interaction CSV: ids, time, the behaviours that the file has (as bits) and titles."""
     header = read_header(interactions, ",")
     names = tuple(name for name in SHORTVIDEO_BEHAVIOURS if name in header)
@@ -38,6 +44,6 @@ def read_shortvideo(interactions: Path) -> Log:
         text = pl.col(name).fill_null("0").str.to_lowercase()
         refuse_where(frame, ~text.is_in([*_TRUE, *_FALSE]), name, interactions, "is neither true nor false")
         bits = bits | pl.when(text.is_in(_TRUE)).then(pl.lit(1 << bit, pl.UInt8)).otherwise(pl.lit(0, pl.UInt8))
-    log = make_log(frame.with_columns(bits.alias("behaviours")), interactions, behaviours=bool(names))
-    titles = titles_of(frame) if "title" in extra else {}
-    return Log(log.frame, log.files, titles, names, log.dropped)
+    if names:
+        frame = frame.with_columns(bits.alias("behaviours"))
+    return replace(make_log(frame, interactions, time_format), behaviour_names=names)

@@ -1,40 +1,74 @@
-"""Any CSV, TSV or Parquet file with a user, an item and a time column."""
+"""Any CSV, TSV or Parquet file with a user, an item and a time column, and titles beside it or in it."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
-from trainer.data.sources.base import Log, first_line, make_log, read_columns, read_parquet
+from models.errors import UserError
+from trainer.data.sources.base import Log, first_titles, make_log
+from trainer.data.sources.items import read_items
+from trainer.data.sources.parquet import is_parquet, read_parquet
+from trainer.data.sources.reading import first_line, read_columns
+from trainer.data.sources.times import add_time_format
+from trainer.local_path import local_path
 
 
 class Table:
     """`mealrec prepare table`."""
 
-    help = "any CSV, TSV or Parquet file with a user, an item and a time column"
+    help = "any CSV, TSV or Parquet file (or folder of Parquet parts) with a user, an item and a time column"
     example = "mealrec prepare table --file log.parquet --user user --item video --time seen_at --out data/log"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--file", type=Path, required=True, help="CSV, TSV or Parquet")
+        parser.add_argument("--file", type=local_path, required=True, help="CSV, TSV, Parquet, or a folder of parts")
         for column in ("user", "item", "time"):
             parser.add_argument(f"--{column}", required=True, metavar="COLUMN", help=f"name of the {column} column")
+        add_time_format(parser)
+        titles = parser.add_mutually_exclusive_group()
+        titles.add_argument("--title", metavar="COLUMN", help="name of a title column in the same file")
+        titles.add_argument(
+            "--titles", type=local_path, metavar="FILE", help="a table with columns item (or as --item says) and title"
+        )
 
     def read(self, args: argparse.Namespace) -> Log:
-        return read_table(args.file, args.user, args.item, args.time)
+        log = read_table(args.file, args.user, args.item, args.time, args.title, args.time_format)
+        return log if args.titles is None else with_titles(log, args.titles, args.item)
 
 
-def read_table(file: Path, user: str, item: str, time: str) -> Log:
-    """A CSV, TSV or Parquet file with the columns `user`, `item`, `time` (numbers or, in Parquet, datetimes)."""
-    names = {"user": user, "item": item, "time": time}
-    if file.suffix.lower() in (".parquet", ".pq"):
-        return make_log(_parquet(file, names), file)
-    separator = "\t" if file.suffix.lower() == ".tsv" or "\t" in first_line(file) else ","
-    return make_log(read_columns(file, separator, names), file)
+def read_table(
+    file: Path, user: str, item: str, time: str, title: str | None = None, time_format: str | None = None
+) -> Log:
+    """A CSV, TSV or Parquet file with the columns `user`, `item`, `time`, and `title` where it is given.
+
+    Times are numbers, text as `with_times` reads it or, in Parquet, datetimes.
+    """
+    names = {"user": user, "item": item, "time": time} | ({"title": title} if title else {})
+    if is_parquet(file):
+        frame = read_parquet(file, names.values())
+        kept = [name for name in ("_line", "_file") if name in frame.columns]
+        frame = frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), *kept)
+    else:
+        separator = "\t" if file.suffix.lower() == ".tsv" or "\t" in first_line(file) else ","
+        frame = read_columns(file, separator, names)
+    return make_log(frame, file, time_format)
 
 
-def _parquet(file: Path, names: dict[str, str]) -> pl.DataFrame:
-    frame = read_parquet(file, names.values())
-    ids = [pl.col(names[ours]).cast(pl.String).alias(ours) for ours in ("user", "item")]
-    return frame.select(*ids, pl.col(names["time"]).alias("time"), "_line")
+def with_titles(log: Log, titles: Path, item: str = "item") -> Log:
+    """The log with the titles in a table of items. item: a name that the column of ids may have instead of `item`.
+
+    Raises UserError: as `read_items`, or where no item of the log has a title there.
+    """
+    items = read_items(titles, ("item", item), repeated=True)
+    found = first_titles(items)
+    if not found:
+        raise UserError(f"{titles} has no titles: it needs the columns item and title")
+    if log.frame.filter(log.frame["item"].is_in(list(found))).is_empty():
+        raise UserError(
+            f"{titles} has no title of any item in the log: ids there are like {next(iter(found))!r}, in the log like "
+            f"{log.frame['item'][0]!r}"
+        )
+    return replace(log, files=(*log.files, titles), titles=found)

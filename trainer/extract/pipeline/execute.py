@@ -16,7 +16,7 @@ import torch
 
 from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
-from retrieval.files import sole_writer
+from retrieval.files import disk_trouble, sole_writer, told_of_disk
 from trainer.data.features import FEATURES, FeatureManifest, open_features
 from trainer.data.format.shards import BLOCK_ROWS
 from trainer.extract.pipeline.finish import OWN_HIDDEN, finish, reasons
@@ -105,7 +105,8 @@ def extract(
     settings["sources"] = dict(sources)
     limits.most_failures(1)  # reports a mistake in --max-failures before anything starts
     _refuse_other(out)
-    with sole_writer(out):
+    _make(out)
+    with told_of_disk(out), sole_writer(out):
         _refuse_other(out)  # another process may have finished while this one waited
         started = time.monotonic()
         try:
@@ -131,8 +132,18 @@ def extract(
         return Outcome(manifest, manifest.items - before, seconds, *_totals(costs), reasons=reasons(work))
 
 
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = disk_trouble(error, out.parent)
+        raise UserError(told or f"cannot make the folder {out} ({error.strerror}); choose another --out") from None
+
+
 def _leave_nothing(out: Path) -> None:
     """Remove the folder of an extraction that did not begin."""
+    if not has_begun(out):
+        remove_work(out)
     if [path.name for path in out.iterdir()] == [".lock"]:
         (out / ".lock").unlink()
         out.rmdir()

@@ -91,7 +91,7 @@ class Work:
             return None
         try:
             begun = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-            items = pl.read_parquet(folder / _LIST)
+            items = pl.read_parquet(folder / _LIST, glob=False)
         except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{folder} is damaged ({error}); remove it to begin again") from None
         different = [

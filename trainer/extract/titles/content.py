@@ -15,6 +15,7 @@ from models.errors import UserError
 from models.options.base import ContentField
 from trainer.data.content import from_rows
 from trainer.data.format.writer import Content
+from trainer.data.storage import new_array
 from trainer.extract.pipeline.protocols import TITLE_KINDS, TitleEncoder
 from trainer.extract.pipeline.unknown import UnknownTitles
 from trainer.extract.titles import encoders
@@ -63,7 +64,7 @@ def _encoded(titles: list[str], encode: TitleEncoder, at_once: int, scratch: Pat
             if field not in arrays:
                 dtype = np.float16 if field.endswith("_layers") else np.float32
                 shape = (len(titles), *vectors.shape[1:])
-                arrays[field] = np.lib.format.open_memmap(scratch / f"{field}.npy", "w+", dtype, shape)
+                arrays[field] = new_array(scratch / f"{field}.npy", shape, dtype)
             arrays[field][start : start + len(vectors)] = vectors
         progress.update(min(start + at_once, len(titles)))
     progress.close()

@@ -47,7 +47,7 @@ class GloVe:
     """The package's 400,000 words and their vectors, which stay on disk until they are used."""
 
     def __init__(self) -> None:
-        words = pl.read_parquet(folder() / "glove_6B_index.parquet").to_series().to_list()
+        words = pl.read_parquet(folder() / "glove_6B_index.parquet", glob=False).to_series().to_list()
         self.row = {word: row for row, word in enumerate(words)}
         self._vectors: NDArray[np.float32] = np.load(
             folder() / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
@@ -73,13 +73,26 @@ def _by_item(files: Iterable[str]) -> dict[str, str]:
     return {stem: file for stem, (_, _, file) in best.items()}
 
 
+def _files(folder: Path) -> Iterator[str]:
+    """All files under `folder`, through links to folders too, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        found = Path(at).stat()
+        if (found.st_dev, found.st_ino) in seen:
+            folders.clear()  # a second way here, or a circle
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        folders.sort()
+        yield from (os.path.join(at, name) for name in names)  # noqa: PTH118
+
+
 def _listing(root: str) -> Sequence[str] | None:
     """All files under `root`, sorted; None for a web server without a listing."""
     if not is_url(root):
         folder = Path(root).absolute()
         if not folder.is_dir():
             raise UserError(f"{root} is not a folder; --videos is the folder (or URL) that holds the videos")
-        return sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)  # noqa: PTH118
+        return sorted(_files(folder))
     web = root.lower().startswith("http")
     try:
         system, path = fsspec.core.url_to_fs(root)

@@ -143,3 +143,23 @@ def test_a_web_server_is_listed_or_asked_for_mp4(tmp_path: Path, server: str) ->
     found = [f"{server}/clips/1.webm", "", f"{server}/clips/a%20b.mp4"]
     assert locate(table(["1", "2", "a b"]), f"{server}/clips") == found
     assert locate(table(["a/b"]), f"{server}/nothing") == [f"{server}/nothing/a%2Fb.mp4"]
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    """A folder of links to folders of videos is what many have; a link back to the top is no endless way."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "7.mp4").touch()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a").symlink_to(store)
+    (tmp_path / "videos" / "b").symlink_to(store)
+    (store / "up").symlink_to(tmp_path / "videos")
+    (tmp_path / "ids.txt").write_text("7\n")
+    assert locate(read_items(tmp_path / "ids.txt"), str(tmp_path / "videos")) == [str(tmp_path / "videos/a/7.mp4")]
+
+
+def test_a_column_of_ids_of_another_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("vid,title\n7,Cat\n")
+    assert read_items(tmp_path / "a.csv", ("vid",)).rows() == [("7", "Cat", None)]
+    with pytest.raises(UserError, match="no column 'video_id'"):
+        read_items(tmp_path / "a.csv", ("video_id",))

@@ -1,0 +1,62 @@
+"""Ids, read the same from every kind of file: "101", 101 and 101.0 are one item, wherever they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from models.errors import UserError
+from trainer.data.sources.checks import refuse_null, refuse_where
+
+#: from here on, not every whole number is a float
+_EXACT = 2.0**53
+_POINT_ZERO = r"^-?\d+\.0+$"
+
+
+def with_ids(frame: pl.DataFrame, column: str, file: Path) -> pl.DataFrame:
+    """`frame` with the ids in `column` as strings without surrounding blanks.
+
+    Whole floats below 2^53 are integers; so is text of which every entry ends in .0, as pandas writes such floats.
+    Raises UserError with the line: an id that is missing, empty, another float or not text; or a column of a type that
+    holds no ids.
+    """
+    dtype = frame.schema[column]
+    if dtype.is_float():
+        frame = _floats(frame, column, file)
+    frame = with_text(frame, column, file)
+    refuse_null(frame, column, file)
+    if not dtype.is_integer() and frame[column].str.contains(_POINT_ZERO).all():
+        frame = frame.with_columns(pl.col(column).str.replace(r"\.0+$", ""))
+    return frame
+
+
+def with_text(frame: pl.DataFrame, column: str, file: Path) -> pl.DataFrame:
+    """`frame` with `column` as strings without surrounding blanks, null where nothing is left.
+
+    Raises UserError: bytes that are not UTF-8 (with the line), a type that is neither text nor numbers.
+    """
+    dtype = frame.schema[column]
+    if dtype == pl.Binary:
+        bad = pl.Series("_bad", [value is not None and not _is_text(value) for value in frame[column]])
+        refuse_where(frame.with_columns(bad), pl.col("_bad"), column, file, "is not UTF-8")
+    elif not (dtype.is_integer() or dtype.is_float() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
+        raise UserError(f"{file}: the column {column} is {dtype}; give text or whole numbers")
+    stripped = pl.col(column).cast(pl.String).str.strip_chars()
+    return frame.with_columns(pl.when(stripped != "").then(stripped).alias(column))
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _floats(frame: pl.DataFrame, column: str, file: Path) -> pl.DataFrame:
+    value = pl.col(column).cast(pl.Float64)
+    refuse_null(frame, column, file)
+    whole = value.is_finite() & (value == value.round()) & (value.abs() < _EXACT)
+    refuse_where(frame, ~whole, column, file, "is not an id; give text or whole numbers below 2^53")
+    return frame.with_columns(value.cast(pl.Int64).alias(column))

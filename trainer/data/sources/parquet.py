@@ -1,0 +1,89 @@
+"""Parquet files of users: one file, whatever its name, or a folder of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from models.errors import UserError
+from trainer.data.sources.checks import require_column
+
+_SUFFIXES = (".parquet", ".pq", ".parq")
+_MAGIC = b"PAR1"
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether to read `file` as Parquet: by its name, by its first bytes, or as a folder of parts."""
+    if file.suffix.lower() in _SUFFIXES or file.is_dir():
+        return True
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False  # told by whoever opens it as text
+
+
+def parquet_files(file: Path) -> tuple[Path, ...]:
+    """`file`, or the parts in that folder, sorted by path; hidden files and those with "_" in front are not parts.
+
+    Raises UserError for a folder that holds none.
+    """
+    if not file.is_dir():
+        return (file,)
+    found = sorted(path for path in file.rglob("*") if path.is_file())
+    parts = [path for path in found if not any(name[0] in "._" for name in path.relative_to(file).parts)]
+    parts = [path for path in parts if path.suffix.lower() in _SUFFIXES]
+    if not parts:
+        there = f"such as {found[0].name}" if found else "it holds no files"
+        raise UserError(
+            f"{file} is a folder without Parquet parts ({there}); cannot read it: give one file, or a folder of parts "
+            f"that end in {', '.join(_SUFFIXES)}"
+        )
+    return tuple(parts)
+
+
+def read_parquet(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) -> pl.DataFrame:
+    """`columns`, those of `extra` that are there, and `_line` (rows count as lines) of a Parquet file or its parts.
+
+    Of several parts `_file` says which one a row is from.
+    Raises UserError: unreadable, a column that is not there or holds lists or the like, no rows, parts that differ.
+    """
+    parts = parquet_files(file)
+    wanted, also = list(dict.fromkeys(columns)), list(extra)
+    frames = {part: _read(part, wanted, also) for part in parts}
+    named = [frame.with_columns(_file=pl.lit(str(part))) for part, frame in frames.items() if not frame.is_empty()]
+    if not named:
+        raise UserError(f"{file} has no rows; is it the right file?")
+    if len(parts) == 1:
+        return named[0].drop("_file")
+    for name in named[0].columns:
+        types = {frame.schema[name] for frame in named if name in frame.columns}
+        if not (len(types) == 1 or all(dtype.is_numeric() for dtype in types)):
+            kinds = ", ".join(sorted(map(str, types)))
+            raise UserError(f"the parts in {file} differ in the type of {name!r} ({kinds}); write them alike")
+    return pl.concat(named, how="diagonal_relaxed")
+
+
+def schema_of(file: Path) -> pl.Schema:
+    """Names and types of the columns of a Parquet file, or of the first of its parts. Raises UserError: unreadable."""
+    part = parquet_files(file)[0]
+    try:
+        return pl.Schema(pl.read_parquet_schema(part))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{part} cannot be read as Parquet ({error})") from None
+
+
+def _read(file: Path, columns: list[str], extra: list[str]) -> pl.DataFrame:
+    schema = schema_of(file)
+    try:
+        wanted = [require_column(file, name, schema) for name in columns]
+        wanted += [name for name in extra if name in schema and name not in wanted]
+        frame = pl.read_parquet(file, columns=wanted, glob=False, hive_partitioning=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{file} cannot be read as Parquet ({error})") from None
+    for name, dtype in frame.schema.items():
+        if dtype.is_nested() or dtype == pl.Object:
+            raise UserError(f"{file}: column {name!r} is {dtype}; one value per row is expected")
+    return frame.with_columns(_line=pl.int_range(1, pl.len() + 1))

@@ -26,7 +26,8 @@ from torch import Tensor
 from models.contract import TrainingInteractions
 from models.errors import UserError
 from models.options.base import ContentField, Similarity
-from retrieval.files import digest, digest_file, whole_folder
+from retrieval.files import digest, digest_file
+from retrieval.folders import whole_folder
 from retrieval.records import Record, check_file, read_record
 
 _WEIGHTS, _VECTORS, _ITEMS, _CONTENT, _INTERACTIONS = (

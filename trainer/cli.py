@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cluster.failures import PreflightError, Stopped, WorkerFailed
 from models.errors import UserError
-from retrieval.files import disk_trouble
+from retrieval.disk import disk_trouble
 
 VERBS = (
     "extract",

@@ -10,7 +10,7 @@ import torch
 
 from models.errors import UserError
 from retrieval.exact import check_finite, exact_topk
-from retrieval.files import present
+from retrieval.folders import present
 from retrieval.index.base import IndexKind, Vectors
 from retrieval.index.faiss_index import Device, FaissIndex, Index, IndexRecord, load_faiss
 from retrieval.index.kinds import KINDS

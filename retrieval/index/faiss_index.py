@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from retrieval.exact import check_finite
-from retrieval.files import digest_file, whole_folder
+from retrieval.files import digest_file
+from retrieval.folders import whole_folder
 from retrieval.index.base import Parameters, Vectors
 from retrieval.records import Record
 

@@ -17,18 +17,9 @@ from typing import Any
 import pytest
 
 from models.errors import UserError
-from retrieval import files
-from retrieval.files import (
-    Digest,
-    digest,
-    digest_file,
-    present,
-    scratch_folder,
-    sole_writer,
-    whole_folder,
-    write_bytes,
-    write_json,
-)
+from retrieval import folders
+from retrieval.files import Digest, digest, digest_file, sole_writer, write_bytes, write_json
+from retrieval.folders import present, scratch_folder, whole_folder
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_runs import fork_server
 
@@ -112,7 +103,7 @@ def _replace(out: Path, exchanges: bool, kill: int) -> None:
 
         return call
 
-    files.exchange = counted(files.exchange if exchanges else _cannot_exchange)
+    folders.exchange = counted(folders.exchange if exchanges else _cannot_exchange)
     for owner, name in ((Path, "rename"), (shutil, "rmtree"), (Path, "unlink")):
         setattr(owner, name, counted(getattr(owner, name)))
     write(out, "new")

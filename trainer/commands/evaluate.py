@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from models.errors import UserError
-from retrieval.files import writable_file, write_json
+from retrieval.files import write_json
+from retrieval.folders import writable_file
 from trainer.config import recipe
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import metric_table, read_report

@@ -13,7 +13,7 @@ import torch
 from models.contract import SequenceModel
 from models.options.plain import to_plain
 from retrieval.export import write_export
-from retrieval.files import writable_folder
+from retrieval.folders import writable_folder
 from trainer.evaluation.report import read_report
 from trainer.local_path import local_path
 from trainer.training.engine import weights_of

@@ -16,7 +16,8 @@ from typing import Any
 import polars as pl
 
 from models.errors import UserError
-from retrieval.files import writable_file, write_text
+from retrieval.files import write_text
+from retrieval.folders import writable_file
 from trainer.data.features import FEATURES, Features, is_extracted, open_features
 from trainer.data.storage import join, open_file
 from trainer.extract.inspect import pictures

@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 
 from models.errors import UserError
-from retrieval.files import sole_maker, writable_folder
+from retrieval.folders import sole_maker, writable_folder
 from trainer.commands.subcommands import add_subcommands
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare

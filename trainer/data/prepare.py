@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
-from retrieval.files import scratch_folder, told_of_disk, writable_folder
+from retrieval.disk import told_of_disk
+from retrieval.folders import scratch_folder, writable_folder
 from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
 from trainer.data.format.writer import Content, write_dataset
 from trainer.data.provided import Given, feature_content

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.errors import UserError
-from retrieval import files
+from retrieval import folders
 from retrieval.exact import exact_topk
 from retrieval.index.build import build_index, load_index, recall_against_exact
 from retrieval.index.faiss_index import Device, FaissIndex
@@ -121,7 +121,7 @@ def test_a_failed_save_leaves_the_older_index(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"is full.*Nothing half-made is left"):
         build(clustered(60), "flat").save(folder)
     assert load_index(folder, CHECKSUM).record.count == 49
     assert [path.name for path in tmp_path.iterdir()] == ["flat"]
@@ -141,7 +141,7 @@ def _save_killed(items: np.ndarray, folder: Path, exchanges: bool, kill: int) ->
 
         return call
 
-    files.exchange = counted(files.exchange if exchanges else lambda *_: False)
+    folders.exchange = counted(folders.exchange if exchanges else lambda *_: False)
     for owner, name in ((Path, "rename"), (shutil, "rmtree")):
         setattr(owner, name, counted(getattr(owner, name)))
     build(items, "flat").save(folder)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import UserError
-from retrieval.files import sole_maker
+from retrieval.folders import sole_maker
 from tests.helpers.tiny_runs import fork_server
 from trainer.cli import main
 from trainer.commands import prepare as command

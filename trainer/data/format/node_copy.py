@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.errors import UserError
-from retrieval.files import Digest, locked, whole_folder
+from retrieval.files import Digest, locked
+from retrieval.folders import whole_folder
 from trainer.data.format.manifest import MANIFEST, FileInfo, Manifest, parse_manifest, verify_files
 from trainer.data.format.shards import read_shard, shard_list
 from trainer.data.format.table_file import TableWriter

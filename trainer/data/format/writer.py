@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
-from retrieval.files import whole_folder
+from retrieval.folders import whole_folder
 from trainer.data.format import splits
 from trainer.data.format.manifest import (
     MANIFEST,

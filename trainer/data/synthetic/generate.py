@@ -15,7 +15,7 @@ from typing import Any, overload
 import numpy as np
 
 from models.options.base import ContentField
-from retrieval.files import whole_folder
+from retrieval.folders import whole_folder
 from trainer.data.format.manifest import MANIFEST, Manifest, file_info
 from trainer.data.format.table_file import NpyWriter
 from trainer.data.format.writer import Content, write_dataset

@@ -16,7 +16,8 @@ import torch
 
 from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
-from retrieval.files import disk_trouble, sole_writer, told_of_disk
+from retrieval.disk import disk_trouble, told_of_disk
+from retrieval.files import sole_writer
 from trainer.data.features import FEATURES, FeatureManifest, open_features
 from trainer.data.format.shards import BLOCK_ROWS
 from trainer.extract.pipeline.finish import OWN_HIDDEN, finish, reasons

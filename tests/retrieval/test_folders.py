@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from retrieval.files import whole_folder, writable_file, writable_folder
+from retrieval.folders import whole_folder, writable_file, writable_folder
 from tests.helpers.small_disk import small_disk
 
 

@@ -60,7 +60,7 @@ def test_any_failing_call_leaves_the_old_or_the_new_folder(
 ) -> None:
     """exchanges: whether the file system can exchange two folders at once."""
     if not exchanges:
-        monkeypatch.setattr(files, "exchange", _cannot_exchange)
+        monkeypatch.setattr(folders, "exchange", _cannot_exchange)
     out = tmp_path / "out"
     if older:
         write(out, "old")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli import main
-from trainer.commands import train
-from trainer.training import worker as session
+from trainer.training import worker
+from trainer.training.worker import train_worker
 
 #: how long a step takes once the signal is sent: the run must not end before the workers do
 ORPHAN_STEP_S = 0.5
@@ -38,7 +38,7 @@ class Killing:
 
         if dist.get_rank() == self.rank and not self.marker.exists():
             self._arm()
-        session.train_worker(settings)
+        train_worker(settings)
 
     def _arm(self) -> None:
         from trainer.training.engine_deepspeed import DeepSpeedEngine
@@ -62,5 +62,6 @@ class Killing:
 if __name__ == "__main__":
     victim, rank, step, marker = sys.argv[1:5]
     sys.argv[1:] = sys.argv[5:]  # what config.yaml says about the command
-    train.train_worker = Killing(victim, int(rank), int(step), Path(marker), os.getpid())  # type: ignore[attr-defined]
+    # `mealrec train` takes it from there once everything is checked
+    worker.train_worker = Killing(victim, int(rank), int(step), Path(marker), os.getpid())  # type: ignore[assignment]
     sys.exit(main())

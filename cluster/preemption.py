@@ -6,6 +6,7 @@ and workers of Ray Train train in another one; so a handler only notes it while 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -34,16 +35,33 @@ _NOTICE = _Notice()
 
 
 def listen() -> None:
-    """For a worker of Ray, called in its main thread: SIGTERM is noted while it is `held`, else all is as before."""
-    before: Any = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _handler(before if callable(before) else _end))
+    """For a worker of Ray, called in its main thread: SIGTERM is noted.
+
+    That thread is seldom in Python, so a handler may be late. The number of the signal is in a pipe at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, _note)
+    threading.Thread(target=_read_numbers, args=(reading,), daemon=True, name="SIGTERM").start()
+
+
+def _note(number: int, frame: object) -> None:
+    del number, frame
+    _NOTICE.given.set()
+
+
+def _read_numbers(pipe: int) -> None:
+    while numbers := os.read(pipe, 64):
+        if signal.SIGTERM in numbers:
+            _NOTICE.given.set()
 
 
 @contextmanager
 def listening() -> Iterator[None]:
     """SIGTERM raises `Stopped` in the block, or is noted where it is `held`; in the main thread alone."""
     _NOTICE.given.clear()
-    with _handled(_handler(_end)):
+    with _handled(_hold_or_end):
         yield
 
 
@@ -100,16 +118,7 @@ def noticed() -> bool:
     return _NOTICE.given.is_set()
 
 
-def _handler(otherwise: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
-    def handle(number: int, frame: Any) -> None:
-        if _NOTICE.held:
-            _NOTICE.given.set()
-        else:
-            otherwise(number, frame)
-
-    return handle
-
-
-def _end(number: int, frame: object) -> None:
-    del number, frame
-    raise Stopped("stopped by SIGTERM; what was saved is kept: the same command with --resume goes on")
+def _hold_or_end(number: int, frame: object) -> None:
+    if not _NOTICE.held:
+        raise Stopped("stopped by SIGTERM; what was saved is kept: the same command with --resume goes on")
+    _note(number, frame)

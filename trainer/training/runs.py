@@ -44,10 +44,9 @@ def open_run(folder: Path, data: str | None = None) -> Run:
         raise UserError(f"there is no run in {folder} (no config.yaml); give the name or folder of a trained run")
     config = recipe.load(str(folder / "config.yaml"), None, [], data)
     store = CheckpointStore(folder / "checkpoints")
-    found = store.latest_and_best()
-    if found is None or found[1] is None:
+    latest, best = store.latest_and_best() or (None, None)
+    if latest is None or best is None:
         raise UserError(f"{folder} has no checkpoint of a validated epoch yet; train it first")
-    latest, best = found[0], found[1]
     dataset = Dataset.open(config.data.path)
     what = f"{folder / 'config.yaml'} has changed since; bring it back, or take another run"
     check_configuration(latest.state, config, str(folder), what)

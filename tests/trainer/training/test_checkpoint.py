@@ -338,8 +338,9 @@ def test_a_reader_beside_a_writer_always_finds_the_latest_and_its_best(tmp_path:
     try:
         while not CheckpointStore(tmp_path).steps():
             time.sleep(0.001)
-        seen = set()
-        for _ in range(300):
+        seen = set[int]()
+        until = time.monotonic() + 60
+        while len(seen) < 20 and time.monotonic() < until:
             found = CheckpointStore(tmp_path).latest_and_best()
             assert found is not None
             latest, best = found
@@ -349,7 +350,7 @@ def test_a_reader_beside_a_writer_always_finds_the_latest_and_its_best(tmp_path:
                 assert torch.equal(checkpoint.tensors["model"]["weight"], torch.full((64,), float(checkpoint.step)))
             assert best.step == latest.state["stopping"]["best_step"]
         assert writer.is_alive()
-        assert len(seen) > 10
+        assert len(seen) >= 20
     finally:
         writer.kill()
         writer.join()

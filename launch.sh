@@ -102,9 +102,10 @@ run_tests() {
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
         --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
     # shellcheck disable=SC2046 # no test file has a space in its name
-    "$venv/bin/python" -m pytest -q -m alone --durations=10 $(grep -rl 'mark\.alone' tests --include='*.py' | sort) </dev/null
+    "$venv/bin/python" -m pytest -q -m "alone and not long" --durations=10 $(grep -rl 'mark\.alone' tests --include='*.py' | sort) </dev/null
     if [ "$1" = long ]; then # -rP prints what each of them found
-        "$venv/bin/python" -m pytest -q -m long "${in_parallel[@]}" --durations=0 -rP tests/models/learns </dev/null
+        "$venv/bin/python" -m pytest -q -m "long and not alone" "${in_parallel[@]}" --durations=0 -rP </dev/null
+        "$venv/bin/python" -m pytest -q -m "long and alone" --durations=0 </dev/null
     fi
 }
 

@@ -188,6 +188,7 @@ def test_a_killed_driver_changes_nothing_once_resumed(
 
 
 @pytest.mark.alone
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["worker-term", "driver-term"])
 def test_sigterm_to_a_worker_or_the_driver_commits_and_the_run_goes_on_as_undisturbed(
     data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str], victim: str
@@ -211,6 +212,7 @@ def test_sigterm_to_a_worker_or_the_driver_commits_and_the_run_goes_on_as_undist
 
 
 @pytest.mark.alone
+@pytest.mark.long
 def test_sigterm_to_what_follows_a_job_lets_the_job_save_its_work(data: Path, tmp_path: Path) -> None:
     """`./launch.sh` and containers: the process that started the head gets the signal, the job must not be cut off."""
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-job"

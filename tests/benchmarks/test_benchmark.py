@@ -47,6 +47,7 @@ def positive(values: dict[str, Any], *keys: str) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.long
 @pytest.mark.usefixtures("on_ray_head")
 def test_every_part_has_numbers(tmp_path: Path) -> None:
     result, page = run(tmp_path, "--models", "tedrec", "mealrec-tedrec")

@@ -130,17 +130,17 @@ def write_export(
     if not content.keys() == present.keys() == kinds.keys():
         raise ValueError("content, present and content_kinds name different fields")
     with whole_folder(out) as new:
-        save_file({name: _stored(x) for name, x in weights.items()}, new / _WEIGHTS)
-        save_file({"vectors": _stored(item_vectors.float())}, new / _VECTORS)
+        _save({name: _stored(x) for name, x in weights.items()}, new / _WEIGHTS)
+        _save({"vectors": _stored(item_vectors.float())}, new / _VECTORS)
         names = ItemNames(ids=list(item_ids), titles=list(titles))
         (new / _ITEMS).write_text(names.model_dump_json(indent=0) + "\n", encoding="utf-8")
         if content:
             tensors: dict[str, Tensor] = {field: _stored(x.half()) for field, x in content.items()}
             tensors |= {f"{field}.present": _stored(x.bool()) for field, x in present.items()}
-            save_file(tensors, new / _CONTENT)
+            _save(tensors, new / _CONTENT)
         if interactions is not None:
             parts = {"offsets": interactions.offsets, "items": interactions.items}
-            save_file({name: _stored(x) for name, x in parts.items()}, new / _INTERACTIONS)
+            _save({name: _stored(x) for name, x in parts.items()}, new / _INTERACTIONS)
         card = ModelCard(
             system=system,
             options=dict(options),
@@ -189,6 +189,13 @@ def load_export(path: Path) -> Export:
 def _interactions(path: Path) -> TrainingInteractions:
     stored = load_file(path / _INTERACTIONS)
     return TrainingInteractions(stored["offsets"], stored["items"])
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # as the user's umask has it; safetensors makes files that nobody else can read
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -151,3 +151,10 @@ def test_arguments_that_disagree_are_a_bug(tmp_path: Path) -> None:
         export(tmp_path / "model", item_ids=["a", "b"])
     with pytest.raises(ValueError, match="different fields"):
         export(tmp_path / "model", present={})
+
+
+def test_everybody_may_read_an_export_as_other_files(tmp_path: Path) -> None:
+    export(tmp_path / "model")
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert modes == {(tmp_path / "other").stat().st_mode}

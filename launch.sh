@@ -8,8 +8,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 root=$PWD
 log=.venv/install.log
 venv=$root/.venv
-# two more than there are cores: many tests wait for the processes that they start
-in_parallel=(-n "$(($(getconf _NPROCESSORS_ONLN) + 2))" --dist loadfile --no-loadscope-reorder)
+in_parallel=(-n auto --dist loadfile --no-loadscope-reorder)
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -98,12 +97,12 @@ run_tests() {
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
-    # tests that start Ray need memory, and mostly wait: a few at a time, after the others
+    # tests that start Ray or measure time run alone, one at a time, after the others, which share the cores
     "$venv/bin/python" -m pytest -q -m "not alone and not long" "${in_parallel[@]}" --durations=10 \
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
         --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
     # shellcheck disable=SC2046 # no test file has a space in its name
-    "$venv/bin/python" -m pytest -q -m "alone and not long" -n 3 --dist loadfile --durations=10 $(grep -rl 'mark\.alone' tests --include='*.py' | sort) </dev/null
+    "$venv/bin/python" -m pytest -q -m "alone and not long" --durations=10 $(grep -rl 'mark\.alone' tests --include='*.py' | sort) </dev/null
     if [ "$1" = long ]; then # -rP prints what each of them found
         "$venv/bin/python" -m pytest -q -m "long and not alone" "${in_parallel[@]}" --durations=0 -rP </dev/null
         "$venv/bin/python" -m pytest -q -m "long and alone" --durations=0 </dev/null

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster import console
 from cluster.failures import Stopped
 
 _POLL_S = 0.5
@@ -72,7 +72,7 @@ def passed_on(request: Path) -> Iterator[None]:
     def ask(number: int, frame: object) -> None:
         del number, frame
         request.touch()
-        print("SIGTERM: the workers are asked to save their work and stop", file=sys.stderr, flush=True)
+        console.note("SIGTERM: the workers are asked to save their work and stop", console.Verbosity.BRIEF)
 
     try:
         with _handled(ask):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import console
 from cluster.failures import PreflightError, WorkerFailed
 from cluster.preflight import check_cluster, check_folders
 from cluster.session import connected, on_a_cluster
@@ -107,7 +108,7 @@ def stream(
                 run_folder=out,
                 folders=folders,
             )
-        print(f"Ray: {stages}; the first results take about half a minute", file=sys.stderr, flush=True)
+        console.note(f"Ray: {stages}; the first results take about half a minute")
         rows: Any = iter(_pipeline(units, load, make_encoder, stages, unit_bytes).iter_rows())
         try:
             with _stderr_without(_NOTICE):
@@ -136,7 +137,7 @@ def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stage
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
     from ray.util.annotations import RayDeprecationWarning
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data").setLevel(console.library_level(logging.CRITICAL))
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sys
 import threading
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster import preemption
+from cluster import console, preemption
 from cluster.failures import Stopped, WorkerFailed
 from cluster.preflight import check_cluster, check_folders
 from cluster.session import connected
@@ -40,23 +41,24 @@ def fit(
     """Run `worker(config)` on every rank, with a torch process group (nccl on GPUs, else gloo).
 
     Uses the cluster of the submitted job or of RAY_ADDRESS; without one, it starts a Ray that ends with the call.
-    The stdout of rank 0 is printed here. `storage / name` holds that output and Ray's own files. Every node must see
-    this folder, and `folders` (the data). If a worker fails, all workers are started again, up to `max_failures` times
-    (failures before and after the start of training are counted separately). A ValueError ends the run at once,
-    because the same input would be refused again. So does a stop on request: SIGTERM to this process or to a worker
-    is a notice that `worker` can read from `cluster.preemption`.
+    The stdout of rank 0 is printed here; it prints as much as `cluster.console` says in this process.
+    `storage / name` holds that output and Ray's own files. Every node must see this folder, and `folders` (the data).
+    If a worker fails, all workers are started again, up to `max_failures` times (failures before and after the start of
+    training are counted separately). A ValueError ends the run at once, because the same input would be refused again.
+    So does a stop on request: SIGTERM to this process or to a worker is a notice that `worker` can read from
+    `cluster.preemption`.
 
     `worker` is a module-level function. Paths in `config` must be absolute: a relative path has no meaning on another
     node. Raises WorkerFailed (kind: class name of the exception in the worker) and PreflightError.
     """
     folder = (storage / name).absolute()
     check_folders(folder, folders)
-    console = folder / "console.log"
+    output = folder / "console.log"
     request = folder / f".stop-{secrets.token_hex(8)}"
-    run = partial(_run, worker, str(console), str(request))
+    run = partial(_run, worker, str(output), str(request))
     for failures in range(max_failures + 1):
         resources = connected(cpus=workers * cpus_per_worker + 1, gpus=workers if gpus else 0)
-        with resources, _followed(console), preemption.passed_on(request):
+        with resources, _followed(output), preemption.passed_on(request):
             check_cluster(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
             try:
                 _fit(run, config, folder, workers, gpus, cpus_per_worker, max_failures)
@@ -64,7 +66,7 @@ def fit(
             except _LostByController as lost:
                 if failures == max_failures:
                     raise
-                print(f"{lost.message}; starting the workers again", file=sys.stderr, flush=True)
+                console.warn(f"{lost.message}; starting the workers again")
 
 
 class _LostByController(WorkerFailed):
@@ -130,7 +132,7 @@ def _fit(
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_START_ATTEMPTS),
             callbacks=[GiveUp()],
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level=logging.getLevelName(console.library_level(logging.ERROR))),
         ),
     )
     try:
@@ -142,16 +144,17 @@ def _fit(
         raise cause from None
 
 
-def _run(worker: Worker, console: str, request: str, config: dict[str, Any]) -> None:
-    """Runs on each worker: calls `worker`, copies rank 0's output to `console`, raises any error as WorkerFailed."""
+def _run(worker: Worker, output: str, request: str, config: dict[str, Any]) -> None:
+    """Runs on each worker: calls `worker`, copies what rank 0 prints to `output`, raises any error as WorkerFailed."""
     from ray.train import get_context
 
     try:
         if get_context().get_world_rank() == 0:
             preemption.watch(Path(request))
-            with Path(console).open("a", encoding="utf-8", buffering=1) as file:
+            with Path(output).open("a", encoding="utf-8", buffering=1) as file:
                 sys.stdout = _Tee(sys.stdout, file)
-                worker(config)
+                with console.of_a_worker():
+                    worker(config)
         else:
             worker(config)
     except Exception as error:
@@ -219,11 +222,13 @@ def _followed(path: Path) -> Iterator[None]:
 
 
 def _follow(path: Path, start: int, done: threading.Event) -> None:
+    # with --quiet a worker prints nothing but warnings, which are no results
+    output = sys.stdout if console.shows(console.Verbosity.BRIEF) else sys.stderr
     with path.open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         while True:
             last = done.wait(_POLL_S)
             if text := file.read():
-                print(text, end="", flush=True)
+                print(text, end="", file=output, flush=True)
             if last:
                 return

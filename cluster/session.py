@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from cluster import console
 from cluster.failures import PreflightError
 
 LOOPBACK = "127.0.0.1"
@@ -66,11 +67,12 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
     os.environ.update(private_environment(os.environ) if local else _RAY_SETTINGS)
     import ray  # reads the environment when imported
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    level = console.library_level(logging.ERROR)
+    logging.getLogger("ray").setLevel(level)
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": _python_path()}},
+        "runtime_env": {"env_vars": {"PYTHONPATH": _python_path(), console.VARIABLE: console.verbosity().name}},
         "log_to_driver": False,
-        "logging_level": logging.ERROR,
+        "logging_level": level,
     }
     if local:
         # Ray only counts CPUs: we declare as many as the workers reserve, even if the machine has fewer.

@@ -12,15 +12,20 @@ import difflib
 import importlib
 import inspect
 import os
+import resource
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
+from cluster import console
 from cluster.failures import PreflightError, Stopped, WorkerFailed
 from models.errors import UserError
 from retrieval.disk import disk_trouble
+from trainer.commands.output import add_output_options, chosen
 
 VERBS = (
     "extract",
@@ -74,12 +79,21 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "--version"):
         _top_parser().parse_args(argv or ["--help"])
         return DONE
-    verb = argv[0]
+    started, verb = time.perf_counter(), argv[0]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else "see mealrec --help"
         return _mistake(f"there is no command {verb!r} (commands: {', '.join(VERBS)}); {hint}")
-    module = importlib.import_module(f"trainer.commands.{verb}")
+    args = parser_of(verb).parse_args(argv[1:])
+    with console.printing(chosen(args)):
+        status: int = _module(verb).run(args)
+        console.note(_cost(verb, started), console.Verbosity.VERBOSE)
+    return status
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser of the arguments of one command."""
+    module = _module(verb)
     parser = argparse.ArgumentParser(
         prog=f"mealrec {verb}",
         description=_summary(module.__doc__),
@@ -87,8 +101,12 @@ def _run(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    status: int = module.run(parser.parse_args(argv[1:]))
-    return status
+    add_output_options(parser, brief=verb == "train")
+    return parser
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"trainer.commands.{verb}")
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -127,6 +145,15 @@ def _example(docstring: str | None) -> str | None:
     """The paragraph of a command's docstring that begins with "Example"."""
     paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
     return next((each for each in paragraphs if each.startswith("Example")), None)
+
+
+def _cost(verb: str, started: float) -> str:
+    """Time and memory of this process and of those that it waited for, as text."""
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    computed = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+    # Linux counts ru_maxrss in KiB, macOS in bytes
+    peak = max(own.ru_maxrss, others.ru_maxrss) / (1024**2 if sys.platform == "darwin" else 1024)
+    return f"{verb}: {time.perf_counter() - started:.1f} s, {computed:.1f} s of CPU time, at most {peak:,.0f} MiB"
 
 
 def _stopped(message: str) -> int:

@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from cluster import console
 from trainer.durations import in_words
 
 _QUIET_S = 5.0
@@ -18,7 +19,8 @@ class _Bar(tqdm):  # type: ignore[misc]
 
 
 class Progress:
-    """Reports how much of `total` is done, the rate and the time left. Prints nothing in the first five seconds.
+    """Reports how much of `total` is done, the rate and the time left. Prints nothing in the first five seconds, and
+    nothing at all with --quiet.
 
     already: the part of the total that was done earlier and does not count for the rate.
     """
@@ -28,7 +30,8 @@ class Progress:
         self._start = time.monotonic()
         self._next_line = self._start + _QUIET_S
         self._bar = None
-        if sys.stderr.isatty():
+        self._shown = console.shows(console.Verbosity.NORMAL)
+        if self._shown and sys.stderr.isatty():
             self._bar = _Bar(
                 desc=label, total=total, initial=already, delay=_QUIET_S, mininterval=_BAR_EVERY_S, miniters=1,
                 smoothing=0, dynamic_ncols=True, file=sys.stderr,
@@ -43,13 +46,11 @@ class Progress:
                 self.close()
             return
         now = time.monotonic()
-        if now < self._next_line or done <= self._already:
+        if not self._shown or now < self._next_line or done <= self._already:
             return
         rate = (done - self._already) / (now - self._start)
         left = in_words((self._total - done) / rate)
-        print(
-            f"{self._label}: {done:,} of {self._total:,} ({_rate(rate)}/s, {left} left)", file=sys.stderr, flush=True
-        )
+        console.note(f"{self._label}: {done:,} of {self._total:,} ({_rate(rate)}/s, {left} left)")
         self._next_line = now + _LINE_EVERY_S
 
     def close(self) -> None:

@@ -73,6 +73,9 @@ def test_a_job_on_a_head_of_its_own_survives_a_killed_worker(tmp_path: Path) -> 
     outcome = json.loads((folder / "outcome.json").read_text())
     assert (outcome["kind"], outcome["message"]) == ("UserError", "the table has no column 'x'")
     assert "cluster_worker.py" in outcome["detail"]
+    # the driver asked for less output then, and workers obey
+    assert "said by rank 0" not in out
+    assert "\nwarning: of rank 0\n" in out
     # the head listened on loopback only, and all its processes and files are gone
     addresses = {line.split()[1] for line in out.splitlines() if line.startswith("listens ")}
     assert addresses, report

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster import console
 from cluster.failures import WorkerFailed
 from cluster.ray_train import fit
 
@@ -49,7 +50,7 @@ class KilledOnArrival:
 
 
 def refuse(config: dict[str, Any]) -> None:
-    """One rank raises a user's mistake; the other one waits for it and then fails for another reason."""
+    """One rank raises a user's mistake; the other one prints, waits for it and then fails for another reason."""
     import torch.distributed as dist
 
     from models.errors import UserError
@@ -57,6 +58,8 @@ def refuse(config: dict[str, Any]) -> None:
     (Path(config["folder"]) / f"refused-{dist.get_rank()}-{os.getpid()}").touch()
     if dist.get_rank() == 1:
         raise UserError("the table has no column 'x'")
+    console.say("said by rank 0")
+    console.warn("of rank 0")
     dist.barrier()
 
 
@@ -66,7 +69,8 @@ def main(folder: Path) -> None:
     options: dict[str, Any] = {"workers": 2, "gpus": False, "cpus_per_worker": 1.0, "max_failures": 1}
     fit(KilledOnArrival(folder), config, name="train", storage=folder / "runs", folders=[folder], **options)
     try:
-        fit(refuse, config, name="refuse", storage=folder / "runs", **options)
+        with console.printing(console.Verbosity.QUIET):
+            fit(refuse, config, name="refuse", storage=folder / "runs", **options)
     except WorkerFailed as failure:
         outcome = {"kind": failure.kind, "message": failure.message, "detail": failure.detail}
         (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")

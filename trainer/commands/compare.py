@@ -6,12 +6,12 @@ Runs whose names differ only in the ending -sSEED (`mealrec train --seeds`) shar
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from cluster import console
 from models.errors import UserError
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 from retrieval.metrics.significance import paired_t_test
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     for other in runs[1:]:
         require_same_data(runs[0], other)
     for warning in _identities([args.runs_dir / name for name in args.runs]):
-        print(f"warning: {warning}", file=sys.stderr)
+        console.warn(warning)
     groups = grouped(runs)
     cold, users = int(runs[0].cold.sum()), len(runs[0].user)
     print(f"{users:,} test users; cold targets (not in any training row): {cold:,} ({100 * cold / users:.1f} %)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cluster import console
 from models.errors import UserError
 from retrieval.files import write_json
 from retrieval.folders import writable_file
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if result.index:
         print(f"ranked by {result.index['description']}, recall@20 against exact {result.index['recall@20']:.4f} "
               f"on {result.index['recall_users']:,} users")  # fmt: skip
-    print(f"{len(result.user):,} users in {result.seconds:.1f} s, users encoded by: {opened.model.inference}")
+    console.say(f"{len(result.user):,} users in {result.seconds:.1f} s, users encoded by: {opened.model.inference}")
     if out:
         write_json(out, report)
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from cluster import console
 from models.contract import SequenceModel
 from models.options.plain import to_plain
 from retrieval.export import write_export
@@ -40,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         evaluate_choices(opened.model, opened.loaded, opened.config)
     _write(opened, args.out)
-    print(f"{opened.config.model.name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
-    print(f'ask it: mealrec recommend --model {args.out} --history "ITEM ITEM ..." --k 20')
+    console.say(f"{opened.config.model.name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
+    console.say(f'ask it: mealrec recommend --model {args.out} --history "ITEM ITEM ..." --k 20')
     if isinstance(opened.model, SequenceModel):
-        print(f"index it: mealrec index --model {args.out} --kind ivf")
+        console.say(f"index it: mealrec index --model {args.out} --kind ivf")
     return 0
 
 

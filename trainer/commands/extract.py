@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from cluster import console
 from models.errors import UserError
 from trainer.commands.subcommands import add_subcommands
 from trainer.data.format.manifest import file_info
@@ -73,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
             place=_place(args),
         )
     except KeyboardInterrupt:
-        print("what is done is kept: the same command continues from there", file=sys.stderr)
+        console.note("what is done is kept: the same command continues from there")
         raise
-    print(report(outcome, args.out))
+    console.say(report(outcome, args.out))
     return 0
 
 

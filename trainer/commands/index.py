@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
+from cluster import console
 from retrieval.index.build import build_index, recall_against_exact
 from retrieval.index.kinds import KINDS, parse_options
 from retrieval.recommender import Recommender, index_folder
@@ -66,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     index.save(folder)
     recalls = {k: recall_against_exact(index, users, vectors, k) for k in (10, 20)}
     size = (folder / "index.faiss").stat().st_size
-    print(index.description)
-    print(f"built in {seconds:.2f} s, {size / 1e6:,.1f} MB in {folder}")
-    print(
+    console.say(index.description)
+    console.say(f"built in {seconds:.2f} s, {size / 1e6:,.1f} MB in {folder}")
+    console.say(
         f"recall@10 {recalls[10]:.4f}  recall@20 {recalls[20]:.4f}  against exact ranking "
         f"({_QUERIES} synthetic users: random histories of {_HISTORY} items, encoded by the model)"
     )

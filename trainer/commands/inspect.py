@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from cluster import console
 from models.errors import UserError
 from retrieval.files import write_text
 from retrieval.folders import writable_file
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     title = _titles(folders, [args.item]).get(args.item, "")
     sections = [_section(features, args.item, args.neighbours, folders) for features in holding]
     write_text(out, render(args.item, title, sections, absent))
-    print(f"written to {args.out}; open it in a browser")
+    console.say(f"written to {args.out}; open it in a browser")
     return 0
 
 

@@ -10,6 +10,7 @@ import sys
 import typing
 from pathlib import Path
 
+from cluster import console
 from models.errors import UserError
 from retrieval.folders import sole_maker, writable_folder
 from trainer.commands.subcommands import add_subcommands
@@ -51,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """Prepare the dataset, print its statistics, what was dropped and why, and where it is."""
     with sole_maker(args.out):  # refused before a long log is read
         manifest: Manifest = args.make(args)
-    print(report(manifest))
-    print(f"written to {args.out}")
-    print(f"next: {next_command(args.out, manifest)}")
+    console.say(report(manifest))
+    console.say(f"written to {args.out}")
+    console.say(f"next: {next_command(args.out, manifest)}")
     return 0
 
 
@@ -92,7 +93,7 @@ def _from_source(source: Source, args: argparse.Namespace) -> Manifest:
     writable_folder(args.out)
     log = source.read(args)
     for note in log.notes:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+        console.note(f"note: {note}")
     return prepare(log, args.out, options, shlex.join(["mealrec", *sys.argv[1:]]), of_titles)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 
+from cluster import console
 from retrieval.index.kinds import KINDS
 from retrieval.recommender import Answer, Recommender
 from trainer.local_path import local_path
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"recommendations": ranked, "unknown": answer.unknown, "ranked_by": recommender.description}))
         return 0
     if answer.unknown:
-        print(f"ignored, because the model does not know them: {' '.join(answer.unknown)}", file=sys.stderr)
+        console.note(f"ignored, because the model does not know them: {' '.join(answer.unknown)}")
     print(_table(answer))
     return 0
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
+from trainer.commands.output import add_output_options
+
 
 def add_subcommands(
     parser: argparse.ArgumentParser, dest: str, subcommands: Mapping[str, tuple[str, str]]
 ) -> dict[str, argparse.ArgumentParser]:
     """Add a parser for each subcommand; return them by name. subcommands: name -> (description, example)."""
     made = parser.add_subparsers(dest=dest, metavar=dest.upper(), required=True)
-    return {
+    parsers = {
         name: made.add_parser(
             name,
             help=text,
@@ -21,3 +23,6 @@ def add_subcommands(
         )
         for name, (text, example) in subcommands.items()
     }
+    for each in parsers.values():
+        add_output_options(each)
+    return parsers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cluster import console
 from models.errors import UserError
 from trainer.local_path import local_path
 from trainer.tracking import start_mirror, where_runs_are
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
             f"{run_dir / 'mlflow.log'} says more. "
             "Check that it answers and that the run is not being trained at the moment, then try again."
         )
-    print(f"MLflow at {where.shown} has all {len(lines)} lines of {metrics}")
-    print(f"the runs in MLflow\n{where_runs_are(run_dir, where.uri, where.experiment)}")
+    console.say(f"MLflow at {where.shown} has all {len(lines)} lines of {metrics}")
+    console.say(f"the runs in MLflow\n{where_runs_are(run_dir, where.uri, where.experiment)}")
     return 0
 
 

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import preemption
+from cluster import console, preemption
+from cluster.console import Verbosity
 from cluster.ray_train import fit
 from models.errors import UserError
 from models.systems import check_content
@@ -22,9 +23,11 @@ from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
+from trainer.durations import in_words
 from trainer.evaluation.report import metric_table, read_report
 from trainer.local_path import local_path
 from trainer.tracking import where_runs_are, write_group
+from trainer.tracking.metrics_log import read_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
     with preemption.listening():
         for name, config, run_dir in planned:
             if several:
-                print(f"\n== {name}", flush=True)
+                console.say(f"\n== {name}")
             _train(name, config, run_dir)
     reports = {name: read_report(run_dir / "test.json") for name, _, run_dir in planned}
     print(metric_table(reports, planned[0][1].eval.choice.keys), flush=True)
     _, config, run_dir = planned[-1]
     if config.tracking.mlflow and (page := where_runs_are(run_dir, config.tracking.uri, config.tracking.experiment)):
-        print(f"\nthe runs in MLflow\n{page}", flush=True)
+        console.say(f"\nthe runs in MLflow\n{page}", Verbosity.BRIEF)
     return 0
 
 
@@ -142,7 +145,20 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
             train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
             cpus_per_worker=1, max_failures=config.cluster.max_failures, folders=_local(config),
         )  # fmt: skip
-    print(f"{name}: done in {time.perf_counter() - started:.0f} s, results in {run_dir}", flush=True)
+    seconds = time.perf_counter() - started
+    if console.shows(Verbosity.NORMAL):
+        console.say(f"{name}: done in {seconds:.0f} s, results in {run_dir}")
+    else:
+        console.say(f"{name}: {summary(run_dir, config)}, {in_words(seconds)}", Verbosity.BRIEF)
+
+
+def summary(run_dir: Path, config: RunConfig) -> str:
+    """A finished run in a few words: its epochs, and its first NDCG on the test targets (else its first metric)."""
+    report, keys = read_report(run_dir / "test.json"), config.eval.choice.keys
+    key = next((each for each in keys if each.startswith("NDCG")), keys[0])
+    epochs = sum(line["event"] == "epoch" for line in read_lines(run_dir / "metrics.jsonl", 0)[0])
+    how = f"{epochs} epochs, the best was {report['epoch']}" if epochs else "fitted"
+    return f"test {key} {report[key]:.4f} ({how})"
 
 
 def _local(config: RunConfig) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cluster import console
 from models.errors import UserError
 from models.options.base import ContentField
 from retrieval.disk import told_of_disk
@@ -109,11 +109,10 @@ def _write(
 def _warn_of_core(lost: Mapping[str, int], items: int, options: PrepareOptions) -> None:
     gone = lost[f"items outside the {_core(options)}"]
     if gone >= items:
-        print(
-            f"warning: the {_core(options)} drops {gone:,} of {gone + items:,} items; --k-core {options.k_core - 1} or "
-            "--core-on users keeps more of them",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        console.warn(
+            f"the {_core(options)} drops {gone:,} of {gone + items:,} items; --k-core {options.k_core - 1} or "
+            "--core-on users keeps more of them"
+        )
 
 
 def _core(options: PrepareOptions) -> str:

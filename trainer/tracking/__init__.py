@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from cluster import console
 from trainer.tracking.address import credentials, on_shared_storage, runs_page, tracker
 from trainer.tracking.group import write_group
 from trainer.tracking.metrics_log import MetricsLog
@@ -31,8 +31,6 @@ _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "OMP_NUM_THREADS": "1",
 }
-
-log = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -85,7 +83,7 @@ class Mirror:
 
 
 def start_mirror(run_dir: Path, uri: str = "", experiment: str = "", *, running: bool = True,
-                 warn: Callable[[str], None] = log.warning) -> Mirror:  # fmt: skip
+                 warn: Callable[[str], None] = console.warn) -> Mirror:  # fmt: skip
     """Start mirroring `run_dir` to the MLflow tracking server or store at `uri`; returns at once.
 
     uri, experiment: where empty, MLflow's own variables of the environment count, else mlflow.db beside the runs and

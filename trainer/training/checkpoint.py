@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import re
 import shutil
 import uuid
@@ -29,6 +28,7 @@ from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
+from cluster import console
 from models.errors import UserError
 from retrieval.files import DISK, FileSystem, digest, sync_folder, write_new
 
@@ -41,8 +41,6 @@ _FOLDER = re.compile(r"(step-|\.replaced-)(\d{9,})")
 _LEFT_OVER = re.compile(r"\.(tmp|trash)-[0-9a-f]{32}")
 
 _Found = TypeVar("_Found")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,10 @@ class CheckpointStore:
         return self._folder(step)
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint of the highest step that is whole; None if there never was one. Damaged ones are logged.
+        """The checkpoint of the highest step that is whole; None if there never was one.
 
-        May be called while another process commits. Raises UserError, naming a file, where checkpoints are there and
-        all of them are damaged.
+        Warns of damaged ones. May be called while another process commits. Raises UserError, naming a file, where
+        checkpoints are there and all of them are damaged.
         """
         return self._newest(lambda checkpoint: checkpoint)
 
@@ -133,7 +131,7 @@ class CheckpointStore:
                     damage.append(f"checkpoint of step {step} is damaged and not used: {error}")
                     continue
                 for line in damage:
-                    log.warning("%s", line)
+                    console.warn(line)
                 return found
             else:
                 if not damage:

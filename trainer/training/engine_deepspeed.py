@@ -21,6 +21,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
+from cluster import console
 from models.contract import Batch, SequenceModel
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.process import world
@@ -147,7 +148,7 @@ def _shape(parameter: Tensor) -> torch.Size:
 
 def _join_process_group(device: torch.device) -> None:
     """Use the process group that Ray Train made; without one, make a group of one worker."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(console.library_level(logging.WARNING))
     # turn off a shared-memory operation: compiling it at first use takes half a minute, and it changes no result
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed itself uses the old names of collectives that torch renamed

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from cluster import preemption
+from cluster.console import Verbosity
 from cluster.failures import Stopped
 from models.contract import Clock
 from models.errors import UserError
@@ -192,7 +193,13 @@ class Loop:
         eta = (seconds + evaluation.seconds) * (self.config.train.epochs - position.epoch)
         self.reporter.epoch(position.epoch, losses, rate, shown, eta)
         self.position = Position(epoch=position.epoch + 1, total_steps=position.total_steps)
+        started = time.perf_counter()
         self._commit({})
+        self.reporter.say(
+            f"  training {seconds:.2f} s, validation {evaluation.seconds:.2f} s, checkpoint "
+            f"{time.perf_counter() - started:.2f} s",
+            at=Verbosity.VERBOSE,
+        )
 
     def _commit(self, sums: dict[str, Tensor]) -> None:
         """Commit a checkpoint: every rank contributes, rank 0 writes, and all ranks wait until it is on the disk."""
@@ -225,7 +232,7 @@ class Loop:
             self._commit(sums)
         saved = f"the checkpoint of step {done} is on the disk" if done else "nothing was done yet"
         told = f"stopped by SIGTERM in epoch {self.position.epoch}, {saved}: the same command with --resume goes on"
-        self.reporter.say(f"SIGTERM: {saved}")  # at once: the mirror may take seconds to end
+        self.reporter.say(f"SIGTERM: {saved}", at=Verbosity.BRIEF)  # at once: the mirror may take seconds to end
         raise Stopped(told)
 
     def best(self) -> Checkpoint:

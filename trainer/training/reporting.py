@@ -1,11 +1,12 @@
-"""Lines about a training run on standard output, from rank 0: epoch, loss terms, rows per second, time left."""
+"""Lines about a training run, from rank 0: epoch, loss terms, rows per second, time left."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 
+from cluster import console
+from cluster.console import Verbosity
 from trainer.durations import in_words
 
 
@@ -24,7 +25,7 @@ class EpochReporter:
 
     def due(self) -> bool:
         """Whether to print a line within the epoch. Only then may the host wait for a loss."""
-        return self._enabled and time.perf_counter() - self._shown >= self._interval
+        return self._enabled and console.shows(Verbosity.NORMAL) and time.perf_counter() - self._shown >= self._interval
 
     def step(self, epoch: int, done: int, total: int, rows: int, losses: Mapping[str, float]) -> None:
         """Print a line within an epoch. rows: processed since `start_epoch`. done: steps of `total` that are done."""
@@ -41,11 +42,15 @@ class EpochReporter:
             f"at most {in_words(eta)} left"
         )
 
-    def say(self, text: str) -> None:
-        """Print a line, and flush it at once: under Ray the output is a pipe."""
+    def say(self, text: str, at: Verbosity = Verbosity.NORMAL) -> None:
+        """Print a line on rank 0, unless less than the level `at` was asked for."""
         if self._enabled:
-            print(text, flush=True)
-            sys.stdout.flush()
+            console.say(text, at)
+
+    def warn(self, text: str) -> None:
+        """Print a warning on rank 0, at every level."""
+        if self._enabled:
+            console.warn(text)
 
 
 def _terms(losses: Mapping[str, float]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from cluster import console
 from models.contract import Baseline, SequenceModel
 from models.errors import UserError
 from models.options.base import ContentField
@@ -52,7 +52,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     check_configuration(latest.state, config, str(folder), what)
     check_data(latest.state, dataset.manifest, str(folder), config.data.path, "use --data to say where its data is")
     if changed := other_versions(latest.state):
-        print(f"warning: {folder.name} was trained with {changed}; figures may differ", file=sys.stderr)
+        console.warn(f"{folder.name} was trained with {changed}; figures may differ")
     device = choose_device(config)
     loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     stopping = latest.state["stopping"]

@@ -64,7 +64,7 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str) -> Non
     if checkpoint is not None:
         changed = check_resumable(checkpoint, config, dataset.manifest, run_dir)
         if changed:
-            reporter.say(f"warning: the run was begun with {changed}; what follows may differ")
+            reporter.warn(f"the run was begun with {changed}; what follows may differ")
     if rank == 0:  # this process is the only writer now, and the run may continue with this configuration
         write_text(run_dir / "config.yaml", recipe.dump(config, command))
     if isinstance(model, Baseline):
@@ -168,7 +168,7 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
     log.rewind(checkpoint.step if checkpoint is not None else -1)
     mirror: Mirror | None = None
     if config.tracking.mlflow:
-        mirror = start_mirror(run_dir, config.tracking.uri, config.tracking.experiment, warn=_warn)
+        mirror = start_mirror(run_dir, config.tracking.uri, config.tracking.experiment)
     status, patience = "FAILED", _MIRROR_SECONDS
     try:
         yield log
@@ -179,10 +179,6 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
     finally:
         if mirror is not None:
             mirror.close(patience, "FINISHED" if status == "FINISHED" else "FAILED")
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", flush=True)  # stdout: of a Ray worker nothing else reaches the user
 
 
 def _finish(

@@ -330,7 +330,7 @@ def test_a_run_of_before_and_one_of_other_versions_go_on(
             store.commit(step, checkpoint.tensors, state)
         capsys.readouterr()
         train(config, run_dir)
-        assert ("warning: the run was begun with torch 1.0" in capsys.readouterr().out) == (name == "other")
+        assert ("warning: the run was begun with torch 1.0" in capsys.readouterr().err) == (name == "other")
         assert open_run(run_dir).epoch > 0
         assert ("warning: other was trained with torch 1.0" in capsys.readouterr().err) == (name == "other")
         assert lines(run_dir) == lines(whole)

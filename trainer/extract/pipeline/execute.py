@@ -14,6 +14,7 @@ from typing import Any, Literal
 import polars as pl
 import torch
 
+from cluster import console
 from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
 from retrieval.disk import disk_trouble, told_of_disk
@@ -117,9 +118,7 @@ def extract(
             raise
         before = work.n_done
         if before or work.failed:
-            print(
-                f"going on: {before:,} of {len(work.items):,} items are done, {len(work.failed):,} failed", flush=True
-            )
+            console.say(f"going on: {before:,} of {len(work.items):,} items are done, {len(work.failed):,} failed")
         if limits.again:
             work.try_again(items())
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cluster import console
 from models.errors import UserError
 from models.options.base import ContentField
 from trainer.data.content import from_rows
@@ -81,4 +82,6 @@ def _fill_unknown(arrays: _Fields) -> None:
         for field, filled in unknown.fill({field: array[part] for field, array in arrays.items()}).items():
             arrays[field][part] = filled
     if unknown.count:
-        print(f"{unknown.count:,} titles hold no word that the encoder knows: their vectors are the mean of the others")
+        console.say(
+            f"{unknown.count:,} titles hold no word that the encoder knows: their vectors are the mean of the others"
+        )

@@ -157,7 +157,7 @@ def summary(run_dir: Path, config: RunConfig) -> str:
     report, keys = read_report(run_dir / "test.json"), config.eval.choice.keys
     key = next((each for each in keys if each.startswith("NDCG")), keys[0])
     epochs = sum(line["event"] == "epoch" for line in read_lines(run_dir / "metrics.jsonl", 0)[0])
-    how = f"{epochs} epochs, the best was {report['epoch']}" if epochs else "fitted"
+    how = f"best epoch {report['epoch']} of {epochs}" if epochs else "fitted"
     return f"test {key} {report[key]:.4f} ({how})"
 
 

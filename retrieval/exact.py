@@ -38,6 +38,11 @@ class Histories:
         lengths = torch.tensor([0, *(len(row) for row in rows)], dtype=torch.int64)
         return cls(lengths.cumsum(0), torch.tensor([item for row in rows for item in row], dtype=torch.int64))
 
+    def of_rows(self, rows: Tensor) -> Histories:
+        """The histories of the users in `rows`, (N,) int64, in that order."""
+        ends = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
+        return Histories.of([self.items[start:stop].tolist() for start, stop in ends])
+
     def pairs(self, start: int, stop: int, n_items: int) -> tuple[Tensor, Tensor]:
         """(user - start, item row) of the distinct real items of users start..stop."""
         offsets = self.offsets[start : stop + 1]

@@ -1,4 +1,7 @@
-"""Recommend items for histories of raw item ids, with an exported model."""
+"""Recommend items for histories of raw item ids, with an exported model.
+
+Nothing is silently less than what was asked for: `Answer` names ids that are unknown and says why a list is short.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from retrieval.export import Export, ModelCard, load_export
 from retrieval.index.build import load_index
 from retrieval.index.faiss_index import Device, Index
 from retrieval.index.kinds import KINDS
+from retrieval.index.search import index_topk
 
 _BATCH = 256
 # The key of diffusion noise. It is constant, so that a history gets the same answer in every request and batch.
@@ -37,10 +40,14 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one history: recommendations, best first, and ids of the history that the model does not know."""
+    """The answer to one history: recommendations, best first, and ids of the history that the model does not know.
+
+    note: why there are fewer recommendations than were asked for; "" if there are not.
+    """
 
     recommendations: list[Recommendation]
     unknown: list[str]
+    note: str = ""
 
 
 class Recommender:
@@ -119,7 +126,7 @@ class Recommender:
             yield batch.to(self._device)
 
     def recommend(self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool = True) -> list[Answer]:
-        """The k best items for each history of raw item ids, oldest first; fewer if the catalogue has fewer.
+        """The k best items for each history of raw item ids, oldest first; fewer, with a note, if no more are left.
 
         Unknown ids are left out of the history and reported in the answer; the whole history is excluded from the
         answer unless `exclude_history` is False. Raises UserError when a history holds no known id, or k < 1.
@@ -139,11 +146,19 @@ class Recommender:
             unknown.append([item for item in history if item not in self._rows])
         if not known:
             return []
-        scores, ids = self._rank(known, known if exclude_history else [[] for _ in known], k)
-        return [
-            Answer([self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0], missing)
-            for row, values, missing in zip(ids.tolist(), scores.tolist(), unknown, strict=True)
-        ]
+        excluded = known if exclude_history else [[] for _ in known]
+        scores, ids = self._rank(known, excluded, min(k, len(self.items.ids)))
+        answers = []
+        for row, values, missing, out in zip(ids.tolist(), scores.tolist(), unknown, excluded, strict=True):
+            named = [self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0]
+            answers.append(Answer(named, missing, self._shortfall(k, len(named), len(set(out)))))
+        return answers
+
+    def _shortfall(self, asked: int, found: int, left_out: int) -> str:
+        if found == asked:
+            return ""
+        history = f", and {left_out:,} of the history are left out" if left_out else ""
+        return f"{found:,} items, not {asked:,}: the catalogue has {len(self.items.ids):,}{history}"
 
     @torch.no_grad()
     def _rank(self, known: list[list[int]], excluded: list[list[int]], k: int) -> tuple[Tensor, Tensor]:
@@ -156,14 +171,7 @@ class Recommender:
         users = self.encode(known)
         if self.index is None:
             return exact_topk(users, self.item_vectors, k, Histories.of(excluded))
-        # an index cannot exclude items: ask for as many more items as the excluded ones, and drop those afterwards
-        depth = min(k + max(len(set(rows)) for rows in excluded), len(self.items.ids))
-        found, ids = (torch.from_numpy(x) for x in self.index.search(users.cpu().numpy().astype(np.float32), depth))
-        for row, items in enumerate(excluded):
-            dropped = torch.isin(ids[row], torch.tensor(items, dtype=torch.int64))
-            found[row, dropped], ids[row, dropped] = -torch.inf, 0
-        found, order = found.sort(dim=1, descending=True, stable=True)
-        return found[:, :k], ids.gather(1, order)[:, :k]
+        return index_topk(self.index, users, self.item_vectors, k, Histories.of(excluded))
 
     def _named(self, row: int, score: float) -> Recommendation:
         return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)

@@ -22,6 +22,8 @@ class IndexKind(ABC):
     the ranges and raises UserError.
     """
 
+    #: whether an index of this kind finds what exact ranking finds; the others are approximate
+    exact: ClassVar[bool] = False
     #: whether FAISS can move an index of this kind to a GPU
     gpu_form: ClassVar[bool] = False
 

@@ -12,7 +12,7 @@ from models.errors import UserError
 from retrieval.exact import check_finite, exact_topk
 from retrieval.folders import present
 from retrieval.index.base import IndexKind, Vectors
-from retrieval.index.faiss_index import Device, FaissIndex, Index, IndexRecord, load_faiss
+from retrieval.index.faiss_index import Device, FaissIndex, Ids, Index, IndexRecord, load_faiss
 from retrieval.index.kinds import KINDS
 from retrieval.records import check_file, read_record
 
@@ -84,10 +84,17 @@ def recall_against_exact(
     if len(users) > sample:
         users = users[np.random.default_rng(seed).choice(len(users), sample, replace=False)]
     k = min(k, len(item_vectors) - 1)
+    return recall_of(index.search(users, k)[1], users, item_vectors)
+
+
+def recall_of(ids: Ids, users: Vectors, item_vectors: Vectors) -> float:
+    """Share of the exact top-k that are in `ids`; 0 to 1. Ties with the k-th exact score count as found.
+
+    ids: (U, k) item rows that an index found, 0 where it found none; users: (U, D), item_vectors: (I, D) as indexed.
+    """
     exact_scores, exact_ids = (
-        x.numpy() for x in exact_topk(torch.from_numpy(users), torch.from_numpy(item_vectors), k)
+        x.numpy() for x in exact_topk(torch.from_numpy(users), torch.from_numpy(item_vectors), ids.shape[1])
     )
-    _, ids = index.search(users, k)
     same = (ids[:, :, None] == exact_ids[:, None, :]).any(axis=2)
     scores = np.einsum("bd,bkd->bk", users, item_vectors[ids])
     last = exact_scores[:, -1:]

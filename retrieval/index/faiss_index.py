@@ -33,10 +33,14 @@ class Index(Protocol):
     def description(self) -> str:
         """Kind, parameters and device, in words."""
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """Scores (B, k), best first, and item rows (B, k) for queries (B, D).
+    @property
+    def limit(self) -> int:
+        """The most items that one search can return: all that are indexed, on a GPU at most 2,048."""
 
-        If the index finds fewer than k items, the row ends with score -inf and item 0.
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
+        """Scores (B, k), best first, and item rows (B, k) for queries (B, D); k is at most `limit`.
+
+        If the index finds fewer than k items, the row ends with score -inf and item 0 (`search.index_topk` fills it).
         """
 
     def save(self, folder: Path) -> None:
@@ -73,14 +77,19 @@ class FaissIndex:
         """Kind, parameters and device, in words."""
         return self._description
 
+    @property
+    def limit(self) -> int:
+        """See `Index.limit`."""
+        return min(self.record.count, _GPU_MAX) if self.device == "gpu" else self.record.count
+
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Ids]:
-        """See `Index.search`. Raises UserError if a query is not finite, or if k is above 2,048 on a GPU; ValueError
+        """See `Index.search`. Raises UserError if a query is not finite, or if k is not in 1..limit; ValueError
         if the queries have another width than the index."""
         if queries.ndim != 2 or queries.shape[1] != self.record.width:
             raise ValueError(f"queries have shape {queries.shape}, the index has width {self.record.width}")
         check_finite(torch.from_numpy(queries), "user vector")
-        if self.device == "gpu" and k > _GPU_MAX:
-            raise UserError(f"FAISS on a GPU returns at most {_GPU_MAX:,} items, not {k:,}; use --device cpu")
+        if not 1 <= k <= self.limit:
+            raise UserError(f"the index on {self.device} can return 1 to {self.limit:,} items, not {k:,}")
         if not len(queries):
             return np.zeros((0, k), dtype=np.float32), np.zeros((0, k), dtype=np.int64)
         scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)

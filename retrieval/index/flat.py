@@ -12,6 +12,7 @@ from retrieval.index.base import IndexKind, Parameters, Vectors
 class Flat(IndexKind):
     """Exact search."""
 
+    exact: ClassVar[bool] = True
     gpu_form: ClassVar[bool] = True
 
     def build(self, faiss: Any, vectors: Vectors) -> tuple[Any, Parameters]:

@@ -137,6 +137,23 @@ def test_an_answer_does_not_depend_on_its_batch(model_dir: Path) -> None:
         assert [r.item for r in alone.recommendations] == [r.item for r in together[n].recommendations]
 
 
+@pytest.mark.parametrize("index", ["exact", "flat", "ivf", "hnsw"])
+def test_a_list_that_is_short_says_why(model_dir: Path, index: str) -> None:
+    if index != "exact":
+        run_command(index_command, "--model", str(model_dir), "--kind", index, "--device", "cpu")
+    recommender = Recommender.load(model_dir, index=index)
+    whole, none, rest = recommender.recommend([IDS[:4], IDS, IDS[:49]], k=20)
+    assert (len(whole.recommendations), whole.note) == (20, "")
+    assert (none.recommendations, none.note) == (
+        [], "0 items, not 20: the catalogue has 59, and 59 of the history are left out"
+    )  # fmt: skip
+    assert {r.item for r in rest.recommendations} == set(IDS[49:])
+    assert rest.note == "10 items, not 20: the catalogue has 59, and 49 of the history are left out"
+    (bounded,) = recommender.recommend([IDS[:2]], k=10**12, exclude_history=False)
+    assert {r.item for r in bounded.recommendations} == set(IDS)
+    assert bounded.note == "59 items, not 1,000,000,000,000: the catalogue has 59"
+
+
 def run_command(module: object, *arguments: str) -> int:
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)  # type: ignore[attr-defined]

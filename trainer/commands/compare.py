@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from retrieval.metrics.significance import paired_t_test
 from retrieval.metrics.summary import mean_metrics, warm_cold
 from trainer.config import recipe
 from trainer.config.identity import check_configuration, other_versions
-from trainer.evaluation.report import read_report, text_table
+from trainer.evaluation.report import approximate_mark, read_report, recall_warnings, text_table
 from trainer.evaluation.run_ranks import SeedGroup, grouped, read_run, require_same_data
 from trainer.local_path import local_path
 from trainer.tracking.metrics_log import read_lines
@@ -52,7 +53,13 @@ def run(args: argparse.Namespace) -> int:
         require_same_data(runs[0], other)
     for warning in _identities([args.runs_dir / name for name in args.runs]):
         console.warn(warning)
-    groups = grouped(runs)
+    reports = {run.name: read_report(args.runs_dir / run.name / "test.json") for run in runs}
+    for warning in recall_warnings(reports):
+        console.warn(warning)
+    groups = [
+        replace(group, name=group.name + approximate_mark([reports[run.name] for run in group.runs]))
+        for group in grouped(runs)
+    ]
     cold, users = int(runs[0].cold.sum()), len(runs[0].user)
     print(f"{users:,} test users; cold targets (not in any training row): {cold:,} ({100 * cold / users:.1f} %)")
     for title, masked in (("every item ranked", False), ("the user's own history masked", True)):

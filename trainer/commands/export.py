@@ -15,6 +15,7 @@ from models.contract import SequenceModel
 from models.options.plain import to_plain
 from retrieval.export import write_export
 from retrieval.folders import writable_folder
+from retrieval.index.kinds import suggested_kind
 from trainer.evaluation.report import read_report
 from trainer.local_path import local_path
 from trainer.training.engine import weights_of
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     console.say(f"{opened.config.model.name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
     console.say(f'ask it: mealrec recommend --model {args.out} --history "ITEM ITEM ..." --k 20')
     if isinstance(opened.model, SequenceModel):
-        console.say(f"index it: mealrec index --model {args.out} --kind ivf")
+        items = opened.loaded.dataset.manifest.items
+        console.say(f"index it: mealrec index --model {args.out} --kind {suggested_kind(items)}")
     return 0
 
 

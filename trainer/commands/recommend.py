@@ -43,10 +43,13 @@ def run(args: argparse.Namespace) -> int:
     (answer,) = recommender.recommend([args.history.split()], args.k, exclude_history=not args.keep_history)
     if args.json:
         ranked = [{"rank": n, **asdict(item)} for n, item in enumerate(answer.recommendations, start=1)]
-        print(json.dumps({"recommendations": ranked, "unknown": answer.unknown, "ranked_by": recommender.description}))
+        said = {"unknown": answer.unknown, "note": answer.note, "ranked_by": recommender.description}
+        print(json.dumps({"recommendations": ranked, **said}))
         return 0
     if answer.unknown:
         console.note(f"ignored, because the model does not know them: {' '.join(answer.unknown)}")
+    if answer.note:
+        console.note(answer.note)
     print(_table(answer))
     return 0
 

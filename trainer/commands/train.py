@@ -24,7 +24,7 @@ from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.storage import is_url
 from trainer.durations import in_words
-from trainer.evaluation.report import metric_table, read_report
+from trainer.evaluation.report import metric_table, read_report, recall_warnings
 from trainer.local_path import local_path
 from trainer.tracking import where_runs_are, write_group
 from trainer.tracking.metrics_log import read_lines
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
             _train(name, config, run_dir)
     reports = {name: read_report(run_dir / "test.json") for name, _, run_dir in planned}
     print(metric_table(reports, planned[0][1].eval.choice.keys), flush=True)
+    for warning in recall_warnings(reports):
+        console.warn(warning)
     _, config, run_dir = planned[-1]
     if config.tracking.mlflow and (page := where_runs_are(run_dir, config.tracking.uri, config.tracking.experiment)):
         console.say(f"\nthe runs in MLflow\n{page}", Verbosity.BRIEF)

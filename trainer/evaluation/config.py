@@ -11,6 +11,10 @@ from retrieval.files import digest
 from retrieval.index.kinds import KINDS
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 
+#: the first k of which an index's recall is measured, and the key of that recall in reports
+RECALL_K = 20
+RECALL = f"recall@{RECALL_K}"
+
 
 class EvalConfig(BaseModel):
     """metrics, ks: the metrics to report, each at every k. Metrics of lists (Coverage, Novelty) are only computed at

@@ -72,7 +72,7 @@ class Evaluation:
             "masked": self._in_order({**mean_metrics(self.rank_masked, self.choice), **self.lists_masked}),
             "warm": {"users": apart.warm.count, **apart.warm.metrics, "masked": masked.warm.metrics},
             "cold": {"users": apart.cold.count, **apart.cold.metrics, "masked": masked.cold.metrics},
-            "index": dict(self.index) if self.index else {"kind": "exact"},
+            "index": dict(self.index) if self.index else {"kind": "exact", "approximate": False},
             "seconds": round(self.seconds, 3),
         }
 

@@ -10,9 +10,12 @@ from torch import Tensor
 from models.contract import Baseline, Batch, SequenceModel, System
 from models.errors import UserError
 from retrieval.exact import Histories, Ranks, exact_ranks, exact_topk, for_similarity, score_ranks, score_topk
-from retrieval.index.build import build_index
+from retrieval.index.base import Vectors
+from retrieval.index.build import build_index, recall_of
 from retrieval.index.faiss_index import Index
-from trainer.evaluation.config import EvalConfig
+from retrieval.index.kinds import KINDS
+from retrieval.index.search import by_depth, seen_before
+from trainer.evaluation.config import RECALL, RECALL_K, EvalConfig
 
 
 class TopLists(NamedTuple):
@@ -83,48 +86,57 @@ class ExactRanker:
 
 
 class IndexRanker:
-    """Ranks by an index, and measures its recall for a sample of users. A list is short if the index found too few."""
+    """Ranks by an index, and measures its recall for a sample of users.
+
+    What is evaluated is the index: where it finds too few items, nothing is filled in, but those users are counted.
+    """
 
     def __init__(self, model: SequenceModel, config: EvalConfig) -> None:
         self._model, self._config = model, config
-        self._items = for_similarity(model.item_vectors(), model.similarity)
-        self._index: Index = build_index(self._items.cpu().numpy(), config.index, checksum="evaluation")
-        self._found, self._sampled = 0, 0
+        self._items = for_similarity(model.item_vectors(), model.similarity).cpu().numpy()
+        self._index: Index = build_index(self._items, config.index, checksum="evaluation")
+        real = len(self._items) - 1
+        self._depth, self._k = min(config.depth, real), min(RECALL_K, real)
+        self._recalled, self._sampled, self._short = 0.0, 0, 0
 
     def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
-        """See `Ranker.rank`."""
-        vectors = for_similarity(self._model.user_vectors(batch), self._model.similarity)
-        depth = min(self._config.depth, len(self._items) - 1)
-        _, found = self._index.search(vectors.cpu().numpy(), depth)
-        ids = torch.from_numpy(found)
-        hit = ids == batch.target.cpu()[:, None]
-        plain = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
-        user, item = histories.pairs(0, len(ids), len(self._items))
-        # encode pairs as numbers: for large catalogues a table of users by items would not fit into memory
-        row = torch.arange(len(ids))[:, None] * len(self._items)
-        seen = torch.isin(row + ids.clamp(min=0), user * len(self._items) + item)
-        before = (seen & (torch.arange(depth) < plain[:, None] - 1)).sum(1)
-        self._measure_recall(vectors, ids)
-        ranks = Ranks(plain, torch.where(plain > 0, plain - before, 0))
-        if not k:
-            return ranks, None
-        unseen = ids.gather(1, seen.int().sort(dim=1, stable=True)[1])  # move seen items to the end
-        unseen[torch.arange(depth) >= depth - seen.sum(1)[:, None]] = 0
-        return ranks, TopLists(ids[:, :k], unseen[:, :k])
+        """See `Ranker.rank`. A rank is also 0 if it is beyond the depth."""
+        queries = for_similarity(self._model.user_vectors(batch), self._model.similarity).cpu().numpy()
+        seen_B = torch.bincount(histories.pairs(0, len(queries), len(self._items))[0], minlength=len(queries))
+        ranks = Ranks(*(torch.zeros(len(queries), dtype=torch.int64) for _ in range(2)))
+        lists = TopLists(*(torch.zeros(len(queries), max(k, self._k), dtype=torch.int64) for _ in range(2)))
+        # as much deeper as the history is long, so that masking it leaves enough
+        for rows, depth in by_depth(self._depth + seen_B, self._index.limit):
+            ids = torch.from_numpy(self._index.search(queries[rows.numpy()], depth)[1])
+            seen = seen_before(ids, histories.of_rows(rows), len(self._items))
+            self._rank_found(ids, seen, batch.target.cpu()[rows], rows, ranks)
+            unseen = ids.gather(1, seen.int().sort(dim=1, stable=True)[1])  # move seen items to the end
+            unseen[torch.arange(depth) >= depth - seen.sum(1)[:, None]] = 0
+            for out, found in zip(lists, (ids, unseen), strict=True):
+                out[rows, :depth] = found[:, : out.shape[1]]
+            wanted = (self._depth + seen_B[rows]).clamp(max=len(self._items) - 1)
+            self._short += int(((ids > 0).sum(1) < wanted).sum())
+        self._measure_recall(queries, lists.all_items)
+        return ranks, TopLists(*(out[:, :k] for out in lists)) if k else None
 
-    def _measure_recall(self, vectors: torch.Tensor, ids: torch.Tensor) -> None:
+    def _rank_found(self, ids: Tensor, seen: Tensor, target_B: Tensor, rows: Tensor, ranks: Ranks) -> None:
+        """Write the ranks of the users in `rows`. ids: (B, depth) what was found, seen: whether it was seen before."""
+        hit = ids == target_B[:, None]
+        place = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
+        before = (seen & (torch.arange(ids.shape[1]) < place[:, None] - 1)).sum(1)
+        for out, rank in zip(ranks, (place, place - before), strict=True):
+            out[rows] = rank.where((place > 0) & (rank <= self._depth), 0)
+
+    def _measure_recall(self, queries: Vectors, ids: Tensor) -> None:
         wanted = min(len(ids), self._config.recall_sample - self._sampled)
-        if wanted <= 0:
-            return
-        _, exact = exact_topk(vectors[:wanted], self._items, min(20, len(self._items) - 1))
-        same = (exact.cpu()[:, :, None] == ids[:wanted, None, : exact.shape[1]]).any(2)
-        self._found, self._sampled = self._found + int(same.sum()), self._sampled + same.numel() // exact.shape[1]
-        self._recall_depth = exact.shape[1]
+        if wanted > 0:
+            recall = recall_of(ids[:wanted, : self._k].numpy(), queries[:wanted], self._items)
+            self._recalled, self._sampled = self._recalled + wanted * recall, self._sampled + wanted
 
     def describe(self) -> dict[str, Any]:
-        """The index and its recall against exact ranking."""
-        recall = self._found / max(1, self._sampled * self._recall_depth)
+        """The index, its recall against exact ranking, and for how many users it found fewer items than the depth."""
         return {
-            "kind": self._config.index, "description": self._index.description, "depth": self._config.depth,
-            "recall@20": recall, "recall_users": self._sampled,
+            "kind": self._config.index, "approximate": not KINDS[self._config.index].exact,
+            "description": self._index.description, "depth": self._depth,
+            RECALL: self._recalled / max(1, self._sampled), "recall_users": self._sampled, "short_users": self._short,
         }  # fmt: skip

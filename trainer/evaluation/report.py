@@ -10,6 +10,10 @@ from typing import Any
 from models.errors import UserError
 from retrieval.metrics.summary import best_possible
 from trainer.data.synthetic.users import TARGET_SHARE
+from trainer.evaluation.config import RECALL
+
+#: below this recall an index changes metrics by more than the systems of a comparison usually differ
+LOW_RECALL = 0.95
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -39,18 +43,42 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 def metric_table(reports: Mapping[str, Mapping[str, Any]], keys: Sequence[str], split: str = "test") -> str:
     """A table of the metrics `keys` of runs, the best NDCG@10 first; "-" where a run has no such figure.
 
-    reports: run -> content of test.json. Without NDCG@10 the first of `keys` decides.
+    reports: run -> content of test.json. Without NDCG@10 the first of `keys` decides. Runs that were ranked by an
+    approximate index are marked, and then the heading says so too.
 
     For synthetic data a second table, with the history masked, ends with the best possible value. It only holds for
     rankings without the history, because users of a synthetic world do not repeat items.
     """
-    text = f"\n{split} metrics, full ranking, history not masked\n" + _table(_best_first(reports, keys), keys)
+    reports = {f"{name}{approximate_mark([report])}": report for name, report in reports.items()}
+    how = "approximate ranking" if any(map(_approximate, reports.values())) else "full ranking"
+    text = f"\n{split} metrics, {how}, history not masked\n" + _table(_best_first(reports, keys), keys)
     truth = next((report["truth"] for report in reports.values() if report.get("truth")), None)
     if truth is None:
         return text
     masked = _best_first({name: report["masked"] for name, report in reports.items()}, keys)
     best = {"best possible": _best_possible(truth, keys)}
     return f"{text}\n\n{split} metrics, history masked\n" + _table({**masked, **best}, keys)
+
+
+def approximate_mark(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What follows a name in tables if any of its reports (one per seed) is of an approximate index; else ""."""
+    found = [report["index"][RECALL] for report in reports if _approximate(report)]
+    return f" (approximate, {RECALL} {sum(found) / len(found):.4f})" if found else ""
+
+
+def recall_warnings(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A warning for each run whose index finds too little of the exact lists. reports: run -> content of test.json."""
+    return [
+        f"{name} was ranked by {report['index']['kind']} with {RECALL} {report['index'][RECALL]:.4f}, below "
+        f"{LOW_RECALL}: these are not the metrics of its model. An item that the index misses makes way for those "
+        "behind it, so HR@10 can even be above that of exact ranking. For figures to report rank with eval.index=exact"
+        for name, report in reports.items()
+        if _approximate(report) and report["index"][RECALL] < LOW_RECALL
+    ]
+
+
+def _approximate(report: Mapping[str, Any]) -> bool:
+    return bool(report.get("index", {}).get("approximate"))
 
 
 def _best_first(metrics: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:

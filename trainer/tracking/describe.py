@@ -108,7 +108,7 @@ def description(run_dir: Path, config: Mapping[str, Any]) -> str:
             "all users": report, "history masked": report.get("masked"), "warm targets": report.get("warm"),
             "cold targets": report.get("cold"), "best possible, history masked": report.get("truth"),
         }  # fmt: skip
-        lines += [f"Test metrics of epoch {report.get('epoch')}:", "", *_table(rows.items()), ""]
+        lines += [f"Test metrics of epoch {report.get('epoch')}{_approximate(report)}:", "", *_table(rows.items()), ""]
     lines += [f"Run folder `{run_dir}` on `{platform.node()}`, the model in its `checkpoints/`."]
     if command := _command(run_dir):
         lines += ["", f"    {command}"]
@@ -119,9 +119,14 @@ def group_description(name: str, reports: Mapping[str, Mapping[str, Any]], total
     """Markdown of a parent run: the runs that are tested so far, side by side."""
     lines = [f"**{name}**: {len(reports)} of {total} runs are done.", ""]
     for title, key in (("every item ranked", None), ("history masked", "masked")):
-        rows = {run: report.get(key) if key else report for run, report in reports.items()}
+        rows = {run + _approximate(report): report.get(key) if key else report for run, report in reports.items()}
         lines += [f"Test metrics, {title}:", "", *_table(rows.items()), ""]
     return "\n".join(lines)
+
+
+def _approximate(report: Mapping[str, Any]) -> str:
+    index = report.get("index", {})
+    return f" (approximate: ranked by {index['description']})" if index.get("approximate") else ""
 
 
 def _table(rows: Iterable[tuple[str, Mapping[str, Any] | None]]) -> list[str]:

@@ -8,18 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
 
 from models.errors import UserError
 from retrieval import folders
-from retrieval.exact import exact_topk
+from retrieval.exact import Histories, exact_topk
 from retrieval.index.build import build_index, load_index, recall_against_exact
 from retrieval.index.faiss_index import Device, FaissIndex
 from retrieval.index.hnsw import Hnsw
 from retrieval.index.ivf import Ivf
-from retrieval.index.kinds import KINDS, parse_options
+from retrieval.index.kinds import KINDS, parse_options, suggested_kind
+from retrieval.index.search import index_topk, seen_before
 from tests.helpers.tiny_runs import fork_server
 
 CHECKSUM = "a" * 64
@@ -74,11 +76,51 @@ def test_more_probes_find_more() -> None:
 def test_ids_are_item_rows_and_missing_results_are_padding(kind: str) -> None:
     items = clustered(6)
     index = build(items, kind)
-    scores, ids = index.search(items[1:3], 9)
-    assert all(sorted(row[:5]) == [1, 2, 3, 4, 5] for row in ids.tolist())
-    assert (ids[:, 5:] == 0).all()
-    assert np.isneginf(scores[:, 5:]).all()
+    _, ids = index.search(items[1:3], index.limit)
+    assert all(sorted(row) == [1, 2, 3, 4, 5] for row in ids.tolist())
     assert index.search(items[:0], 3)[1].shape == (0, 3)
+    for k in (0, 6):
+        with pytest.raises(UserError, match=f"can return 1 to 5 items, not {k}"):
+            index.search(items[1:3], k)
+
+
+def starved(kind: str, items: np.ndarray) -> FaissIndex:
+    """An index that finds few items: ivf looks into one list, the graph of hnsw has lost its edges."""
+    if kind == "ivf":
+        return build_index(items, "ivf", Ivf(nprobe=1), checksum=CHECKSUM, device="cpu", threads=1)
+    index = build(items, kind)
+    if kind == "hnsw":
+        edges = index._cpu_index.hnsw.neighbors
+        faiss.copy_array_to_vector(np.full(edges.size(), -1, dtype=np.int32), edges)
+    return index
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [20, 150, 199])
+def test_lists_are_whole_however_little_the_index_finds(kind: str, k: int) -> None:
+    """Users of long histories too, which leave too few of the first k."""
+    items, users = clustered(200), clustered(8, seed=1)[1:]
+    rng = np.random.default_rng(0)
+    lengths = (0, 1, 5, 60, 150, 190, 199)
+    histories = Histories.of([rng.choice(np.arange(1, 200), n, replace=False).tolist() for n in lengths])
+    index = starved(kind, items)
+    scores, ids = index_topk(index, torch.from_numpy(users), torch.from_numpy(items), k, histories)
+    best, exact = exact_topk(torch.from_numpy(users), torch.from_numpy(items), k, histories)
+    assert ((ids > 0).sum(1) == (exact > 0).sum(1)).all()
+    assert all(len({*row} - {0}) == sum(item > 0 for item in row) for row in ids.tolist()), "nothing is there twice"
+    assert not seen_before(ids, histories, 200).any()
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    if kind == "flat":
+        np.testing.assert_allclose(scores, best, atol=1e-4)
+
+
+def test_what_a_user_gets_does_not_depend_on_the_others() -> None:
+    items, users = clustered(), torch.from_numpy(clustered(4, seed=1)[1:])
+    index, histories = build(items, "hnsw"), [[], [5], list(range(1, 600))]
+    _, together = index_topk(index, users, torch.from_numpy(items), 20, Histories.of(histories))
+    for n, history in enumerate(histories):
+        _, alone = index_topk(index, users[n : n + 1], torch.from_numpy(items), 20, Histories.of([history]))
+        assert torch.equal(alone[0], together[n])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,9 +260,11 @@ def test_a_missing_faiss_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         build(clustered(50), "flat")
 
 
-def test_the_gpu_is_used_or_refused_never_silently_replaced() -> None:
-    import faiss
+def test_ivf_is_never_suggested() -> None:
+    assert [suggested_kind(items) for items in (1, 99_999, 100_000, 10**9)] == ["flat", "flat", "hnsw", "hnsw"]
 
+
+def test_the_gpu_is_used_or_refused_never_silently_replaced() -> None:
     items, users = clustered(), clustered(50, seed=1)[1:]
     if faiss.get_num_gpus():
         for kind in ("flat", "ivf"):

@@ -220,3 +220,14 @@ def test_cost_is_read_from_the_runs(tmp_path: Path, capsys: pytest.CaptureFixtur
         "4.00",
         "1,500",
     ]
+
+
+def test_a_run_that_an_approximate_index_ranked_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a")
+    path = write_run(tmp_path / "b") / "test.json"
+    index = {"kind": "ivf", "approximate": True, "recall@20": 0.73}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "index": index}))
+    assert compared(tmp_path, "a", "b") == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("b (approximate, recall@20 0.7300)") >= 4, "in tables of metrics and of tests"
+    assert "warning: b was ranked by ivf with recall@20 0.7300, below 0.95" in printed.err

@@ -74,7 +74,7 @@ def test_targets_and_cold_flags(data: Path) -> None:
         assert report["warm"]["users"] + report["cold"]["users"] == report["users"] == 80
         assert report["HR@10"] == pytest.approx(np.mean([1 <= rank <= 10 for rank in result.rank]))
         assert report["masked"]["HR@20"] == pytest.approx(np.mean([1 <= rank <= 20 for rank in result.rank_masked]))
-        assert report["index"] == {"kind": "exact"}
+        assert report["index"] == {"kind": "exact", "approximate": False}
 
 
 def test_every_way_of_sampling_is_independent_of_the_batch_size(data: Path) -> None:
@@ -99,10 +99,10 @@ def test_a_flat_index_gives_the_exact_ranks_within_its_depth(data: Path, model: 
     assert whole.rank_masked.tolist() == exact.rank_masked.tolist()
     assert short.rank.tolist() == [rank if rank <= 20 else 0 for rank in exact.rank.tolist()]
     assert short.metrics() == exact.metrics()
-    found = short.rank > 0
-    assert np.array_equal(short.rank_masked[found], exact.rank_masked[found])
+    assert short.rank_masked.tolist() == [rank if rank <= 20 else 0 for rank in exact.rank_masked.tolist()]
     assert short.index is not None
     assert (short.index["kind"], short.index["recall@20"], short.index["recall_users"]) == ("flat", 1.0, 80)
+    assert (short.index["approximate"], short.index["depth"], whole.index["depth"]) == (False, 20, 60)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -111,6 +111,7 @@ def test_an_approximate_index_reports_its_recall(data: Path, kind: str) -> None:
     result = run(it, "test", index=kind, recall_sample=30, batch_size=16)
     assert result.index is not None
     assert result.index["kind"] == kind
+    assert result.index["approximate"] is True
     assert 0.2 < result.index["recall@20"] <= 1
     assert result.index["recall_users"] == 30
     assert result.report()["index"]["description"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,42 @@ def test_lists_equal_plain_sorting(data: Path, model: str, index: str) -> None:
     assert lists.history_masked.tolist() == best(it, masked=True)
 
 
-def test_an_index_that_finds_too_few_gives_short_lists(data: Path) -> None:
+def test_masking_a_history_leaves_whole_lists(data: Path) -> None:
+    """The first 20 without the history reach as much deeper as the history is long."""
     loaded, model = opened(data, "sasrec")
     assert isinstance(model, SequenceModel)
     (batch,) = loaded.evaluation_batches("test", np.arange(1), 1)
     with torch.no_grad():
         ranker = IndexRanker(model, EvalConfig(index="flat", depth=20))
         _, whole = ranker.rank(batch, Histories.of([[]]), 20)
+        _, deep = IndexRanker(model, EvalConfig(index="flat", depth=60)).rank(batch, Histories.of([[]]), 60)
         assert whole is not None
-        seen = whole.all_items[0, [0, 3, 19]].tolist()
-        _, lists = ranker.rank(batch, Histories.of([seen]), 20)
+        assert deep is not None
+        seen = whole.all_items[0].tolist()
+        ranks, lists = ranker.rank(replace(batch, target=deep.all_items[:, 20]), Histories.of([seen]), 20)
     assert lists is not None
-    left = [item for item in whole.all_items[0].tolist() if item not in seen]
-    assert lists.history_masked.tolist() == [[*left, 0, 0, 0]]
+    assert lists.all_items.tolist() == [seen]
+    assert lists.history_masked.tolist() == [deep.all_items[0, 20:40].tolist()]
+    assert (ranks.all_items.item(), ranks.history_masked.item()) == (0, 1), "beyond the depth; the first that is new"
+    assert ranker.describe()["short_users"] == 0
+
+
+def test_users_for_whom_an_index_finds_too_few_are_counted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 items make one list of ivf; with lists of at least 3 items there are 20, of which 2 are looked into."""
+    loaded, model = opened(data, "sasrec")
+    assert isinstance(model, SequenceModel)
+    monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 3)
+    (batch,) = loaded.evaluation_batches("test", np.arange(80), 80)
+    with torch.no_grad():
+        ranker = IndexRanker(model, EvalConfig(index="ivf", depth=30))
+        _, lists = ranker.rank(batch, Histories.of([[]] * 80), 20)
+    assert lists is not None
+    found = (lists.all_items > 0).sum(1)
+    described = ranker.describe()
+    assert (found < 20).any()
+    assert described["approximate"]
+    assert described["short_users"] >= int((found < 20).sum())
+    assert described["recall@20"] < 0.95
 
 
 def test_metrics_of_lists_are_reported_at_the_end_whatever_the_batch_size(data: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.data.synthetic.users import TARGET_SHARE
-from trainer.evaluation.report import metric_table
+from trainer.evaluation.report import approximate_mark, metric_table, recall_warnings
 
 FIGURES = {"HR@1": 0.25, "HR@3": 0.5, "Coverage@3": 0.75}
 KEYS = ["HR@1", "HR@3", "Coverage@3", "MRR@200"]
@@ -43,3 +43,23 @@ def test_the_best_run_comes_first_in_each_table() -> None:
     assert [row[0] for row in table[-4:]] == ["a", "c", "b", "best"]
     only = [{**FIGURES, "HR@1": value} for value in (0.1, 0.2)]
     assert [row[0] for row in rows(metric_table({"x": only[0], "y": only[1]}, KEYS))[-2:]] == ["y", "x"]
+
+
+def ranked_by(kind: str, recall: float) -> dict[str, object]:
+    index = {"kind": kind, "approximate": kind != "flat", "recall@20": recall}
+    return {**FIGURES, "masked": FIGURES, "index": index}
+
+
+def test_what_an_approximate_index_ranked_is_marked_and_low_recall_is_explained() -> None:
+    reports = {"a": ranked_by("ivf", 0.73), "b": ranked_by("hnsw", 0.99), "c": ranked_by("flat", 1.0)}
+    text = metric_table(reports, KEYS)
+    assert text.startswith("\ntest metrics, approximate ranking, history not masked\n")
+    assert "a (approximate, recall@20 0.7300)  0.2500" in text
+    assert "b (approximate, recall@20 0.9900)  0.2500" in text
+    assert "\nc  " in text
+    assert "full ranking" in metric_table({"c": reports["c"]}, KEYS)
+    (warning,) = recall_warnings(reports)
+    assert "a was ranked by ivf with recall@20 0.7300, below 0.95" in warning
+    assert "HR@10 can even be above that of exact ranking" in warning
+    assert approximate_mark([reports["a"], reports["b"]]) == " (approximate, recall@20 0.8600)", "over seeds"
+    assert approximate_mark([{}, reports["c"]]) == ""

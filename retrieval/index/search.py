@@ -19,9 +19,9 @@ def by_depth(needed_B: Tensor, limit: int) -> Iterator[tuple[Tensor, int]]:
 
     Depths are powers of two, so there are few searches, and what a row gets does not depend on the rows beside it.
     """
-    depth_B = torch.tensor([min(limit, 1 << (need - 1).bit_length()) for need in needed_B.tolist()])
-    for depth in depth_B.unique().tolist():
-        yield (depth_B == depth).nonzero()[:, 0], depth
+    depths = [min(limit, 1 << (need - 1).bit_length()) for need in needed_B.tolist()]
+    for depth in sorted(set(depths)):
+        yield (torch.tensor(depths) == depth).nonzero()[:, 0], depth
 
 
 def seen_before(ids_BK: Tensor, histories: Histories, n_items: int) -> Tensor:

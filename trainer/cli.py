@@ -37,6 +37,8 @@ VERBS = (
     "index",
     "recommend",
     "compare",
+    "systems",
+    "settings",
     "track",
     "doctor",
 )

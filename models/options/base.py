@@ -20,7 +20,17 @@ ScheduleKind = Literal["linear", "cosine", "trunc_lin"]
 class SystemOptions:
     """The options of one system. Every field has a default; `__post_init__` checks bounds and raises UserError.
 
-    A field is a plain value (`models.options.plain` says of which types), or a frozen dataclass of plain values.
+    A field is a plain value (`models.options.plain` says of which types), or a frozen dataclass of plain values. The
+    docstring of its class says what it means, on a line `field: meaning`; `mealrec settings` shows that line. These
+    mean the same in every system that does not say otherwise:
+
+    hidden: width of the vectors of items and of the states
+    inner: width of the feed-forward layers
+    layers: number of transformer blocks
+    heads: attention heads of each block; they divide the hidden width
+    dropout: share of the values that a training step sets to 0
+    attention_dropout: share of the attention weights that a training step sets to 0
+    hidden_dropout: share of the values that a training step sets to 0, in the input and after each layer
     """
 
     #: whether the system is trained; the constructor of a baseline fits it, so there is nothing to train

@@ -24,7 +24,10 @@ class PopularityOptions(BaselineOptions):
 
 @dataclass(frozen=True)
 class RecencyOptions(BaselineOptions):
-    """recency: the k-th newest item of a history has weight k ** -recency."""
+    """Options of the baselines that compare items with those of the history.
+
+    recency: how much newer items of the history count more: the k-th newest has weight k ** -recency
+    """
 
     # this default and those below have the best validation NDCG@10 on two synthetic worlds and the MicroLens sample
     recency: float = 1.5
@@ -35,14 +38,18 @@ class RecencyOptions(BaselineOptions):
 
 @dataclass(frozen=True)
 class TitleOptions(RecencyOptions):
-    """recency: see RecencyOptions."""
+    """TF-IDF over titles has no options of its own."""
 
     needs_titles = True
 
 
 @dataclass(frozen=True)
 class TransitionOptions(RecencyOptions):
-    """window: number of later items that count as followers of an item; the n-th of them counts n ** -distance."""
+    """Options of counting which items follow which.
+
+    window: number of later items that count as followers of an item
+    distance: the n-th follower counts n ** -distance
+    """
 
     needs_interactions = True
 
@@ -57,7 +64,10 @@ class TransitionOptions(RecencyOptions):
 
 @dataclass(frozen=True)
 class ContentOptions(RecencyOptions):
-    """field: the content field that items are compared by."""
+    """Options of the comparison by content vectors.
+
+    field: content that items are compared by: vectors of titles (text) or of videos (visual)
+    """
 
     field: Literal["text", "visual"] = "text"
 

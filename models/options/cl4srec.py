@@ -10,9 +10,14 @@ from models.options.sasrec import SASRecOptions
 
 @dataclass(frozen=True)
 class CL4SRecOptions(SASRecOptions):
-    """crop: share of the history that a crop keeps. mask, reorder: share that is masked, or shuffled in one block.
+    """Options of SASRec, and those of the contrast between two changed views of a history.
 
-    lambda_contrast: weight of InfoNCE. contrast_temperature, contrast_similarity: those of InfoNCE, not of the ranking.
+    crop: share of the history that a crop keeps
+    mask: share of the history that is masked
+    reorder: share of the history that is shuffled, in one block
+    lambda_contrast: weight of the contrastive loss (InfoNCE)
+    contrast_temperature: temperature of the contrastive loss, not of the ranking
+    contrast_similarity: similarity of two views in the contrastive loss, not of the ranking
     """
 
     crop: float = 0.6

@@ -9,11 +9,18 @@ from models.options.base import SystemOptions, at_least_one, probabilities, requ
 
 @dataclass(frozen=True)
 class DiQDiffOptions(SystemOptions):
-    """hidden: embedding width d. codes: number of centres M. steps: number of diffusion steps T.
+    """The defaults are the values published for Amazon Beauty.
 
-    lambda_history, lambda_intent, lambda_noise: weights in a token of the history, of its centre, and of the noised
-    target; with lambda_intent 0 there are no centres. lambda_contrast, lambda_codebook: weights of the loss terms.
-    The defaults are the values published for Amazon Beauty.
+    embedding_dropout: share of the values of the item vectors in the history that a training step sets to 0
+    steps: number of diffusion steps T
+    codes: number of centres M that histories are quantised to
+    code_temperature: temperature of the soft choice of a centre
+    lambda_history: weight of the history in each token of the diffusion's input
+    lambda_intent: weight of the history's centre in each token; with 0 there are no centres
+    lambda_noise: weight of the noised target in each token
+    contrast_temperature: temperature of the contrastive loss
+    lambda_contrast: weight of the contrastive loss
+    lambda_codebook: weight of the loss that draws centres and histories together
     """
 
     hidden: int = 128

@@ -9,13 +9,27 @@ from models.options.base import ContentField, SystemOptions, at_least_one, proba
 
 @dataclass(frozen=True)
 class DMMD4SROptions(SystemOptions):
-    """steps, beta_*: settings of every diffusion. start: the step at which the reverse chains start.
+    """Options of the four levels of denoising, and of the encoder after them.
 
-    clusters: number of centres of histories. id_weight, cluster_weight: weights in the condition of level 2. experts,
-    top_experts: number of experts of level 3, and how many of them are used per token. final_mix: share of level 4's
-    output in the input of the encoder. lambda_*: weights of the losses domain (level 1), interest (level 2),
-    uncertainty (KL, level 3), final (level 4) and codebook (centres near their members). For ablations: use_content
-    False leaves IDs alone, use_denoising False leaves level 3 alone.
+    denoiser_dropout: share of the values that a training step sets to 0 in the denoisers
+    time_width: width of the embedding of the diffusion step
+    steps: number of steps T of every diffusion
+    beta_start: noise variance of the first step
+    beta_end: noise variance of the last step
+    start: the step from which the reverse chains start
+    clusters: number of centres of histories
+    id_weight: weight of the history's ids in the condition of level 2
+    cluster_weight: weight of the history's centre in the condition of level 2
+    experts: number of experts of level 3
+    top_experts: number of experts of level 3 that a token uses
+    final_mix: share of level 4's output in the input of the encoder
+    lambda_domain: weight of level 1's loss (domain shift of each modality)
+    lambda_interest: weight of level 2's loss (content that the user's interest supports)
+    lambda_uncertainty: weight of level 3's loss (KL divergence)
+    lambda_final: weight of level 4's loss (the fused sequence)
+    lambda_codebook: weight of the loss that draws centres and their members together
+    use_content: false leaves the ids alone (ablation)
+    use_denoising: false leaves level 3 alone (ablation)
     """
 
     hidden: int = 64

@@ -20,7 +20,12 @@ class _AdapterOptions(SystemOptions):
 
 @dataclass(frozen=True)
 class IISANOptions(_AdapterOptions):
-    """hidden: item width d. adapter: inner width of all adapters. every: each `every`-th layer gets an adapter."""
+    """Options of the adapters over layer states of equal shape.
+
+    hidden: width of the item vectors
+    adapter: inner width of the adapters
+    every: each n-th layer of the encoders gets an adapter
+    """
 
     hidden: int = 64
     adapter: int = 64
@@ -46,8 +51,12 @@ class IISANOptions(_AdapterOptions):
 
 @dataclass(frozen=True)
 class IISANVersaOptions(_AdapterOptions):
-    """adapter: inner width of the adapters of the text and inter towers. visual_adapter: that of the visual tower.
-    groups: the most layers of an encoder that get an adapter, in addition to its embedding layer.
+    """Options of the adapters over layer states of two different encoders.
+
+    hidden: width of the item vectors
+    adapter: inner width of the adapters of the text and the inter-modal tower
+    visual_adapter: inner width of the adapters of the visual tower
+    groups: the most layers of an encoder that get an adapter, besides its embedding layer
     """
 
     hidden: int = 64

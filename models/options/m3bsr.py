@@ -14,13 +14,22 @@ SHALLOW = ("effective_view", "view")
 
 @dataclass(frozen=True)
 class M3BSROptions(SystemOptions):
-    """inner: feed-forward width of the experts. steps: T of every diffusion, with linear beta 1e-4..0.02.
+    """Options of the two diffusions and the experts.
 
-    evaluation_step: the step at which the denoisers start at evaluation. sampling: "estimate" is one call at that step;
-    "chain" is `chain` calls from that step down to 0; "none" uses the input without denoising, as the released code
-    does; "auto" chooses by validation. denoise_content, denoise_behaviour: whether there is this diffusion. deep,
-    shallow: names of behaviours; names that the dataset lacks are ignored. use_behaviours: False ignores behaviours, as
-    if the dataset had one only. contrast_temperature: temperature of the loss that makes the experts differ.
+    inner: feed-forward width of the experts
+    steps: number of steps T of both diffusions, with a linear schedule from 1e-4 to 0.02
+    evaluation_step: the step at which the denoisers start at evaluation
+    chain: number of calls of a chain from evaluation_step down to 0
+    sampling: at evaluation, estimate is one call at evaluation_step, chain several, none does not denoise (as the
+        released code), auto chooses by validation
+    denoise_content: false leaves the diffusion of content out
+    denoise_behaviour: false leaves the diffusion of behaviours out
+    use_behaviours: false ignores behaviours, as if the dataset had one alone
+    deep: names of the deep behaviours; names that the dataset lacks are ignored
+    shallow: names of the shallow behaviours; names that the dataset lacks are ignored
+    lambda_diffusion: weight of the diffusions' losses
+    lambda_contrast: weight of the loss that makes the experts differ
+    contrast_temperature: temperature of the loss that makes the experts differ
     """
 
     hidden: int = 128

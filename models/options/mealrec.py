@@ -24,9 +24,14 @@ Sampling = Literal["auto", "chain", "direct"]
 
 @dataclass(frozen=True)
 class TCDOptions:
-    """channels: those of the U-Net's two levels (D7). attention_width: width of queries, keys and values of the
-    temporal attention, over all heads (0: the width of the content). decay: gamma of Eq. 7. null_token: see
-    CrossAttention (D8).
+    """Options of temporal-guided content diffusion.
+
+    channels: channels of the two levels of the U-Net (D7)
+    attention_heads: heads of the temporal attention
+    attention_width: width of queries, keys and values of the temporal attention, over all heads; 0: the content's width
+    decay: gamma of Eq. 7: how fast earlier videos count less in the condition
+    dropout: share of the values that a training step sets to 0
+    null_token: whether cross-attention has a learned second key, which makes it a gate (D8)
     """
 
     channels: tuple[int, int] = (64, 128)
@@ -46,7 +51,12 @@ class TCDOptions:
 
 @dataclass(frozen=True)
 class NPDOptions:
-    """inner: feed-forward width as a multiple of D (D18)."""
+    """Options of noise-unconditional preference denoising.
+
+    heads: attention heads; they divide the backbone's hidden width
+    inner: feed-forward width, as a multiple of the hidden width (D18)
+    dropout: share of the values that a training step sets to 0
+    """
 
     heads: int = 2
     inner: int = 2
@@ -59,13 +69,24 @@ class NPDOptions:
 
 @dataclass(frozen=True)
 class MealRecOptions(SystemOptions):
-    """backbone: the sequence encoder; its options are in the section of the same name.
+    """Options of MealRec; those of its parts are in the sections tcd and npd, and in the section of the backbone.
 
-    steps: T of both diffusions. lambda_tcd, lambda_npd: loss weights (Eq. 16). use_tcd, use_npd: False for the paper's
-    ablations. mix: weight of x_0 in the ranked preference (0: only the denoised one, D20). detach_content,
-    detach_preference: whether to stop gradients into the targets of L_T and L_N; without the second, L_N makes x_0
-    trivial (docs/fidelity.md, D17). *_sampling: the use of each denoiser at evaluation: "chain" is the reverse chain
-    from step *_start (0: from T), "direct" is one call on the clean state, "auto" chooses by validation.
+    backbone: the sequence encoder under MealRec; only the section of this name has an effect
+    use_tcd: false leaves TCD out (ablation)
+    use_npd: false leaves NPD out (ablation)
+    steps: number of steps T of both diffusions
+    schedule: how the noise grows over the steps (D11)
+    lambda_tcd: weight of TCD's loss (Eq. 16)
+    lambda_npd: weight of NPD's loss (Eq. 16)
+    mix: share of the backbone's x_0 in the ranked preference; 0: the denoised preference alone (D20)
+    detach_content: whether gradients stop at the target of TCD's loss
+    detach_preference: whether gradients stop at the target of NPD's loss; if not, that loss makes x_0 trivial (D17)
+    tcd_sampling: TCD at evaluation: chain is the reverse chain, direct one call on the clean state, auto chooses by
+        validation
+    npd_sampling: NPD at evaluation: chain is the reverse chain, direct one call on the clean state, auto chooses by
+        validation
+    tcd_start: step from which TCD's chain starts; 0: from the last
+    npd_start: step from which NPD's chain starts; 0: from the last
     """
 
     backbone: Literal["sasrec", "cl4srec", "tedrec"] = "tedrec"

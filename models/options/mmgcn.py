@@ -11,10 +11,14 @@ MODALITIES: tuple[ContentField, ...] = ("visual", "text")
 
 @dataclass(frozen=True)
 class MMGCNOptions(SystemOptions):
-    """hidden: width of ID embeddings and states. visual_width: width that visual content is projected to.
+    """Options of the graph convolutions.
 
-    lambda_regularisation: loss weight. For ablations: graph False makes nodes read themselves, not their neighbours;
-    content False gives items free vectors, as users have, and not content.
+    hidden: width of the id embeddings and of the states
+    visual_width: width that visual content is projected to
+    layers: number of graph convolutions of each modality
+    lambda_regularisation: weight of the regularisation loss
+    graph: false makes nodes read themselves and not their neighbours (ablation)
+    content: false gives items free vectors, as users have, and no content (ablation)
     """
 
     needs_interactions = True

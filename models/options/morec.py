@@ -9,8 +9,11 @@ from models.options.base import ContentField, SystemOptions, at_least_one, proba
 
 @dataclass(frozen=True)
 class MoRecOptions(SystemOptions):
-    """hidden: embedding width d. depth: number of layers of an item's network after the projection. text, visual:
-    whether the title and the video of an item are used.
+    """Options of the item network and of the encoder over its vectors.
+
+    depth: number of layers of an item's network after the projection
+    text: whether the title of an item is used
+    visual: whether the video of an item is used
     """
 
     hidden: int = 512

@@ -40,13 +40,14 @@ def from_plain(cls: type[T], values: Mapping[Any, object], where: str = "model")
 
 def to_plain(options: object) -> dict[str, Any]:
     """All options as values that JSON and YAML can hold; `from_plain` turns them back into equal options."""
-    return {f.name: _plain(getattr(options, f.name)) for f in fields(options)}  # type: ignore[arg-type]
+    return {f.name: plain_value(getattr(options, f.name)) for f in fields(options)}  # type: ignore[arg-type]
 
 
-def _plain(value: object) -> object:
+def plain_value(value: object) -> object:
+    """One option as a value that JSON and YAML can hold."""
     if is_dataclass(value):
         return to_plain(value)
-    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+    return [plain_value(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _value(kind: Any, value: object, where: str) -> object:

@@ -10,12 +10,14 @@ from models.options.base import ContentField, probabilities, require
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """untied: whether candidates have their own table. shorten: share of training rows that lose 1..n-1 of n items.
+    """Options that deviate from the published objective.
 
-    content: the field that is added to each candidate's vector, as a learned projection of unit vectors ("none": no
-    field). id_dropout: share of the items whose ID vector a training step leaves out, so that only content represents
-    them. absent: whether items without a training interaction are "negatives" like all others, or are "left_out" of the
-    softmax. repeats: width of the codes that lower the score of items in the history by a learned amount (0: no codes).
+    untied: whether candidates have a table of vectors of their own
+    shorten: share of the training rows whose history of n items loses 1 to n-1 of them
+    content: content that is added to each candidate, as a learned projection of unit vectors; none: no content
+    id_dropout: share of the items whose id vector a training step leaves out, so that only content represents them
+    absent: whether items without a training interaction are negatives like all others, or left_out of the softmax
+    repeats: width of the codes that lower the score of items in the history by a learned amount; 0: no codes
     """
 
     untied: bool = False

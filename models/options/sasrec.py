@@ -10,10 +10,7 @@ from models.options.ranking import RankingOptions
 
 @dataclass(frozen=True)
 class SASRecOptions(SystemOptions):
-    """hidden: embedding width d. inner: feed-forward width. *_dropout: as RecBole's `*_dropout_prob`.
-
-    ranking: deviations from the published objective (models/ranking.py).
-    """
+    """Options of SASRec; the section `ranking` has deviations from the published objective (models/ranking.py)."""
 
     hidden: int = 64
     inner: int = 256

@@ -9,13 +9,15 @@ from models.options.base import SystemOptions, at_least_one, probabilities, requ
 
 @dataclass(frozen=True)
 class SSDRecOptions(SystemOptions):
-    """hidden, inner, layers, heads, attention_dropout, hidden_dropout: options of the SASRec encoder. dropout: that of
-    the stages before it.
+    """Options of the stages before the SASRec encoder, and of this encoder.
 
-    augment, denoise: whether there are the second and third stages; without both this is SASRec. strong: a pair of
-    items must occur more often than this to be an edge of the graphs. neighbours: the most edges of a node per graph,
-    the strongest. tau: initial temperature of the straight-through gradients; it falls to `tau_least`. It changes only
-    gradients, and no choice of items.
+    dropout: share of the values that a training step sets to 0, in the stages before the encoder
+    augment: whether there is the second stage, which inserts items; without second and third stage this is SASRec
+    denoise: whether there is the third stage, which drops items
+    strong: a pair of items is an edge of the graphs if it occurs more often than this
+    neighbours: the most edges of a node in each graph, the strongest ones
+    tau: first temperature of the straight-through gradients; it changes gradients and no choice of items
+    tau_least: temperature to which tau falls
     """
 
     needs_interactions = True

@@ -19,11 +19,15 @@ from models.options.ranking import RankingOptions
 
 @dataclass(frozen=True)
 class TedRecOptions(SystemOptions):
-    """hidden: embedding width d. experts: number of experts of the text adaptor. temperature: that of the softmax over
-    cosines.
+    """The published form has similarity cosine and filter_start noise.
 
-    The published form has similarity "cosine" and filter_start "noise". "identity" starts with a filter that leaves the
-    IDs unmixed (docs/fidelity.md says why). ranking: other deviations from the published objective (models/ranking.py).
+    The section `ranking` has other deviations from the published objective (models/ranking.py).
+
+    experts: number of experts of the text adaptor
+    adaptor_dropout: share of the values of the text that a training step sets to 0 in the adaptor
+    temperature: temperature of the softmax over cosines
+    similarity: comparison of a user with an item: cosine, or the inner product (dot)
+    filter_start: first value of the filter: noise, or identity, which leaves the ids unmixed (docs/fidelity.md)
     """
 
     hidden: int = 300

@@ -28,10 +28,12 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """path: a prepared dataset, a folder or URL. loader: `resident` keeps content and sequences on the model's device,
-    `mmap` reads them from memory-mapped files on the host, `stream` reads training rows from WebDataset shards; `auto`
-    is `resident` if everything fits in half of the free memory, else `mmap`. stream_window: number of shards that are
-    shuffled together.
+    """The dataset, and where its rows and content are during training.
+
+    path: a prepared dataset: a folder or a URL; `--data` sets it
+    loader: resident keeps content and sequences on the model's device; mmap reads them from memory-mapped files; stream
+        reads training rows from WebDataset shards; auto is resident if all fits in half of the free memory, else mmap
+    stream_window: number of shards whose rows are shuffled together
     """
 
     path: str = ""
@@ -40,9 +42,16 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """batch_size: rows of the global batch, over all workers. patience: training stops after so many validations
-    without improvement of NDCG@10. clip_norm: limit of the gradient norm (0: none). accumulation: micro-batches per
-    step and worker. checkpoint_every: steps between checkpoints within an epoch (0: only at its end).
+    """How a system is trained.
+
+    epochs: the most epochs
+    batch_size: training rows of a step, over all workers
+    learning_rate: step size of Adam
+    weight_decay: weight decay of AdamW; 0: Adam without it
+    patience: training stops after so many validations without a better NDCG@10
+    clip_norm: largest norm of the gradient; 0: no limit
+    accumulation: micro-batches of a step and worker; more need less memory
+    checkpoint_every: steps between checkpoints within an epoch; 0: only at its end
     """
 
     epochs: int = Field(default=300, ge=1)
@@ -56,8 +65,12 @@ class TrainConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """name: `auto` is DeepSpeed if it is installed, else plain torch. precision: `bf16` is autocast over fp32 weights.
-    zero_stage: DeepSpeed partitions optimizer states (1), gradients too (2), parameters too (3).
+    """The code that executes a step.
+
+    name: auto is DeepSpeed if it is installed, else plain torch
+    device: auto is the GPU where there is one
+    precision: bf16 is autocast over weights in fp32
+    zero_stage: what DeepSpeed divides among workers: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights
     """
 
     name: Literal["auto", "deepspeed", "torch"] = "auto"
@@ -80,9 +93,12 @@ class EngineConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """launcher: `ray` runs workers under Ray Train, `inline` runs one worker in this process (baselines always do).
-    threads: CPU threads of one worker (0: the node's cores divided by its workers). max_failures: how many times
-    workers that died are restarted from the last checkpoint.
+    """The processes of a run.
+
+    launcher: ray runs workers under Ray Train; inline runs one worker in this process, as baselines always do
+    workers: number of workers; each has a GPU of its own if there are any
+    threads: CPU threads of a worker; 0: the cores of its node divided by the workers there
+    max_failures: how many times workers that died are started again from the last checkpoint
     """
 
     launcher: Literal["ray", "inline"] = "ray"
@@ -98,8 +114,11 @@ class ClusterConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """mlflow: whether metrics are mirrored to MLflow. uri: of its server or store (empty: MLFLOW_TRACKING_URI, else
-    mlflow.db beside the runs folder). experiment: empty is MLFLOW_EXPERIMENT_NAME, else mealrec.
+    """The mirror of metrics in MLflow.
+
+    mlflow: whether metrics are mirrored to MLflow
+    uri: its server or store; empty: MLFLOW_TRACKING_URI, else mlflow.db beside the folder of runs
+    experiment: its experiment; empty: MLFLOW_EXPERIMENT_NAME, else mealrec
     """
 
     mlflow: bool = True
@@ -141,7 +160,11 @@ class ModelConfig(BaseModel):
 
 
 class RunConfig(_Section):
-    """One run: which system, with which options, on which data, and how it is trained, evaluated and tracked."""
+    """One run: which system, with which options, on which data, and how it is trained, evaluated and tracked.
+
+    model: the system to train; `--model` sets it. Its options are settings, too: `mealrec settings SYSTEM`
+    seed: the seed of weights, row order and noise; `--seeds` trains once for each
+    """
 
     model: ModelConfig
     data: DataConfig = DataConfig()

@@ -17,10 +17,14 @@ RECALL = f"recall@{RECALL_K}"
 
 
 class EvalConfig(BaseModel):
-    """metrics, ks: the metrics to report, each at every k. Metrics of lists (Coverage, Novelty) are only computed at
-    the end. Early stopping always uses NDCG@10, whatever is reported.
-    index: how to rank the catalogue: `exact`, or a kind of FAISS index, whose recall against exact is reported.
-    depth: how many items an index returns per user. recall_sample: number of users for whom recall is measured.
+    """How a run is evaluated. Early stopping always uses NDCG@10, whatever is reported.
+
+    metrics: metrics to report: HR, NDCG, MRR, Recall; of lists, and at the end only, Coverage and Novelty
+    ks: lengths of list at which each metric is reported
+    batch_size: users who are ranked at once
+    index: what ranks the catalogue: exact, or a kind of FAISS index (flat, hnsw, ivf), whose recall is reported
+    depth: number of items that an index returns for a user
+    recall_sample: number of users for whom the recall of an index is measured
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

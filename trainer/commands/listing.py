@@ -16,8 +16,9 @@ _WIDEST = 24  # of a column of text that is not the last; a single word may be l
 
 @dataclass(frozen=True)
 class Listing:
-    """A table with a title. rows: column -> value, the same columns in each. notes: sentences that belong to it."""
+    """A table. name: in JSON. rows: column -> value, the same columns in each. notes: sentences that belong to it."""
 
+    name: str
     title: str
     rows: Sequence[Row]
     notes: Sequence[str] = field(default=())
@@ -29,10 +30,10 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def render(listings: Sequence[Listing], form: str) -> str:
-    """One listing, or several with their titles, as "text", "markdown" or "json": a list of rows, or lists by title."""
+    """One listing, or several with their titles, as "text", "markdown" or "json": a list of rows, or lists by name."""
     several = len(listings) > 1
     if form == "json":
-        rows = {each.title: [dict(row) for row in each.rows] for each in listings}
+        rows = {each.name: [dict(row) for row in each.rows] for each in listings}
         return json.dumps(rows if several else listings[0].rows, indent=2, ensure_ascii=False)
     width = shutil.get_terminal_size((120, 24)).columns if form == "text" else 120
     parts: list[str] = []

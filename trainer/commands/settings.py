@@ -52,10 +52,10 @@ def page() -> str:
 
 
 def _general(*notes: str) -> Listing:
-    return Listing("settings of every run", [asdict(setting) for setting in general()], notes)
+    return Listing("run", "Settings of every run", [asdict(setting) for setting in general()], notes)
 
 
 def _of_system(name: str) -> Listing:
     settings = [asdict(setting) for setting in of_system(name)]
     notes = () if settings else (f"{name} has no options.",)
-    return Listing(f"options of {name}", settings, notes)
+    return Listing(name, f"Options of {name}", settings, notes)

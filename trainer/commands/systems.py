@@ -54,7 +54,7 @@ def page() -> str:
 
 
 def _listing() -> Listing:
-    return Listing("systems", [_row(name) for name in SYSTEMS], _NOTES)
+    return Listing("systems", "Systems", [_row(name) for name in SYSTEMS], _NOTES)
 
 
 def _row(name: str) -> Row:

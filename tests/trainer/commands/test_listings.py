@@ -74,7 +74,7 @@ def test_settings_in_every_format(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, "settings", "tedrec", "--format", "markdown"
     )
     assert [*json.loads(printed(capsys, "settings", "--all", "--format", "json"))][:2] == [
-        "settings of every run", "options of transition-knn",
+        "run", "transition-knn",
     ]  # fmt: skip
     assert printed(capsys, "settings", "popularity") == "popularity has no options.\n"
 

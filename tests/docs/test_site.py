@@ -33,6 +33,8 @@ def test_every_page_is_there(site: Path) -> None:
     for page in PAGES:
         place = page.relative_to(ROOT).with_suffix(".html").as_posix().replace("README.html", "index.html")
         assert (site / place).exists(), place
+        text = (site / place).read_text(encoding="utf-8")
+        assert "\\|" not in text, f"{page.name}: code in a table has a pipe, which only some hosts show without \\"
     assert re.search(r"<code>train\.batch_size</code>", (site / "docs/settings.html").read_text(encoding="utf-8"))
 
 

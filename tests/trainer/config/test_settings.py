@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
@@ -12,6 +13,8 @@ import pytest
 from models.errors import UserError
 from models.options.base import SystemOptions
 from models.systems import SYSTEMS, options_class
+from retrieval.index.kinds import KINDS
+from retrieval.metrics.registry import METRICS
 from trainer.config import schema
 from trainer.config.recipe import nest
 from trainer.config.settings import general, in_words, meanings, of_system
@@ -57,6 +60,12 @@ def test_no_docstring_explains_what_is_not_there() -> None:
         assert {*meanings(cls)} <= known, cls.__name__
     for section in SECTIONS:
         assert {*meanings(section)} <= {*section.model_fields, *meanings(schema.BaseModel)}, section.__name__
+
+
+def test_names_that_are_registered_are_named() -> None:
+    said = {setting.key: setting.meaning for setting in general()}
+    for key, names in (("eval.metrics", METRICS), ("eval.index", KINDS)):
+        assert [name for name in names if not re.search(rf"\b{name}\b", said[key])] == []
 
 
 def test_an_unknown_system_is_refused_with_the_nearest() -> None:

@@ -29,7 +29,7 @@ class TCDOptions:
     channels: channels of the two levels of the U-Net (D7)
     attention_heads: heads of the temporal attention
     attention_width: width of queries, keys and values of the temporal attention, over all heads; 0: the content's width
-    decay: gamma of Eq. 7: how fast earlier videos count less in the condition
+    decay: gamma of Eq. 7: a video k places before the last counts exp(-gamma k) in the condition
     dropout: share of the values that a training step sets to 0
     null_token: whether cross-attention has a learned second key, which makes it a gate (D8)
     """

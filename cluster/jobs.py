@@ -53,16 +53,16 @@ def submit(where: head.Head, command: Sequence[str]) -> int:
         raise
 
 
-def _submit(client: Any, entrypoint: str, patience_s: float = _AGENT_S) -> str:
+def _submit(client: Any, entrypoint: str, wait_s: float = _AGENT_S) -> str:
     """Submit the job; try again until the agent that takes jobs is up, which is late on a busy machine.
 
     We choose the job's id, so that a job is not submitted twice when the answer to the first attempt was lost.
     """
-    job, until = f"mealrec-{secrets.token_hex(8)}", time.monotonic() + patience_s
+    job, until = f"mealrec-{secrets.token_hex(8)}", time.monotonic() + wait_s
     while (refusal := _refused(client, job, entrypoint)) is not None:
         if time.monotonic() > until:
             raise PreflightError(
-                f"the Ray head took no job for {patience_s:.0f} s: {refusal}; is the machine overloaded?"
+                f"the Ray head took no job for {wait_s:.0f} s: {refusal}; is the machine overloaded?"
             )
         time.sleep(_POLL_S)
     return job

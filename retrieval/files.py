@@ -149,27 +149,27 @@ def digest_file(path: Path) -> Digest:
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float | None = None) -> Iterator[None]:
+def locked(path: Path, wait_s: float | None = None) -> Iterator[None]:
     """Hold the lock file `path` for the block. One process at a time can hold it, of all nodes that see the file.
 
-    A lock becomes free when its holder ends, also when it is killed. patience: seconds to wait for it; None waits
+    A lock becomes free when its holder ends, also when it is killed. wait_s: seconds to wait for it; None waits
     without limit. Raises filelock.Timeout if it is not free by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path, timeout=-1 if patience is None else patience, poll_interval=_POLL_S):
+    with FileLock(path, timeout=-1 if wait_s is None else wait_s, poll_interval=_POLL_S):
         yield
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path, patience: float = 60.0) -> Iterator[None]:
+def sole_writer(folder: Path, wait_s: float = 60.0) -> Iterator[None]:
     """Make sure that no other process writes in `folder` during the block.
 
-    Waits up to `patience` seconds for another writer to end: workers of a killed driver run on for some seconds.
+    Waits up to `wait_s` seconds for another writer to end: workers of a killed driver run on for some seconds.
     Raises UserError if another process still writes there.
     """
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locked(folder / ".lock", patience))
+            held.enter_context(locked(folder / ".lock", wait_s))
         except Timeout:
             raise UserError(
                 f"another process is writing in {folder}: wait until it has ended, or use another name"

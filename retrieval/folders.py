@@ -89,7 +89,7 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     real = writable_folder(out, replace=replace)
     with (
-        sole_maker(real, replace=replace, patience=60.0 if replace else 0.0),
+        sole_maker(real, replace=replace, wait_s=60.0 if replace else 0.0),
         _beside(real, "partial") as scratch,
         told_of_disk(real.parent, scratch),
     ):
@@ -124,13 +124,13 @@ def _beside(out: Path, purpose: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def sole_maker(out: Path, *, replace: bool = False, patience: float = 0.0) -> Iterator[None]:
+def sole_maker(out: Path, *, replace: bool = False, wait_s: float = 0.0) -> Iterator[None]:
     """Be the only process that makes the folder `out`, which is absent or empty unless `replace`.
 
     The lock is a file `.OUT.mealrec-lock` beside `out`, removed at the end; who holds it may take it again. What
     killed makers of `out` left is removed: their lock is free.
     Raises UserError where `out` has content and `replace` is not set, where another process still makes it after
-    `patience` seconds, or where nothing can be made beside it.
+    `wait_s` seconds, or where nothing can be made beside it.
     """
     lock = out.absolute().with_name(f".{out.absolute().name}{_LOCK}")
     if lock in _HELD:
@@ -138,7 +138,7 @@ def sole_maker(out: Path, *, replace: bool = False, patience: float = 0.0) -> It
         return
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _take(lock, patience)
+        descriptor = _take(lock, wait_s)
     except OSError as error:
         raise UserError(f"cannot make a folder beside {out} ({error.strerror}); choose another place") from None
     if descriptor is None:
@@ -155,9 +155,9 @@ def sole_maker(out: Path, *, replace: bool = False, patience: float = 0.0) -> It
         os.close(descriptor)
 
 
-def _take(lock: Path, patience: float) -> int | None:
-    """A descriptor of the lock file, locked; None where another process still holds it after `patience` seconds."""
-    until = time.monotonic() + patience
+def _take(lock: Path, wait_s: float) -> int | None:
+    """A descriptor of the lock file, locked; None where another process still holds it after `wait_s` seconds."""
+    until = time.monotonic() + wait_s
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:

@@ -23,7 +23,7 @@ def unit(x_ND: Tensor) -> Tensor:
     return F.layer_norm(x_ND, x_ND.shape[-1:], eps=LAYER_NORM_EPS)
 
 
-class CrossAttention(nn.Module):
+class PartAttention(nn.Module):
     """Each token of one part attends to all tokens of another part in the same row: (n, D), (m, D) -> (n, D)."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
@@ -60,7 +60,7 @@ class NoisePredictor(nn.Module):
         super().__init__()
         self.time = nn.Linear(hidden, hidden)
         self.norm_input = nn.LayerNorm(hidden)
-        self.attention = CrossAttention(hidden, heads, dropout)
+        self.attention = PartAttention(hidden, heads, dropout)
         self.dropout = Dropout(dropout)
         self.norm_read = nn.LayerNorm(hidden)
         self.inner = nn.Linear(hidden, 4 * hidden)
@@ -123,8 +123,8 @@ class InterestExperts(nn.Module):
 
         self.shallow = nn.ModuleList(encoder() for _ in range(modalities))
         self.deep = nn.ModuleList(encoder() for _ in range(modalities))
-        self.shallow_reads = CrossAttention(hidden, heads, dropout)
-        self.deep_reads = CrossAttention(hidden, heads, dropout)
+        self.shallow_reads = PartAttention(hidden, heads, dropout)
+        self.deep_reads = PartAttention(hidden, heads, dropout)
         self.common = encoder()
         self.gate = nn.Sequential(nn.Linear((2 * modalities + 1) * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 

@@ -104,7 +104,7 @@ def test_a_submission_waits_for_the_agent_and_is_not_made_twice() -> None:
     assert {jobs._submit(busy, "python x.py")} == busy.names
     assert not busy.answers
     with pytest.raises(PreflightError, match="took no job for -1 s: Request failed"):
-        jobs._submit(_BusyHead(late), "python x.py", patience_s=-1)
+        jobs._submit(_BusyHead(late), "python x.py", wait_s=-1)
     with pytest.raises(RuntimeError, match="no such file"):
         jobs._submit(_BusyHead(RuntimeError("no such file")), "python x.py")
 

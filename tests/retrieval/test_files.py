@@ -229,11 +229,11 @@ def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path) ->
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process is writing"), sole_writer(tmp_path, patience=0.3):
+    with pytest.raises(UserError, match="another process is writing"), sole_writer(tmp_path, wait_s=0.3):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with sole_writer(tmp_path, patience=5):
+    with sole_writer(tmp_path, wait_s=5):
         write_json(tmp_path / "a.json", {"b": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
     assert not list(tmp_path.glob(".a.json*"))

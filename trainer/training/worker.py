@@ -169,16 +169,16 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
     mirror: Mirror | None = None
     if config.tracking.mlflow:
         mirror = start_mirror(run_dir, config.tracking.uri, config.tracking.experiment)
-    status, patience = "FAILED", _MIRROR_SECONDS
+    status, wait_s = "FAILED", _MIRROR_SECONDS
     try:
         yield log
         status = "FINISHED"
     except Stopped:
-        patience = _MIRROR_SECONDS_STOPPED  # the process is about to be killed; the mirror catches up after --resume
+        wait_s = _MIRROR_SECONDS_STOPPED  # the process is about to be killed; the mirror catches up after --resume
         raise
     finally:
         if mirror is not None:
-            mirror.close(patience, "FINISHED" if status == "FINISHED" else "FAILED")
+            mirror.close(wait_s, "FINISHED" if status == "FINISHED" else "FAILED")
 
 
 def _finish(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.contract import Batch
-from models.m3bsr.layers import CrossAttention, Denoiser, InterestExperts, NoisePredictor, mean_cosine, unit
+from models.m3bsr.layers import Denoiser, InterestExperts, NoisePredictor, PartAttention, mean_cosine, unit
 from models.m3bsr.parts import Part, compact
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
@@ -127,14 +127,14 @@ def _tokens(part: Part) -> Tensor:
     return torch.randn(size, HIDDEN, dtype=torch.float64, generator=generator).requires_grad_()
 
 
-def _read(m: CrossAttention, x: Tensor, context: Sequence[Tensor]) -> Tensor:
+def _read(m: PartAttention, x: Tensor, context: Sequence[Tensor]) -> Tensor:
     keys, values = zip(*(_linear(m.key_value, c).chunk(2) for c in context), strict=True)
     return _linear(m.out, attend(_linear(m.query, x), keys, values, HEADS))
 
 
 @pytest.mark.usefixtures("layouts")
 def test_cross_attention_reads_all_tokens_of_the_same_row() -> None:
-    module, (one, two) = CrossAttention(HIDDEN, HEADS, 0.0).double(), _two_parts()
+    module, (one, two) = PartAttention(HIDDEN, HEADS, 0.0).double(), _two_parts()
     randomise(module)
     x, context = _tokens(one), _tokens(two)
     rows = [[_read(module, t, c) for t in row] for row, c in zip(_rows(x, one), _rows(context, two), strict=True)]

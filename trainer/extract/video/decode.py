@@ -49,7 +49,7 @@ def sample(source: str, how: Sampling) -> tuple[list[NDArray[np.uint8]], NDArray
         try:
             video = _Video(opened)
             times = video.middle + (np.arange(how.frames) - (how.frames - 1) / 2) / how.fps
-            taken = video.take(np.clip(times, 0.0, video.seconds), patience=0.5 / how.fps)
+            taken = video.take(np.clip(times, 0.0, video.seconds), tolerance=0.5 / how.fps)
             frames = {id(frame): _upright(frame) for frame in taken}
         except av.FFmpegError as error:
             opened.check()  # if reading the file failed, that is the reason, and FFmpeg's error only follows from it
@@ -189,15 +189,15 @@ class _Video:
             at -= step  # containers seek by decoding time or by position, so the first try may land too late
             step *= 2
 
-    def take(self, times: NDArray[np.float64], patience: float) -> list[av.VideoFrame]:
-        """The frames shown at rising times in seconds; a frame stands in for missing ones for `patience` seconds."""
+    def take(self, times: NDArray[np.float64], tolerance: float) -> list[av.VideoFrame]:
+        """The frames shown at rising times in seconds; a frame stands in for missing ones for `tolerance` seconds."""
         waiting = deque(self._start + (time + TOLERANCE) / self._unit for time in times.tolist())
         taken: list[av.VideoFrame] = []
         while waiting:
-            self._take_run(waiting, taken, patience / self._unit)
+            self._take_run(waiting, taken, tolerance / self._unit)
         return taken
 
-    def _take_run(self, waiting: deque[float], taken: list[av.VideoFrame], patience: float) -> None:
+    def _take_run(self, waiting: deque[float], taken: list[av.VideoFrame], tolerance: float) -> None:
         """Take frames in one pass forward, until all are taken or the next is better reached from a later key frame."""
         met = _Pass()
         shown: av.VideoFrame | None = None
@@ -205,9 +205,9 @@ class _Video:
         for frame in self._frames(waiting, met):
             stamp = _stamp(frame)
             while waiting and stamp > waiting[0]:
-                if shown is None and stamp - waiting[0] < patience:
+                if shown is None and stamp - waiting[0] < tolerance:
                     shown = frame  # nothing comes before the first frame
-                if shown is None or waiting[0] - met.gone(shown) > patience:
+                if shown is None or waiting[0] - met.gone(shown) > tolerance:
                     raise Unusable(f"damaged: no frame at {self._at(waiting[0])}")
                 taken.append(shown)
                 waiting.popleft()
@@ -216,8 +216,8 @@ class _Video:
             shown = frame
         if shown is None:
             raise Unusable(f"damaged: no frame at {self._at(waiting[0])}" if taken else "no frame can be decoded")
-        if waiting[-1] - min(met.gone(shown), _stamp(shown) + shown.duration) > patience:
-            trouble = "truncated" if waiting[-1] - self._position > patience else "damaged"
+        if waiting[-1] - min(met.gone(shown), _stamp(shown) + shown.duration) > tolerance:
+            trouble = "truncated" if waiting[-1] - self._position > tolerance else "damaged"
             raise Unusable(f"{trouble}: no frame at {self._at(waiting[-1])}")
         taken.extend(shown for _ in waiting)
         waiting.clear()

@@ -28,6 +28,7 @@ from trainer.evaluation.report import metric_table, read_report, recall_warnings
 from trainer.local_path import local_path
 from trainer.tracking import where_runs_are, write_group
 from trainer.tracking.metrics_log import read_lines
+from trainer.training.checkpoint_files import read_progress, require_nothing_to_do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
         name = f"{args.name}-{config.model.name}" if len(systems) > 1 else args.name
         name += "" if seed is None else f"-s{seed}"
         planned.append((name, _check(config), args.runs_dir.absolute() / name))
-    for name, _, run_dir in planned:
+    for name, config, run_dir in planned:
         _check_name(name, run_dir, args.resume)
+        _check_more_epochs(config, run_dir)
     if several:
         write_group(args.name, [run_dir for _, _, run_dir in planned])
     with preemption.listening():
@@ -123,6 +125,13 @@ def _check_name(name: str, run_dir: Path, resume: bool) -> None:
         raise UserError(f"nothing to resume: there is no run in {run_dir}")
     if resume:
         recipe.load(str(run_dir / "config.yaml"), None, [], None)  # refuses a file that an earlier version wrote
+
+
+def _check_more_epochs(config: RunConfig, run_dir: Path) -> None:
+    """Refuse a run that has finished without its optimizer's state and would train on; workers would refuse it too."""
+    progress = read_progress(run_dir / "checkpoints")
+    if progress is not None and not progress.can_go_on:
+        require_nothing_to_do(progress.state, config.train.epochs, config.train.patience, run_dir)
 
 
 def _train(name: str, config: RunConfig, run_dir: Path) -> None:

@@ -52,6 +52,7 @@ class TrainConfig(_Section):
     clip_norm: largest norm of the gradient; 0: no limit
     accumulation: micro-batches of a step and worker; more need less memory
     checkpoint_every: steps between checkpoints within an epoch; 0: only at its end
+    keep_optimizer: a finished run keeps its optimizer's state (twice its weights) and can go on for more epochs
     """
 
     epochs: int = Field(default=300, ge=1)
@@ -62,6 +63,7 @@ class TrainConfig(_Section):
     clip_norm: float = Field(default=0.0, ge=0)
     accumulation: int = Field(default=1, ge=1)
     checkpoint_every: int = Field(default=0, ge=0)
+    keep_optimizer: bool = False
 
 
 class EngineConfig(_Section):
@@ -179,13 +181,13 @@ class RunConfig(_Section):
         """sha256 of everything that decides what is learned; a run is only continued if it is equal.
 
         Left out: the path of the data (its checksum is compared instead), where the run executes and is tracked, its
-        checkpoint interval, and its number of epochs.
+        checkpoints, and its number of epochs.
         """
         content = self.model_dump(exclude={"cluster", "tracking", "eval"})
         streamed = self.data.loader == "stream"  # streamed rows come in another order
         content["data"] = {"stream_window": self.data.stream_window} if streamed else {}
         content["engine"] = {"precision": self.engine.precision}
-        for free in ("epochs", "checkpoint_every"):
+        for free in ("epochs", "checkpoint_every", "keep_optimizer"):
             del content["train"][free]
         return digest(json.dumps(content, sort_keys=True))
 

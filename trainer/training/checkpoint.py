@@ -1,12 +1,7 @@
 """Checkpoints that are complete or absent: written under a temporary name, hashed, synced, then renamed into place.
 
-There is one writer at a time (rank 0). A store keeps in its root folder:
-
-    step-000000123/         NAME.safetensors for each group of tensors, state.json, and manifest.json, written last
-    .replaced-000000123/    the old checkpoint of a step, kept while a commit of the same step replaces it
-    .tmp-*, .trash-*        checkpoints that are being written or removed; never read, removed by `prune`
-
-Nothing here is unpickled: tensors are safetensors, everything else is JSON.
+There is one writer at a time (rank 0). `checkpoint_files` lists the files. Nothing here is unpickled: tensors are
+safetensors, everything else is JSON.
 """
 
 from __future__ import annotations
@@ -31,14 +26,17 @@ from torch import Tensor
 from cluster import console
 from models.errors import UserError
 from retrieval.files import DISK, FileSystem, digest, sync_folder, write_new
+from trainer.training.checkpoint_files import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    STATE,
+    TENSORS,
+    left_overs,
+    step_folder,
+    step_folders,
+)
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-STATE = "state.json"
-TENSORS = ".safetensors"
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_FOLDER = re.compile(r"(step-|\.replaced-)(\d{9,})")
-_LEFT_OVER = re.compile(r"\.(tmp|trash)-[0-9a-f]{32}")
 
 _Found = TypeVar("_Found")
 
@@ -143,11 +141,12 @@ class CheckpointStore:
                 )
 
     def _listing(self) -> list[tuple[int, Path, int]]:
-        """`_folders`, with the number that tells a folder from another that takes its name."""
+        """`_folders`, with a number that is another one once a writer replaced the folder or its manifest."""
         found = []
         for step, folder in self._folders():
+            manifest = folder / MANIFEST
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                found.append((step, folder, folder.stat().st_ino))
+                found.append((step, folder, (manifest if manifest.exists() else folder).stat().st_ino))
         return found
 
     def load(self, step: int) -> Checkpoint:
@@ -181,9 +180,8 @@ class CheckpointStore:
             superseded = folder != self._folder(step) and (step, self._folder(step)) in folders
             if step not in keep or superseded:
                 self._trash(folder)
-        for path in self._entries():
-            if _LEFT_OVER.fullmatch(path.name):
-                self._files.remove_tree(path)
+        for path in left_overs(self.root):
+            self._files.remove_tree(path)
 
     def _write_folder(
         self, folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], encoded_state: bytes
@@ -223,16 +221,10 @@ class CheckpointStore:
         self._files.remove_tree(trash)
 
     def _folder(self, step: int) -> Path:
-        return self.root / f"step-{step:09d}"
-
-    def _entries(self) -> list[Path]:
-        return sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return step_folder(self.root, step)
 
     def _folders(self) -> list[tuple[int, Path]]:
-        """Steps and folders, highest step first. For one step, the current folder comes before the replaced one."""
-        matches = [(path, _FOLDER.fullmatch(path.name)) for path in self._entries()]
-        found = [(int(match[2]), path) for path, match in matches if match]
-        return sorted(found, key=lambda entry: (-entry[0], entry[1].name.startswith(".")))
+        return step_folders(self.root)
 
     def _full(self, step: int, needed: int) -> str:
         present = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())

@@ -32,6 +32,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.process import world
 from trainer.tracking import MetricsLog
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
+from trainer.training.checkpoint_files import OPTIMIZER, require_nothing_to_do
 from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import EpochReporter
 from trainer.training.stopping import EarlyStopping
@@ -97,7 +98,8 @@ class Loop:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`, whose weights are already in the model. Collective."""
-        self.engine.load_optimizer(checkpoint.tensors["optimizer"])
+        if OPTIMIZER in checkpoint.tensors:  # else `check_resumable` has made sure that there is nothing left to train
+            self.engine.load_optimizer(checkpoint.tensors[OPTIMIZER])
         state = checkpoint.state
         self.stopping.restore(state["stopping"])
         position = dict(state["position"])
@@ -245,13 +247,15 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def check_resumable(checkpoint: Checkpoint, config: RunConfig, manifest: Manifest, run_dir: Path) -> str | None:
-    """Raise UserError unless `checkpoint` was made with the same configuration and the same data.
+    """Raise UserError unless `checkpoint` was made with the same configuration and data, and has what is needed.
 
     Returns which versions differ now, in words; None if none does.
     """
     what = f"{_difference(run_dir, config)}. Use another --name, or the settings in its config.yaml"
     check_configuration(checkpoint.state, config, str(run_dir), what)
     check_data(checkpoint.state, manifest, str(run_dir), config.data.path, "use another --name")
+    if OPTIMIZER not in checkpoint.tensors:
+        require_nothing_to_do(checkpoint.state, config.train.epochs, config.train.patience, run_dir)
     return other_versions(checkpoint.state)
 
 

@@ -28,6 +28,7 @@ from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.tracking import MetricsLog, Mirror, start_mirror
 from trainer.training.build import build_engine, build_model, choose_device, load_weights
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
+from trainer.training.checkpoint_files import keep_weights_only
 from trainer.training.engine import NonFiniteError
 from trainer.training.loop import Loop, check_resumable
 from trainer.training.reporting import EpochReporter
@@ -203,6 +204,8 @@ def _finish(
     test = evaluations["test"][chosen]
     log.append("test", trained.epoch, trained.steps, _figures(test.report()))
     log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
+    if not config.train.keep_optimizer:
+        keep_weights_only(CheckpointStore(run_dir / "checkpoints"))
     shown = " ".join(f"{name} {value:.4f}" for name, value in test.metrics().items())
     reporter.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
 

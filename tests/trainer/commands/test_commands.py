@@ -67,9 +67,14 @@ def test_config_yaml_gives_the_same_run_again(root: Path, capsys: pytest.Capture
 
 def test_resume_for_more_epochs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(root / "runs/base", root / "runs/longer")
-    assert train(root, "longer", "sasrec", "train.epochs=3", options=["--resume"]) == 0
+    longer = ["train.epochs=3", "train.keep_optimizer=true"]
+    assert train(root, "longer", "sasrec", *longer, options=["--resume"]) == 2
+    assert "cannot be trained for more epochs" in capsys.readouterr().err
+    assert "epochs: 2" in (root / "runs/longer/config.yaml").read_text()
+    assert train(root, "kept", "sasrec", "train.epochs=1", "train.keep_optimizer=true") == 0
+    assert train(root, "kept", "sasrec", *longer, options=["--resume"]) == 0
     assert "going on from step" in capsys.readouterr().out
-    assert "epochs: 3" in (root / "runs/longer/config.yaml").read_text(), "what the run did in the end"
+    assert "epochs: 3" in (root / "runs/kept/config.yaml").read_text(), "what the run did in the end"
 
 
 @pytest.mark.parametrize("name", ["base", "meal"])

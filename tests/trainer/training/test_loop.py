@@ -33,7 +33,9 @@ from trainer.training.stopping import EarlyStopping
 from trainer.training.worker import train_worker
 
 STEPS = 32  # steps of the undisturbed run: 4 epochs of 8
-SETTINGS = ("train.epochs=4", "train.batch_size=30", "train.checkpoint_every=3", "train.patience=9")
+SETTINGS = (
+    "train.epochs=4", "train.batch_size=30", "train.checkpoint_every=3", "train.patience=9", "train.keep_optimizer=true"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +85,8 @@ def assert_same_end(a: Path, b: Path) -> None:
     assert one is not None
     assert two is not None
     assert (one.step, one.state) == (two.step, two.state)
-    for group in ("model", "optimizer"):
+    assert one.tensors.keys() == two.tensors.keys()
+    for group in one.tensors:
         assert one.tensors[group].keys() == two.tensors[group].keys()
         assert all(torch.equal(value, two.tensors[group][name]) for name, value in one.tensors[group].items())
     assert lines(a) == lines(b)
@@ -137,7 +140,10 @@ def test_a_failure_at_every_step_changes_nothing(data: Path, whole: Path, tmp_pa
 def test_a_failure_at_every_step_under_deepspeed(data: Path, tmp_path: Path) -> None:
     from trainer.training.engine_deepspeed import DeepSpeedEngine
 
-    settings = ("train.batch_size=64", "train.checkpoint_every=2", "engine.name=deepspeed", "engine.zero_stage=2")
+    settings = (
+        "train.batch_size=64", "train.checkpoint_every=2", "train.keep_optimizer=true", "engine.name=deepspeed",
+        "engine.zero_stage=2",
+    )  # fmt: skip
     config = make_config(data, "mealrec", *settings)
     train(config, tmp_path / "whole")
     assert run_failing(config, tmp_path / "run", DeepSpeedEngine, 8) == 8
@@ -210,6 +216,28 @@ def test_a_finished_run_may_go_on_for_more_epochs(data: Path, whole: Path, tmp_p
     train(longer, again)
     train(longer, tmp_path / "straight")
     assert_same_end(tmp_path / "straight", again)
+
+
+def test_a_finished_run_keeps_only_weights_unless_asked_and_says_so_when_it_should_go_on(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    run_dir, config = tmp_path / "run", make_config(data, "sasrec", *SETTINGS, "train.keep_optimizer=false")
+    train(config, run_dir)
+    store = CheckpointStore(run_dir / "checkpoints")
+    latest, best = store.latest_and_best() or (None, None)
+    assert latest is not None
+    assert best is not None
+    assert set(store.steps()) == {latest.step, best.step}
+    assert latest.tensors.keys() == best.tensors.keys() == {"model"}
+    one = CheckpointStore(whole / "checkpoints").load(best.step)
+    assert all(torch.equal(value, best.tensors["model"][name]) for name, value in one.tensors["model"].items())
+    assert lines(run_dir) == lines(whole)
+    train(config, run_dir)  # nothing is left to train, so it is as it was
+    assert lines(run_dir) == lines(whole)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"has finished after epoch 4 and cannot be trained for more epochs.*anoth"):
+        train(make_config(data, "sasrec", *SETTINGS, "train.epochs=5"), run_dir)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def damage(folder: Path) -> Path:

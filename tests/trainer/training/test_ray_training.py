@@ -28,6 +28,7 @@ from trainer.training.checkpoint import CheckpointStore
 EPOCHS, STEPS, EVERY = 3, 8, 3  # steps of an epoch (234 rows / 30), steps between checkpoints
 SETTINGS = [
     *MODELS["sasrec"], *RUN, f"train.epochs={EPOCHS}", "train.batch_size=30", f"train.checkpoint_every={EVERY}",
+    "train.keep_optimizer=true",
     "cluster.launcher=ray", "cluster.workers=2", "engine.name=deepspeed", "engine.zero_stage=1",
 ]  # fmt: skip
 GONE_S = 30.0

@@ -35,6 +35,8 @@ _PORT_OPTIONS = (
     "--object-manager-port",
 )
 _START_S, _STOP_S = 120.0, 15.0
+#: The path of a socket has at most 107 bytes, and Ray uses about 65 of them: /tmp is short, TMPDIR may be long.
+PLACE, PREFIX, LOG = "/tmp", "mealrec-", "head.log"
 #: seconds that a job has to save its work when it is told to stop; Ray's own limit is 3 s
 JOB_STOP_S = 60
 #: environment variable that holds the head's mark: all its processes inherit it, so that we can find exactly these
@@ -64,8 +66,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
     Raises PreflightError with the end of Ray's output if it does not start.
     """
     require_plain_path(sys.executable)
-    # The path of a socket has at most 107 bytes, and Ray uses about 65 of them: /tmp is short, TMPDIR may be long.
-    folder = Path(tempfile.mkdtemp(prefix="mealrec-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PLACE))
     added = private_environment(os.environ)
     environment = {**os.environ, **added, _MARK: folder.name}
     environment.setdefault("RAY_JOB_STOP_WAIT_TIME_S", str(JOB_STOP_S))
@@ -78,7 +79,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
         *("--num-cpus", str(cpus), "--num-gpus", str(gpus)),
         *(f"{option}={port}" for option, port in ports.items()),
     ]
-    log = folder / "head.log"
+    log = folder / LOG
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

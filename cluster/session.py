@@ -18,6 +18,8 @@ from cluster.failures import PreflightError
 LOOPBACK = "127.0.0.1"
 #: the folder that holds our packages: workers import them from here, or from the job's working directory
 ROOT = Path(__file__).resolve().parent.parent
+#: a file in the folder of each Ray session that we start: Ray leaves these folders, see `cluster.leftovers`
+MARK = "started-by-mealrec"
 #: set by Ray in the driver of a submitted job, or by the user
 _CLUSTER_VARIABLES = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_ADDRESS")
 
@@ -78,7 +80,9 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
         # Ray only counts CPUs: we declare as many as the workers reserve, even if the machine has fewer.
         options |= {"address": "local", "num_cpus": ceil(cpus), "num_gpus": gpus, "_node_ip_address": LOOPBACK}
     try:
-        ray.init(**options)
+        context = ray.init(**options)
+        if local:
+            (Path(context.address_info["session_dir"]) / MARK).touch()
     except (ConnectionError, RuntimeError) as error:
         where = "the Ray cluster of RAY_ADDRESS" if not local else "a Ray on this machine"
         raise PreflightError(f"cannot connect to {where}: {error}") from error

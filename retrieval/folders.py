@@ -174,13 +174,46 @@ def _take(lock: Path, wait_s: float) -> int | None:
 
 def _sweep(out: Path) -> None:
     """Remove what killed makers of `out` left beside it; the caller holds the lock of `out`."""
-    left = re.compile(rf"\.{re.escape(out.name)}\.(partial|features)-[a-z0-9_]{{8}}")
-    for path in out.parent.iterdir():
-        if left.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
-    older = former(out)
-    if older.exists() and out.exists():
-        shutil.rmtree(older, ignore_errors=True)
+    for path in _scratch(out):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def left_by_killed_makers(folder: Path) -> dict[Path, list[Path]]:
+    """What killed makers of folders in `folder` left there: the folder that one was making -> its files and folders.
+
+    Only what this user's processes left, and only where the maker's lock is free. `sweep` removes it.
+    """
+    found = {}
+    for lock in folder.glob(f".*{_LOCK}"):
+        out = lock.with_name(lock.name.removesuffix(_LOCK)[1:])
+        with contextlib.suppress(OSError):  # not ours to open, or removed by its maker meanwhile
+            if lock.stat().st_uid == os.geteuid() and _is_free(lock):
+                found[out] = [*_scratch(out), lock]
+    return found
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed makers of `out` left beside it. Raises UserError if another process makes it now."""
+    with sole_maker(out, replace=True):
+        pass
+
+
+def _is_free(lock: Path) -> bool:
+    descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _scratch(out: Path) -> list[Path]:
+    """Folders beside `out` that its makers wrote to, and its older content where the new one is in place."""
+    ours = re.compile(rf"\.{re.escape(out.name)}\.(partial|features)-[a-z0-9_]{{8}}")
+    older = [former(out)] if former(out).exists() and out.exists() else []
+    return [path for path in out.parent.iterdir() if ours.fullmatch(path.name)] + older
 
 
 def _children_of_killed_makers(out: Path) -> set[str] | None:

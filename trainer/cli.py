@@ -40,6 +40,7 @@ VERBS = (
     "systems",
     "settings",
     "track",
+    "clean",
     "doctor",
 )
 DONE, BUG, MISTAKE = 0, 1, 2

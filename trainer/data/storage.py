@@ -27,6 +27,11 @@ def join(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}" if is_url(root) else str(Path(root) / name)
 
 
+def default_cache() -> Path:
+    """The default folder for local copies of datasets at URLs."""
+    return Path.home() / ".cache" / "mealrec"
+
+
 def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """An array of zeros in a new .npy file, memory-mapped, whose room on the disk is reserved.
 

@@ -81,13 +81,13 @@ def _progress(step: int, folder: Path) -> Progress | None:
 
 
 def require_nothing_to_do(state: Mapping[str, Any], epochs: int, patience: int, run_dir: Path) -> None:
-    """Raise UserError if a run would have to train on, from a checkpoint of this state without optimizer's state."""
+    """Raise UserError if a run has to train on from a checkpoint with this state, but without the optimizer's."""
     position = state["position"]  # empty for a baseline, which is never trained
     if position and position["epoch"] <= epochs and state["stopping"]["since"] < patience:
         raise UserError(
-            f"{run_dir} has finished after epoch {position['epoch'] - 1} and cannot be trained for more epochs: it "
-            "keeps its weights, but not the optimizer's state. Train again under another --name, with "
-            f"--set train.epochs={epochs}; with --set train.keep_optimizer=true that run can go on after its end"
+            f"{run_dir} cannot be trained on after epoch {position['epoch'] - 1}: it keeps its weights, but not the "
+            "optimizer's state, which was removed at its end or by `mealrec clean`. Train again under another --name, "
+            f"with --set train.epochs={epochs}; add --set train.keep_optimizer=true to keep that state at the end"
         )
 
 

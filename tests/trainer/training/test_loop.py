@@ -235,7 +235,7 @@ def test_a_finished_run_keeps_only_weights_unless_asked_and_says_so_when_it_shou
     train(config, run_dir)  # nothing is left to train, so it is as it was
     assert lines(run_dir) == lines(whole)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"has finished after epoch 4 and cannot be trained for more epochs.*anoth"):
+    with pytest.raises(UserError, match=r"cannot be trained on after epoch 4: .*another --name, .*train.epochs=5"):
         train(make_config(data, "sasrec", *SETTINGS, "train.epochs=5"), run_dir)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 

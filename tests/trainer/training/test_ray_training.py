@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster import head, preflight
+from cluster import head, leftovers, preflight, session
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
 from tests.trainer.training.test_loop import assert_same_end, lines
@@ -121,6 +121,11 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def marked_sessions() -> set[Path]:
+    """Folders of the Rays that our commands have started on this machine."""
+    return {mark.parent for mark in leftovers.ray_folder().glob(f"session_*/{session.MARK}")}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("ray") / "data")
@@ -164,6 +169,7 @@ def test_a_killed_driver_changes_nothing_once_resumed(
     rng = random.Random(14)
     rank, step = rng.randrange(2), rng.randint(STEPS + 1, 2 * STEPS)
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-driver"
+    sessions = marked_sessions()
     arguments = command(data, run, "tracking.mlflow=true")
     shutil.copy(mlflow_store, tmp_path / "mlflow.db")
     status, out = train(mark, arguments, ("driver", rank, step))
@@ -177,6 +183,12 @@ def test_a_killed_driver_changes_nothing_once_resumed(
     assert_same_end(whole, run)
     assert_same_weights(whole, run)
     assert left_of(again, GONE_S) == []
+    # `mealrec clean` finds the folders that both Rays left
+    left = marked_sessions() - sessions
+    assert len(left) == 2
+    assert left <= set(leftovers.of_ended_rays())
+    for folder in left:
+        shutil.rmtree(folder)
     # on a busy machine the mirror may not be finished; `mealrec track` waits for it
     assert main(["track", "--run", str(run), "--timeout", "120"]) == 0
     from mlflow import MlflowClient

@@ -15,9 +15,9 @@ from models.contract import TrainingInteractions
 from models.errors import UserError
 from trainer.data.format import splits
 from trainer.data.format.manifest import Manifest, load_manifest, verify_files
-from trainer.data.format.node_copy import default_cache, materialise
+from trainer.data.format.node_copy import materialise
 from trainer.data.format.splits import Split
-from trainer.data.storage import is_url
+from trainer.data.storage import default_cache, is_url
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,6 @@ _MAX_MANIFEST_BYTES = 64 << 20
 _STREAMED = ("shards/", "table/")
 
 
-def default_cache() -> Path:
-    """The default folder for local copies of datasets at URLs."""
-    return Path.home() / ".cache" / "mealrec"
-
-
 def materialise(source: str, cache_dir: Path) -> Path:
     """A local copy of the dataset at path or URL `source`, without its shards; made once per node and dataset.
 

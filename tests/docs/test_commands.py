@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ import pytest
 
 from tests.docs.test_links import PAGES
 from tests.helpers.paths import ROOT
-from trainer.cli import VERBS
+from trainer.cli import VERBS, parser_of
 
 #: of the examples that docs/extending.md adds
 ADDED = {"events", "sq"}
@@ -34,9 +32,7 @@ def test_commands_are_accepted(page: Path, capsys: pytest.CaptureFixture[str]) -
         if ADDED & {*arguments}:
             continue
         assert verb in VERBS, command
-        parser = argparse.ArgumentParser(prog=verb)
-        importlib.import_module(f"trainer.commands.{verb}").add_arguments(parser)
         try:
-            parser.parse_args(arguments)
+            parser_of(verb).parse_args(arguments)
         except SystemExit:
             pytest.fail(f"{page.name}: {command}: {capsys.readouterr().err}")

@@ -4,7 +4,7 @@
 model.json                what this is: system, options, content, metrics, provenance, sha256 of every other file
 weights.safetensors       the model's state
 item_vectors.safetensors  "vectors" (I, D) float32, row 0 padding
-items.json                {"ids": [...], "titles": [... or null]}, entry n is item row n + 1
+items.json                {"ids": [...], "titles": [... or null], "train_counts": [...]}, entry n is item row n + 1
 content.safetensors       FIELD float16 and FIELD.present bool, if the model needs content to encode a history
 interactions.safetensors  "offsets" and "items" of the training interactions, if the model needs them to rank
 index/KIND/               FAISS indices (`mealrec index`)
@@ -51,7 +51,7 @@ class ContentSpec(Record):
 class ModelCard(Record):
     """The content of `model.json`. seed: the ModelContext's, which keys the noise. files: SHA-256 by file name."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     system: str
     options: dict[str, object]
     similarity: Similarity
@@ -72,10 +72,14 @@ class ModelCard(Record):
 
 
 class ItemNames(Record):
-    """The content of `items.json`: raw ids and titles; entry n belongs to item row n + 1."""
+    """The content of `items.json`; entry n belongs to item row n + 1.
+
+    ids: raw ids. train_counts: training interactions of each item, by which the popular ones are known.
+    """
 
     ids: list[str]
     titles: list[str | None]
+    train_counts: list[int]
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def write_export(
     item_vectors: Tensor,
     item_ids: Sequence[str],
     titles: Sequence[str | None],
+    train_counts: Sequence[int],
     content: Mapping[ContentField, Tensor] | None = None,
     present: Mapping[ContentField, Tensor] | None = None,
     content_kinds: Mapping[ContentField, str] | None = None,
@@ -118,21 +123,23 @@ def write_export(
     """Write the model folder `out`, whole or not at all.
 
     options: plain values, as `models.systems.options_of` takes them. seed: that of the ModelContext, which keys the
-    noise. item_vectors: (I, D). item_ids, titles: I - 1 entries, from row 1. content: (I, ...) per field, stored as
-    float16. present: (I,) bool per field. content_kinds: a word per field, see ContentSpec. interactions: only for
-    systems that need them to rank. Raises UserError if `out` exists and is not an empty folder, ValueError if the
-    arguments disagree on the number of items or on the fields.
+    noise. item_vectors: (I, D). item_ids, titles, train_counts: I - 1 entries, from row 1. content: (I, ...) per field,
+    stored as float16. present: (I,) bool per field. content_kinds: a word per field, see ContentSpec. interactions:
+    only for systems that need them to rank. Raises UserError if `out` exists and is not an empty folder, ValueError
+    if the arguments disagree on the number of items or on the fields.
     """
     content, present, kinds = content or {}, present or {}, content_kinds or {}
     n_items = len(item_vectors)
-    if len(item_ids) != n_items - 1 or len(titles) != n_items - 1:
-        raise ValueError(f"{n_items - 1} items have vectors, {len(item_ids)} ids, {len(titles)} titles")
+    if {len(item_ids), len(titles), len(train_counts)} != {n_items - 1}:
+        raise ValueError(
+            f"{n_items - 1} items have vectors, {len(item_ids)} ids, {len(titles)} titles, {len(train_counts)} counts"
+        )
     if not content.keys() == present.keys() == kinds.keys():
         raise ValueError("content, present and content_kinds name different fields")
     with whole_folder(out) as new:
         _save({name: _stored(x) for name, x in weights.items()}, new / _WEIGHTS)
         _save({"vectors": _stored(item_vectors.float())}, new / _VECTORS)
-        names = ItemNames(ids=list(item_ids), titles=list(titles))
+        names = ItemNames(ids=list(item_ids), titles=list(titles), train_counts=list(train_counts))
         (new / _ITEMS).write_text(names.model_dump_json(indent=0) + "\n", encoding="utf-8")
         if content:
             tensors: dict[str, Tensor] = {field: _stored(x.half()) for field, x in content.items()}
@@ -180,9 +187,10 @@ def load_export(path: Path) -> Export:
         interactions = _interactions(path) if _INTERACTIONS in card.files else _NO_INTERACTIONS
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}; {_REMEDY}") from None
-    counts = {len(vectors) - 1, len(items.ids), len(items.titles), *(len(x) - 1 for x in content.values())}
+    counts = {len(vectors) - 1, len(items.ids), len(items.titles), len(items.train_counts)}
+    counts |= {len(x) - 1 for x in content.values()}
     if len(counts) != 1:
-        raise UserError(f"{path}: item vectors, ids, titles and content disagree on the number of items; {_REMEDY}")
+        raise UserError(f"{path}: vectors, ids, titles, counts and content disagree on the number of items; {_REMEDY}")
     return Export(card, weights, vectors, items, content, present, interactions)
 
 

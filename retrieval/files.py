@@ -77,9 +77,31 @@ def sync_folder(folder: Path, system: FileSystem = DISK) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the content of file `path` by `data`. If this fails, `path` is unchanged. Raises OSError."""
+    with _replacing(path) as new:
+        write_new(new, data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path for a file that is too large for `write_bytes`; it replaces `path` at the end of the block.
+
+    If the block fails, `path` is unchanged and the new file is removed. Raises OSError.
+    """
+    with _replacing(path) as new:
+        yield new
+        descriptor = os.open(new, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside `path`; what is written and flushed there in the block becomes `path`."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write_new(aside, data)
+        yield aside
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)

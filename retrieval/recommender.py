@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,27 +28,41 @@ from retrieval.index.search import index_topk
 _BATCH = 256
 # The key of diffusion noise. It is constant, so that a history gets the same answer in every request and batch.
 _NOISE_KEY = 0
+_POPULAR = "popular items, because the history holds no item that the model knows"
+#: unknown ids that are named in remarks
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item: raw id, title (None if unknown), and the model's score (higher is better)."""
+    """One recommended item: raw id, title (None if unknown), and the model's score (higher is better).
+
+    A popular item in place of a ranked one has no score (None).
+    """
 
     item: str
     title: str | None
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True)
 class Answer:
     """The answer to one history: recommendations, best first, and ids of the history that the model does not know.
 
-    note: why there are fewer recommendations than were asked for; "" if there are not.
+    note: why the recommendations are fewer than were asked for, or are popular items; "" if neither is so.
     """
 
     recommendations: list[Recommendation]
     unknown: list[str]
     note: str = ""
+
+    @property
+    def remarks(self) -> str:
+        """All that a reader of the recommendations should know, in words; "" if there is nothing."""
+        shown = ", ".join(map(repr, self.unknown[:_SHOWN]))
+        more = f" and {len(self.unknown) - _SHOWN:,} more" if len(self.unknown) > _SHOWN else ""
+        ignored = f"ignored, because the model does not know them: {shown}{more}" if self.unknown else ""
+        return "; ".join(filter(None, (ignored, self.note)))
 
 
 class Recommender:
@@ -125,34 +140,56 @@ class Recommender:
             )
             yield batch.to(self._device)
 
-    def recommend(self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool = True) -> list[Answer]:
+    def recommend(
+        self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool = True, *, popular_instead: bool = False
+    ) -> list[Answer]:
         """The k best items for each history of raw item ids, oldest first; fewer, with a note, if no more are left.
 
         Unknown ids are left out of the history and reported in the answer; the whole history is excluded from the
-        answer unless `exclude_history` is False. Raises UserError when a history holds no known id, or k < 1.
+        answer unless `exclude_history` is False. popular_instead: a history without a known id gets the most popular
+        items of the training data, and a note. Otherwise raises UserError for it; and if k < 1.
         """
         if k < 1:
             raise UserError(f"{k} recommendations were asked for; ask for at least 1")
-        known, unknown = [], []
-        for number, history in enumerate(histories, start=1):
-            rows = [self._rows[item] for item in history if item in self._rows]
+        known = [[self._rows[item] for item in history if item in self._rows] for history in histories]
+        if not popular_instead:
+            self._require_known(histories, known)
+        usable = [rows for rows in known if rows]
+        ranked = iter(self._ranked(usable, usable if exclude_history else [[] for _ in usable], k))
+        answers = []
+        for history, rows in zip(histories, known, strict=True):
+            found = next(ranked) if rows else self._popular(k)
+            unknown = [item for item in history if item not in self._rows]
+            left_out = len(set(rows)) if exclude_history else 0
+            notes = ("" if rows else _POPULAR, self._shortfall(k, len(found), left_out))
+            answers.append(Answer(found, unknown, "; ".join(filter(None, notes))))
+        return answers
+
+    def _require_known(self, histories: Sequence[Sequence[str]], known: Sequence[Sequence[int]]) -> None:
+        for number, (history, rows) in enumerate(zip(histories, known, strict=True), start=1):
             if not rows:
                 example = ", ".join(self.items.ids[:3])
                 raise UserError(
-                    f"history {number} ({' '.join(history) or 'empty'}) holds no item that the model knows; "
+                    f"history {number} ({', '.join(history) or 'empty'}) holds no item that the model knows; "
                     f"give raw item ids as in the training data, such as {example}"
                 )
-            known.append(rows)
-            unknown.append([item for item in history if item not in self._rows])
+
+    def _ranked(self, known: list[list[int]], excluded: list[list[int]], k: int) -> list[list[Recommendation]]:
         if not known:
             return []
-        excluded = known if exclude_history else [[] for _ in known]
         scores, ids = self._rank(known, excluded, min(k, len(self.items.ids)))
-        answers = []
-        for row, values, missing, out in zip(ids.tolist(), scores.tolist(), unknown, excluded, strict=True):
-            named = [self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0]
-            answers.append(Answer(named, missing, self._shortfall(k, len(named), len(set(out)))))
-        return answers
+        return [
+            [self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0]
+            for row, values in zip(ids.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _popular(self, k: int) -> list[Recommendation]:
+        return [self._named(row, None) for row in self._by_popularity[:k]]
+
+    @cached_property
+    def _by_popularity(self) -> list[int]:
+        counts = self.items.train_counts
+        return sorted(range(1, len(counts) + 1), key=lambda row: -counts[row - 1])
 
     def _shortfall(self, asked: int, found: int, left_out: int) -> str:
         if found == asked:
@@ -173,7 +210,7 @@ class Recommender:
             return exact_topk(users, self.item_vectors, k, Histories.of(excluded))
         return index_topk(self.index, users, self.item_vectors, k, Histories.of(excluded))
 
-    def _named(self, row: int, score: float) -> Recommendation:
+    def _named(self, row: int, score: float | None) -> Recommendation:
         return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)
 
 

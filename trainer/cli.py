@@ -87,11 +87,25 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else "see mealrec --help"
         return _mistake(f"there is no command {verb!r} (commands: {', '.join(VERBS)}); {hint}")
-    args = parser_of(verb).parse_args(argv[1:])
+    args = parser_of(verb).parse_args(_joined(argv[1:], getattr(_module(verb), "DASHED_VALUES", ())))
     with console.printing(chosen(args)):
         status: int = _module(verb).run(args)
         console.note(_cost(verb, started), console.Verbosity.VERBOSE)
     return status
+
+
+def _joined(argv: Sequence[str], options: Sequence[str]) -> list[str]:
+    """`argv` with `--item -7` as `--item=-7` for these options: argparse takes `-7` for an option, whatever it follows.
+
+    A value that begins with two dashes looks like a forgotten value before the next option, and must be joined by hand.
+    """
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in options and word.startswith("-") and not word.startswith("--"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:

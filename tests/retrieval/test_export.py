@@ -25,6 +25,7 @@ def export(out: Path, **changes: Any) -> ModelCard:
         "item_vectors": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
         "item_ids": ["x1", "ü", "77"],
         "titles": ["a title", None, "\U0001f600"],
+        "train_counts": [3, 0, 1],
         "content": {"text": torch.ones(4, 2) / 3},
         "present": {"text": torch.tensor([False, True, False, True])},
         "content_kinds": {"text": "title"},
@@ -108,10 +109,10 @@ def test_a_model_json_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.json does not exist; export"):
         load_export(model)
     card = export(model)
-    edit(model, schema_version=2)
+    edit(model, schema_version=1)
     with pytest.raises(UserError, match="schema_version"):
         load_export(model)
-    edit(model, schema_version=1, surprise=1)
+    edit(model, schema_version=2, surprise=1)
     with pytest.raises(UserError, match="surprise"):
         load_export(model)
     (model / "model.json").write_text("{")
@@ -125,9 +126,8 @@ def test_a_model_json_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
     card = export(tmp_path / "a")
-    other = export(
-        tmp_path / "b", item_vectors=torch.ones(3, 3), item_ids=["p", "q"], titles=[None, None], **NO_CONTENT
-    )
+    names: dict[str, Any] = {"item_ids": ["p", "q"], "titles": [None, None], "train_counts": [0, 0]}
+    other = export(tmp_path / "b", item_vectors=torch.ones(3, 3), **names, **NO_CONTENT)
     (tmp_path / "b" / "items.json").replace(tmp_path / "a" / "items.json")
     edit(tmp_path / "a", files={**card.files, "items.json": other.files["items.json"]})
     with pytest.raises(UserError, match="disagree on the number of items"):

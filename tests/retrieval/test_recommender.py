@@ -1,73 +1,19 @@
 """From an exported model to recommendations: real models of the registry, untrained, on a few items."""
 
 import argparse
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from models import systems
-from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch
 from models.errors import UserError
-from models.options.base import ContentField
-from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity
 from retrieval.export import write_export
 from retrieval.recommender import Recommender, index_folder
+from tests.helpers.exported import IDS, MAX_LENGTH, N_ITEMS, export_model, make_model
 from trainer.commands import index as index_command
 from trainer.commands import recommend as recommend_command
-
-N_ITEMS, MAX_LENGTH = 60, 5
-IDS = [f"v{row * 7}" for row in range(1, N_ITEMS)]
-
-
-Content = dict[ContentField, torch.Tensor]
-NEEDS: dict[str, tuple[ContentField, ...]] = {
-    "sasrec": (),
-    "tedrec": ("text", "visual"),
-    "mealrec": ("text", "visual", "sequence"),
-}
-
-
-def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
-    torch.manual_seed(0)
-    present = torch.rand(N_ITEMS) > 0.2
-    present[0] = False
-    text = torch.randn(N_ITEMS, 6).half() * present[:, None]
-    sequence = torch.randn(N_ITEMS, 3, 4).half() * present[:, None, None]
-    every: Content = {"text": text, "visual": sequence.float().mean(1).half(), "sequence": sequence}
-    content = {field: every[field] for field in NEEDS[system]}
-    table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), dict.fromkeys(content, "segments"))
-    interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
-    model = systems.build(
-        system, systems.options_of(system, {}), ModelContext(table, interactions, MAX_LENGTH, seed=3)
-    ).eval()
-    return model, content, dict.fromkeys(content, present)
-
-
-def export_model(out: Path, system: str = "sasrec") -> SequenceModel:
-    model, content, present = make_model(system)
-    with torch.no_grad():
-        vectors = model.item_vectors()
-    write_export(
-        out,
-        system=system,
-        options={},
-        similarity=model.similarity,
-        max_length=MAX_LENGTH,
-        inference=model.inference_choices[-1],
-        seed=3,
-        weights=model.state_dict(),
-        item_vectors=vectors,
-        item_ids=IDS,
-        titles=[None if row % 2 else f"title {row}" for row in range(1, N_ITEMS)],
-        content=content,
-        present=present,
-        content_kinds=dict.fromkeys(content, "segments"),
-    )
-    model.inference = model.inference_choices[-1]
-    return model
 
 
 @pytest.fixture
@@ -119,13 +65,30 @@ def test_items_older_than_the_models_memory_are_excluded_too(model_dir: Path) ->
 
 def test_a_history_without_known_items_is_refused(model_dir: Path) -> None:
     recommender = Recommender.load(model_dir)
-    with pytest.raises(UserError, match=r"history 2 \(a b\) holds no item.*such as v7, v14"):
+    with pytest.raises(UserError, match=r"history 2 \(a, b\) holds no item.*such as v7, v14"):
         recommender.recommend([["v7"], ["a", "b"]], k=3)
     with pytest.raises(UserError, match=r"history 1 \(empty\)"):
         recommender.recommend([[]], k=3)
     with pytest.raises(UserError, match="at least 1"):
         recommender.recommend([["v7"]], k=0)
     assert recommender.recommend([], k=3) == []
+
+
+def test_a_bad_history_gets_the_popular_items_if_asked(model_dir: Path) -> None:
+    recommender = Recommender.load(model_dir)
+    good, unknown, empty = recommender.recommend([["v7"], ["a", "b"], []], k=4, popular_instead=True)
+    assert recommender.recommend([["v7"]], k=4) == [good]
+    assert [r.item for r in unknown.recommendations] == ["v21", "v14", "v7", "v28"], "most popular first"
+    assert {r.score for r in unknown.recommendations} == {None}
+    assert unknown.recommendations == empty.recommendations
+    assert unknown.remarks == (
+        "ignored, because the model does not know them: 'a', 'b'; "
+        "popular items, because the history holds no item that the model knows"
+    )
+    assert empty.remarks == empty.note
+    assert good.remarks == ""
+    (every,) = recommender.recommend([["a"]], k=100, popular_instead=True)
+    assert every.note.endswith("; 59 items, not 100: the catalogue has 59")
 
 
 def test_an_answer_does_not_depend_on_its_batch(model_dir: Path) -> None:
@@ -176,6 +139,18 @@ def test_index_then_recommend_by_it(model_dir: Path, kind: str, capsys: pytest.C
     assert kind in Recommender.load(model_dir, index=kind).description
 
 
+def test_an_index_that_misses_much_is_warned_about(
+    model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 3)  # 19 lists of 59 items
+    run_command(index_command, "--model", str(model_dir), "--kind", "ivf", "--nprobe", "1", "--device", "cpu")
+    assert "warning: recall@20 is below 0.95" in (printed := capsys.readouterr()).err
+    assert "other options (--nprobe), or as flat" in printed.err
+    for index in ("exact", "ivf"):
+        (answer,) = Recommender.load(model_dir, index=index).recommend([IDS[:9]], k=50)
+        assert {r.item for r in answer.recommendations} == set(IDS[9:]), "whole all the same"
+
+
 def test_a_mistake_in_an_option_or_a_kind_is_refused_by_name(model_dir: Path) -> None:
     for arguments, says in (
         (["--kind", "ifv"], "unknown index 'ifv': did you mean 'ivf'"),
@@ -197,21 +172,6 @@ def test_an_index_of_another_export_is_refused(model_dir: Path, tmp_path: Path) 
         Recommender.load(tmp_path / "other", index="flat")
 
 
-def test_recommend_prints_a_table_or_json(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--model", str(model_dir), "--history", "v7 who v14", "--k", "3")
-    assert run_command(recommend_command, *arguments) == 0
-    printed = capsys.readouterr()
-    header, *lines = printed.out.splitlines()
-    assert header.split() == ["rank", "id", "score", "title"]
-    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
-    assert "who" in printed.err
-    assert run_command(recommend_command, *arguments, "--json") == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["unknown"] == ["who"]
-    assert [r["rank"] for r in answer["recommendations"]] == [1, 2, 3]
-    assert [r["item"] for r in answer["recommendations"]] == [line.split()[1] for line in lines]
-
-
 def test_weights_that_do_not_fit_this_version_are_refused(tmp_path: Path) -> None:
     model, _, _ = make_model("sasrec")
     shared = {
@@ -222,6 +182,7 @@ def test_weights_that_do_not_fit_this_version_are_refused(tmp_path: Path) -> Non
         "item_vectors": torch.ones(N_ITEMS, 4),
         "item_ids": IDS,
         "titles": [None] * len(IDS),
+        "train_counts": [0] * len(IDS),
     }
     weights = {**model.state_dict(), "surplus": torch.ones(1)}
     write_export(tmp_path / "a", options={}, inference="default", weights=weights, **shared)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from cluster import console
 from retrieval.index.build import build_index, recall_against_exact
 from retrieval.index.kinds import KINDS, parse_options
 from retrieval.recommender import Recommender, index_folder
+from trainer.evaluation.report import LOW_RECALL
 from trainer.local_path import local_path
 
 _QUERIES = 256
@@ -73,4 +74,10 @@ def run(args: argparse.Namespace) -> int:
         f"recall@10 {recalls[10]:.4f}  recall@20 {recalls[20]:.4f}  against exact ranking "
         f"({_QUERIES} synthetic users: random histories of {_HISTORY} items, encoded by the model)"
     )
+    if recalls[20] < LOW_RECALL:
+        wider = [f"--{field.name.replace('_', '-')}" for field in fields(KINDS[args.kind])]
+        console.warn(
+            f"recall@20 is below {LOW_RECALL}: many of the best items are missed; build it with other options "
+            f"({', '.join(wider)}), or as flat, which is exact"
+        )
     return 0

@@ -30,6 +30,8 @@ from trainer.local_path import local_path
 from trainer.progress import Progress
 
 _NEIGHBOURS = 8
+#: options whose value may begin with a dash
+DASHED_VALUES = ("--item",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder or URL made by `mealrec extract`; may be given several times",
     )
-    add("--item", required=True, metavar="ID", help="the item to look at")
+    add("--item", type=str.strip, required=True, metavar="ID", help="the item to look at, as it is: it may hold blanks")
     add(
         "--out", type=local_path, required=True, metavar="FILE", help="the page to write: HTML that needs no other file"
     )

@@ -1,32 +1,56 @@
-"""`mealrec recommend`: Recommend the top k items for a history of raw item ids."""
+"""`mealrec recommend`: Recommend the top k items for a history, for a user of a dataset, or for a file of histories."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from cluster import console
+from models.errors import UserError
+from retrieval.folders import writable_file
 from retrieval.index.kinds import KINDS
 from retrieval.recommender import Answer, Recommender
+from trainer.data.format.dataset import Dataset
+from trainer.data.histories import HistoryFile, answer_file, of_user
 from trainer.local_path import local_path
+from trainer.progress import Progress
+
+#: users of a file at a time, and their recommendations at a time (a few hundred bytes each)
+_USERS, _RECOMMENDATIONS = 8192, 1 << 18
+#: options whose value may begin with a dash
+DASHED_VALUES = ("--history", "--item", "--user")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments, description and examples of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Recommend items for a history. Ids that the model does not know are reported and ignored;\n"
-        "items of the history are not recommended again."
+        "Recommend items for a history, for a user of a dataset, or for each row of a file (--histories, --out).\n"
+        "Ids that the model does not know are reported and ignored; items of the history are not recommended again."
     )
     parser.epilog = (
         "examples:\n"
-        '  mealrec recommend --model model --history "8245 1903 77" --k 20\n'
-        '  mealrec recommend --model model --history "8245 1903 77" --json --index hnsw'
+        '  mealrec recommend --model model --history "i8 i19 i7" --k 20\n'
+        "  mealrec recommend --model model --item i8 --item i19 --json\n"
+        "  mealrec recommend --model model --user u17 --data data/demo"
     )
     parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
-    parser.add_argument("--history", required=True, metavar='"ITEM ..."', help="raw item ids, oldest first")
-    parser.add_argument("--k", type=int, default=20, metavar="N", help="how many items (20)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--history", metavar='"ITEM ..."',
+                        help="raw item ids, oldest first, with blanks between them, or as a list in JSON")  # fmt: skip
+    source.add_argument("--item", type=str.strip, action="append", metavar="ITEM",
+                        help="an item of the history, as it is; once for each, oldest first "
+                        "(--item=--x for an id that begins with two dashes)")  # fmt: skip
+    source.add_argument("--user", type=str.strip, metavar="USER", help="all that this user watched in --data")
+    source.add_argument("--histories", type=local_path, metavar="FILE",
+                        help="many users: a Parquet file, or folder of parts, with the columns user, and items "
+                        "(lists of raw item ids, oldest first)")  # fmt: skip
+    parser.add_argument("--data", metavar="DIR", help="for --user: a prepared dataset, since an export holds no users")
+    parser.add_argument("--out", type=local_path, metavar="FILE",
+                        help="for --histories: the Parquet file of user, items, scores, ranks, note")  # fmt: skip
+    parser.add_argument("--k", type=int, default=20, metavar="N", help="how many items (20); at most the catalogue")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
         "--index",
@@ -38,19 +62,96 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the recommendations for one history; return the exit code."""
+    """Print the recommendations for one history, or write those for a file; return the exit code."""
+    _require_together("--user", args.user, "--data", args.data, "an export holds no users and no log")
+    _require_together("--histories", args.histories, "--out", args.out, "their recommendations are written to a file")
+    if args.histories is not None:
+        if args.json:
+            raise UserError("--json prints one answer; the answers to --histories are written to --out as Parquet")
+        return _answer_file(args)
     recommender = Recommender.load(args.model, index=args.index)
-    (answer,) = recommender.recommend([args.history.split()], args.k, exclude_history=not args.keep_history)
+    (answer,) = recommender.recommend([_history(args, recommender)], args.k, exclude_history=not args.keep_history)
     if args.json:
         ranked = [{"rank": n, **asdict(item)} for n, item in enumerate(answer.recommendations, start=1)]
         said = {"unknown": answer.unknown, "note": answer.note, "ranked_by": recommender.description}
         print(json.dumps({"recommendations": ranked, **said}))
         return 0
-    if answer.unknown:
-        console.note(f"ignored, because the model does not know them: {' '.join(answer.unknown)}")
-    if answer.note:
-        console.note(answer.note)
+    if answer.remarks:
+        console.warn(answer.remarks)
     print(_table(answer))
+    return 0
+
+
+def _require_together(option: str, value: object, other: str, its_value: object, why: str) -> None:
+    if (value is None) != (its_value is None):
+        given, missing = (option, other) if its_value is None else (other, option)
+        raise UserError(f"{given} needs {missing}: {why}" if given == option else f"{given} is only for {missing}")
+
+
+def _history(args: argparse.Namespace, recommender: Recommender) -> list[str]:
+    if args.item is not None:
+        return list(args.item)
+    if args.history is not None:
+        return _parsed(args.history, recommender.items.ids)
+    dataset = Dataset.open(args.data)
+    if dataset.manifest.fingerprint != recommender.card.provenance.get("data"):
+        console.warn(f"{args.data} is not the dataset that {args.model} was trained on; only ids that it knows count")
+    history = of_user(dataset, args.user)
+    console.note(f"{args.user} watched {len(history):,} items, the last one {history[-1]!r}")
+    return history
+
+
+def _parsed(text: str, known: Sequence[str]) -> list[str]:
+    """Ids between blanks, or a list in JSON.
+
+    Raises UserError for JSON that is not a list of ids; and where known ids hold blanks, if the words are one id
+    together or are not all known: the answer would be for other items than were meant.
+    """
+    if not text.lstrip().startswith("["):
+        words = text.split()
+        unclear = text.strip() in known or not {*words} <= {*known}
+        if len(words) > 1 and unclear and any(" " in each for each in known):
+            raise UserError(
+                f"--history {text[:80]!r} would be divided at its blanks, but ids of this model hold blanks too; "
+                "give each id with --item"
+            )
+        return words
+    try:
+        ids = json.loads(text)
+        if not all(isinstance(each, str | int) and not isinstance(each, bool) for each in ids):
+            raise ValueError("an id is text or a whole number")
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"--history {text[:80]} begins like a list in JSON and is none ({error}); write '[\"a b\", \"c\"]', "
+            "or give each id with --item"
+        ) from None
+    return [str(each).strip() for each in ids]
+
+
+def _answer_file(args: argparse.Namespace) -> int:
+    """Write the recommendations for all rows of a file of histories."""
+    out = writable_file(args.out)  # before the work, not after
+    histories = HistoryFile.open(args.histories)
+    if out in [part.resolve() for part in histories.parts]:
+        raise UserError(f"--out {args.out} is the file of --histories; give another one")
+    recommender = Recommender.load(args.model, index=args.index)
+    k = min(max(1, args.k), len(recommender.items.ids))
+    done, noted = 0, 0
+    progress = Progress("recommending", histories.rows)
+    with answer_file(out, histories.user_type) as write:
+        for users, batch in histories.batches(max(1, min(_USERS, _RECOMMENDATIONS // k))):
+            answers = recommender.recommend(
+                batch, args.k, exclude_history=not args.keep_history, popular_instead=True
+            )
+            items = [[each.item for each in answer.recommendations] for answer in answers]
+            scores = [[each.score for each in answer.recommendations] for answer in answers]
+            write(users, items, scores, [answer.remarks or None for answer in answers])
+            done, noted = done + len(answers), noted + sum(bool(answer.remarks) for answer in answers)
+            progress.update(done)
+    progress.close()
+    console.say(f"recommendations for {done:,} users written to {args.out}, ranked by {recommender.description}")
+    if noted:
+        console.warn(f"{noted:,} of them have a note: unknown ids, popular items instead of ranked ones, or few items")
     return 0
 
 

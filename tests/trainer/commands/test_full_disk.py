@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tests.helpers.small_disk import fill, small_disk
@@ -79,6 +80,16 @@ def test_evaluate(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) ->
     refused(
         capsys, disk, "evaluate", "--run", "a", "--runs-dir", str(home / "runs"), "--out", str(disk / "report.json")
     )
+
+
+@pytest.mark.parametrize("leave", [0, 64 << 10])
+def test_recommend(home: Path, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], leave: int) -> None:
+    """Of many users: the disk is full in the middle."""
+    users = pl.DataFrame({"user": range(20_000), "items": [[f"i{n % 60 + 1}"] for n in range(20_000)]})
+    users.write_parquet(tmp_path / "users.parquet")
+    fill(disk, leave)
+    files = ["--histories", str(tmp_path / "users.parquet"), "--out", str(disk / "out.parquet")]
+    refused(capsys, disk, "recommend", "--model", str(home / "model"), *files, "--k", "20")
 
 
 def test_extract(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,15 @@ def with_ids(frame: pl.DataFrame, column: str, file: Path) -> pl.DataFrame:
     return frame
 
 
+def as_id(value: object) -> str:
+    """One value as the id that `with_ids` makes of it; "" for null. What is no id becomes text that no item has."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        value = int(value)
+    return (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).strip()
+
+
 def with_text(frame: pl.DataFrame, column: str, file: Path) -> pl.DataFrame:
     """`frame` with `column` as strings without surrounding blanks, null where nothing is left.
 

@@ -12,6 +12,7 @@ import pytest
 
 from models.errors import UserError
 from trainer.data.provided import feature_content
+from trainer.data.sources.ids import as_id
 from trainer.data.sources.items import read_items
 from trainer.data.sources.table import read_table
 
@@ -87,3 +88,8 @@ def test_an_empty_line_between_ids_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "text.npy", np.eye(2, dtype=np.float32))
     with pytest.raises(UserError, match=r"ids\.txt has an empty line"):
         feature_content([str(tmp_path)], ["a", "b"], tmp_path)
+
+
+def test_one_value_is_the_id_that_it_is_in_a_column() -> None:
+    assert [as_id(value) for value in (101, 101.0, " 101\t", b"101 ", None)] == ["101", "101", "101", "101", ""]
+    assert [as_id(value) for value in (1.5, 2.0**53, float("nan"), b"\xff")] == ["1.5", str(2.0**53), "nan", "\ufffd"]

@@ -259,3 +259,9 @@ def test_titles_come_from_the_first_folder_that_has_one(tmp_path: Path) -> None:
     page = inspected(tmp_path, "i0", *roots)
     assert page.title == "Name 0 (i0)"
     assert page.text["Nearest by title"].count("Name 1") == 1
+
+
+@pytest.mark.parametrize("item", ["a b", "-7", "-a b"])
+def test_an_id_with_blanks_or_a_dash_in_front(tmp_path: Path, item: str) -> None:
+    items = named(3).with_columns(item=pl.Series(["x", item, "y"]))
+    assert inspected(tmp_path, item, title(tmp_path / "title", items)).title == f"Name 1 ({item})"

@@ -1,0 +1,71 @@
+"""An exported model: a real system of the registry, untrained, on a few items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from models import systems
+from models.contract import ModelContext, SequenceModel, TrainingInteractions
+from models.options.base import ContentField
+from models.tensor_table import TensorTable
+from retrieval.export import write_export
+
+N_ITEMS, MAX_LENGTH = 60, 5
+IDS = [f"v{row * 7}" for row in range(1, N_ITEMS)]
+
+
+Content = dict[ContentField, torch.Tensor]
+NEEDS: dict[str, tuple[ContentField, ...]] = {
+    "sasrec": (),
+    "tedrec": ("text", "visual"),
+    "mealrec": ("text", "visual", "sequence"),
+}
+
+
+def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
+    """The system in eval mode, its content, and which items have it."""
+    torch.manual_seed(0)
+    present = torch.rand(N_ITEMS) > 0.2
+    present[0] = False
+    text = torch.randn(N_ITEMS, 6).half() * present[:, None]
+    sequence = torch.randn(N_ITEMS, 3, 4).half() * present[:, None, None]
+    every: Content = {"text": text, "visual": sequence.float().mean(1).half(), "sequence": sequence}
+    content = {field: every[field] for field in NEEDS[system]}
+    table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), dict.fromkeys(content, "segments"))
+    interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
+    model = systems.build(
+        system, systems.options_of(system, {}), ModelContext(table, interactions, MAX_LENGTH, seed=3)
+    ).eval()
+    return model, content, dict.fromkeys(content, present)
+
+
+def export_model(
+    out: Path, system: str = "sasrec", ids: Sequence[str] = IDS, provenance: Mapping[str, object] | None = None
+) -> SequenceModel:
+    """Export an untrained system with 59 items. Items 1, 2, 3 were watched 1, 2, 3 times, the others never."""
+    model, content, present = make_model(system)
+    with torch.no_grad():
+        vectors = model.item_vectors()
+    write_export(
+        out,
+        system=system,
+        options={},
+        similarity=model.similarity,
+        max_length=MAX_LENGTH,
+        inference=model.inference_choices[-1],
+        seed=3,
+        weights=model.state_dict(),
+        item_vectors=vectors,
+        item_ids=ids,
+        train_counts=[1, 2, 3] + [0] * (N_ITEMS - 4),
+        provenance=provenance,
+        titles=[None if row % 2 else f"title {row}" for row in range(1, N_ITEMS)],
+        content=content,
+        present=present,
+        content_kinds=dict.fromkeys(content, "segments"),
+    )
+    model.inference = model.inference_choices[-1]
+    return model

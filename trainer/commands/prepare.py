@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster import console
 from models.errors import UserError
 from retrieval.folders import sole_maker, writable_folder
+from trainer.commands.activation import activation
 from trainer.commands.subcommands import add_subcommands
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare
@@ -54,16 +55,15 @@ def run(args: argparse.Namespace) -> int:
         manifest: Manifest = args.make(args)
     console.say(report(manifest))
     console.say(f"written to {args.out}")
-    console.say(f"next: {next_command(args.out, manifest)}")
+    console.say("\n".join(["next:", *(f"  {line}" for line in [*activation(), next_command(args.out)])]))
     return 0
 
 
-def next_command(out: Path, manifest: Manifest) -> str:
-    """The command that trains on this dataset: baselines, SASRec, and MealRec where it has the content for it."""
-    systems = ["popularity", "transition-knn", "sasrec", *(["mealrec"] if "sequence" in manifest.content else [])]
-    name = out.absolute().name
-    words = ["mealrec", "train", "--recipe", "demo", "--data", str(out), "--model", ",".join(systems), "--name", name]
-    return shlex.join(words)
+def next_command(out: Path) -> str:
+    """The command that trains on the dataset, as a shell takes it: several systems, to see which is worth keeping."""
+    data = str(out) if not str(out).startswith("-") else f"./{out}"
+    name = out.absolute().name.lstrip(".-")
+    return shlex.join(["mealrec", "train", "--data", data, "--name", name or "first"])
 
 
 def report(manifest: Manifest) -> str:
@@ -76,6 +76,7 @@ def report(manifest: Manifest) -> str:
         f"{'average length':<16}{numbers.average_length:>14.2f}",
         f"{'sparsity':<16}{numbers.sparsity:>14.2%}",
         f"{'train rows':<16}{manifest.train_rows:>14,}",
+        f"{'history length':<16}{manifest.max_length:>14,}",
         f"cold targets: {cold.validation.cold_targets:,} validation, {cold.test.cold_targets:,} test",
     ]
     for field, info in manifest.content.items():
@@ -126,7 +127,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     add("--core-on", choices=["both", "users", "items", "none"], default=default.core_on, help="sides it holds on")
     add("--sample-users", type=int, metavar="N", help="keep N users, drawn before the k-core")
     add("--seed", type=int, default=default.seed, help="of the sample (default %(default)s)")
-    add("--max-length", type=int, default=default.max_length, help="items in a history (default %(default)s)")
+    add("--max-length", type=int, help="items in a history (default: 10 to 50, by the length of users' histories)")
     add(
         "--features",
         action="append",

@@ -1,14 +1,17 @@
 """Recipes: YAML files of settings for a dataset and the systems trained on it. Here they are read and overridden.
 
-A recipe has the sections of `trainer.config.schema.RunConfig`, with two differences: `model` is the name of the system
-to train, and `systems` has a section for each system whose options differ from the defaults. The key `train` of such a
-section overrides the training settings for that system. A run's `config.yaml`, where `model` is a section, is a recipe
-too.
+A recipe has the sections of `trainer.config.schema.RunConfig`, with three differences. `model` is the name of the
+system to train where the command names none, and may be left out. `systems` has a section for each system whose options
+differ from the defaults; the key `train` of such a section overrides the training settings for that system. `sizes` is
+a list of such settings for datasets of different size: the first entry whose `rows` is at least the number of training
+rows counts (the last has no `rows`), and its `because` tells the user why. A run's `config.yaml`, where `model` is a
+section, is a recipe too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,39 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load(recipe: str, model: str | None, settings: Iterable[str], data: str | None) -> RunConfig:
+@dataclass(frozen=True)
+class Size:
+    """One entry of a recipe's `sizes`. rows: the most training rows it is meant for (None: any number)."""
+
+    rows: int | None
+    because: str
+    settings: Mapping[str, Any]
+
+
+def size_for(recipe: str, rows: int) -> Size | None:
+    """The entry of the recipe's `sizes` for a dataset with so many training rows; None if it has no `sizes`."""
+    return next((size for size in _sizes(recipe, _read(recipe)) if size.rows is None or rows <= size.rows), None)
+
+
+def names_a_system(recipe: str) -> bool:
+    """Whether the recipe says itself which system it trains, as the configuration of a run does."""
+    return bool(_read(recipe).get("model"))
+
+
+def load(
+    recipe: str, model: str | None, settings: Iterable[str], data: str | None, rows: int | None = None
+) -> RunConfig:
     """The configuration from `recipe` (a name, or the path of a YAML file) for the system `model`.
 
-    settings: "section.key=value", override the recipe. data: overrides the path of the dataset.
+    settings: "section.key=value", override the recipe. data: overrides the path of the dataset. rows: number of its
+    training rows; without it the recipe's `sizes` do not count.
     Raises UserError for an unknown recipe, system, key or value.
     """
     values = _read(recipe)
+    _sizes(recipe, values)
+    values.pop("sizes", None)
+    if rows is not None and (size := size_for(recipe, rows)):
+        _merge(values, size.settings)
     if isinstance(values.get("model"), Mapping):
         _check_written_by_a_run(recipe, values)
     overrides = nest(settings)
@@ -58,6 +87,21 @@ def load(recipe: str, model: str | None, settings: Iterable[str], data: str | No
     if data:
         _merge(values, {"data": {"path": data}})
     return parse(values)
+
+
+def _sizes(recipe: str, values: Mapping[str, Any]) -> list[Size]:
+    """The checked `sizes` of a recipe, smallest first."""
+    given = values.get("sizes", [])
+    if not isinstance(given, list) or not all(isinstance(each, Mapping) for each in given):
+        raise UserError(f"recipe {recipe}: `sizes` is a list of sections of settings, each with rows and because")
+    limits = [each.get("rows") for each in given[:-1]]
+    if not all(isinstance(rows, int) for rows in limits) or limits != sorted(limits):
+        raise UserError(f"recipe {recipe}: the `rows` of its `sizes` are not whole numbers that grow")
+    own = ("rows", "because")
+    return [
+        Size(each.get("rows"), str(each.get("because", "")), {key: each[key] for key in each if key not in own})
+        for each in given
+    ]
 
 
 def _check_written_by_a_run(path: str, values: Mapping[str, Any]) -> None:

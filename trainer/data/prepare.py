@@ -27,19 +27,19 @@ TitlesToContent = Callable[[Sequence[str | None], Path], Mapping[ContentField, C
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What is kept of a log, and folders with the vectors of its items."""
+    """What is kept of a log, and folders with the vectors of its items. max_length: None chooses it by the log."""
 
     k_core: int = 4
     core_on: CoreOn = "both"
     sample_users: int | None = None
     seed: int = 0
-    max_length: int = 10
+    max_length: int | None = None
     features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("k_core", "max_length"):
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
         # checked here, before a long import: numpy's generator takes no negative seed
         if self.seed < 0:
@@ -68,7 +68,6 @@ def prepare(
     out = writable_folder(out)  # refuses it before minutes of embedding, not after
     with scratch_folder(out) as scratch, told_of_disk(out.parent, scratch):
         kept, lost = _select(log, options)
-        _warn_of_core(lost, len(kept.item_ids), options)
         given = feature_content(options.features, kept.item_ids, scratch)
         known = {**given.titles, **log.titles}
         titles = [known.get(item) for item in kept.item_ids]
@@ -98,7 +97,7 @@ def _write(
         times=kept.times,
         behaviours=kept.behaviours,
         behaviour_names=log.behaviour_names,
-        max_length=options.max_length,
+        max_length=options.max_length or history_length(np.diff(kept.offsets)),
         core=Core(k=0 if options.core_on == "none" else options.k_core, on=options.core_on),
         dropped={**log.dropped, **lost, **given.unused},
         command=command,
@@ -106,13 +105,47 @@ def _write(
     )
 
 
-def _warn_of_core(lost: Mapping[str, int], items: int, options: PrepareOptions) -> None:
-    gone = lost[f"items outside the {_core(options)}"]
-    if gone >= items:
-        console.warn(
-            f"the {_core(options)} drops {gone:,} of {gone + items:,} items; --k-core {options.k_core - 1} or "
-            "--core-on users keeps more of them"
-        )
+def history_length(lengths: NDArray[np.int64]) -> int:
+    """How many items a history holds where nothing else is asked for: so many that nine of ten users fit with all that
+    precedes their test target, rounded up to tens, and 10 to 50, since time and memory grow with it.
+
+    lengths: (U,) interactions of each user.
+    """
+    most = float(np.quantile(lengths - 1, 0.9))
+    return int(min(50, max(10, 10 * np.ceil(most / 10))))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The interactions that the k-core is taken of: codes of their users and items, (N,) each."""
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+
+    def counts(self, keep: NDArray[np.bool_]) -> tuple[int, int]:
+        """How many users and items the rows of `keep` have."""
+        return len(np.unique(self.users[keep])), len(np.unique(self.items[keep]))
+
+    def core(self, k: int, on: CoreOn) -> NDArray[np.bool_]:
+        return k_core(self.users, self.items, k, on)
+
+
+def _warn_of_core(rows: _Rows, kept: tuple[int, int], options: PrepareOptions) -> None:
+    """Where the core drops half of the users or items: say so before the long work, and what else would keep."""
+    users, items = rows.counts(np.ones(len(rows.users), np.bool_))
+    if 2 * kept[0] > users and 2 * kept[1] > items:
+        return
+    k, on = options.k_core, options.core_on
+    others: list[tuple[int, CoreOn]] = [(k - 1, on), (2, on), (k, "users"), (0, "none")]
+    lines = []
+    for other_k, other_on in dict.fromkeys(other for other in others if other[0] != 1 and other != (k, on)):
+        counts = rows.counts(rows.core(other_k, other_on))
+        choice = "--core-on none" if other_on == "none" else f"--k-core {other_k} --core-on {other_on}"
+        lines.append(f"  {choice:<28} keeps {counts[0]:,} users and {counts[1]:,} items")
+    console.warn(
+        f"the {_core(options)} keeps only {kept[0]:,} of {users:,} users and {kept[1]:,} of {items:,} items. "
+        "To keep more, stop this (Ctrl-C) and add one of:\n" + "\n".join(lines)
+    )
 
 
 def _core(options: PrepareOptions) -> str:
@@ -140,7 +173,8 @@ def _select(log: Log, options: PrepareOptions) -> tuple[_Kept, dict[str, int]]:
     lost["interactions of users with fewer than 3"] = int(few.sum())
     keep &= ~few
     before = keep.copy()
-    keep[np.flatnonzero(keep)] = k_core(users[keep], items[keep], options.k_core, options.core_on)
+    rows = _Rows(users[keep], items[keep])
+    keep[np.flatnonzero(keep)] = rows.core(options.k_core, options.core_on)
     core = _core(options)
     for name, code in (("users", users), ("items", items)):
         lost[f"{name} outside the {core}"] = len(np.unique(code[before])) - len(np.unique(code[keep]))
@@ -150,6 +184,7 @@ def _select(log: Log, options: PrepareOptions) -> tuple[_Kept, dict[str, int]]:
             f"no interaction is left of {len(users):,}: {_words(lost)}; "
             "lower --k-core, choose another --core-on, or sample more users"
         )
+    _warn_of_core(rows, _Rows(users, items).counts(keep), options)
     return _order(frame, users, items, keep, user_names, item_names), lost
 
 

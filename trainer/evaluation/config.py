@@ -14,6 +14,8 @@ from retrieval.metrics.registry import DEFAULT, MetricChoice
 #: the first k of which an index's recall is measured, and the key of that recall in reports
 RECALL_K = 20
 RECALL = f"recall@{RECALL_K}"
+#: decides when training stops, which epoch and which run are kept, and how users are encoded, whatever is reported
+CRITERION = "NDCG@10"
 
 
 class EvalConfig(BaseModel):

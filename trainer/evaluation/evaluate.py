@@ -20,14 +20,12 @@ from retrieval.metrics.registry import DEFAULT, MetricChoice
 from retrieval.metrics.summary import list_values, mean_metrics, warm_cold
 from trainer.batches.loader import Loaded
 from trainer.data.format.splits import Split, target_positions
-from trainer.evaluation.config import EvalConfig
+from trainer.evaluation.config import CRITERION, EvalConfig
 from trainer.evaluation.exposure import ExposureCounter
 from trainer.evaluation.rankers import make_ranker
 from trainer.process import world
 
 Ints = NDArray[np.int64]
-#: decides when training stops, which epoch is kept, and how users are encoded, whatever metrics are reported
-CRITERION = "NDCG@10"
 _CRITERION = MetricChoice(("NDCG",), (10,))
 
 

@@ -1,4 +1,4 @@
-"""Read and check the ranks that the test of a run saved, and group runs that differ only in their seed."""
+"""Read and check the ranks of a run's test or validation, and group runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class RunRanks:
-    """Test ranks of one run, sorted by user: user, target, rank, rank_masked (U,) integers; cold (U,) bool."""
+    """Ranks of one run, sorted by user: user, target, rank, rank_masked (U,) integers; cold (U,) bool."""
 
     name: str
     user: NDArray[np.integer[Any]]
@@ -59,9 +59,12 @@ def grouped(runs: Sequence[RunRanks]) -> list[SeedGroup]:
     return [SeedGroup(name if len(same) > 1 else same[0].name, same) for name, same in groups.items()]
 
 
-def read_run(folder: Path) -> RunRanks:
-    """Read the test ranks in `folder` and check them against its test.json. Raises UserError with the wrong file."""
-    path = folder / "ranks-test.npz"
+def read_run(folder: Path, split: Literal["test", "valid"] = "test") -> RunRanks:
+    """Read the ranks of `split` in `folder` and check them against test.json or valid.json.
+
+    Raises UserError with the wrong file.
+    """
+    path = folder / f"ranks-{split}.npz"
     arrays = _read_arrays(path)
     integers = [arrays[name] for name in ("user", "target", "rank", "rank_masked")]
     same_length = len({array.shape for array in arrays.values()}) == 1 and arrays["cold"].ndim == 1
@@ -71,7 +74,7 @@ def read_run(folder: Path) -> RunRanks:
     ranks = RunRanks(folder.name, **{name: array[order] for name, array in arrays.items()})
     if not len(order) or (np.diff(ranks.user) == 0).any() or min(ranks.rank.min(), ranks.rank_masked.min()) < 0:
         raise UserError(f"{path}: expected at least one user, each user once, and no rank below 0 (0: not found)")
-    _require_same_figures(folder / "test.json", ranks)
+    _require_same_figures(folder / f"{split}.json", ranks)
     return ranks
 
 
@@ -99,8 +102,8 @@ def _require_same_figures(path: Path, ranks: RunRanks) -> None:
     reported = {key: value for key, value in figures.items() if _of_ranks(key)}  # none: metrics of lists alone
     if reported and not any(_fit(reported, column) for column in (ranks.rank, ranks.rank_masked)):
         raise UserError(
-            f"the metrics in {path} do not follow from ranks-test.npz next to it, so one of the two is from another "
-            f"test; {again}"
+            f"the metrics in {path} do not follow from ranks-{path.stem}.npz next to it, so one of the two is from "
+            f"another test; {again}"
         )
 
 

@@ -129,6 +129,18 @@ def test_compare_and_several_systems(root: Path, capsys: pytest.CaptureFixture[s
     assert (root / "runs/both-tedrec/test.json").exists()
 
 
+def test_resume_goes_on_with_the_systems_that_had_not_begun(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(root / "runs/base", root / "runs/part-sasrec")
+    two = [*settings("train.epochs=2"), "--resume"]
+    before = (root / "runs/part-sasrec/ranks-test.npz").read_bytes()
+    recipe, runs = str(root / "runs/base/config.yaml"), str(root / "runs")
+    command = ["train", "--recipe", recipe, "--name", "part", "--model", "sasrec,popularity", "--runs-dir", runs]
+    assert main([*command, *two]) == 0
+    assert "part-popularity" in capsys.readouterr().out
+    assert (root / "runs/part-popularity/test.json").exists()
+    assert (root / "runs/part-sasrec/ranks-test.npz").read_bytes() == before
+
+
 def test_a_dataset_that_moved_is_given_by_data(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = Path(shutil.copytree(root / "runs/base", tmp_path / "runs/base")).parent
     config = runs / "base/config.yaml"

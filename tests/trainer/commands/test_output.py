@@ -42,6 +42,7 @@ def train(data: Path, runs: Path, *options: str) -> int:
                      "--runs-dir", str(runs), *SETTINGS, *options])  # fmt: skip
 
 
+CLOSING = r"\nKeep two-\w+: .*\nnext:\n.*  mealrec compare two-.*"
 TABLES = r"\ntest metrics, full ranking[^,]*, history not masked\nrun .*\n-+\n(two-\w+ .*\n){2}\ntest metrics, .*"
 
 
@@ -62,12 +63,12 @@ def test_a_brief_training_prints_one_line_a_run_and_its_table(
 ) -> None:
     assert train(data, tmp_path / "runs", "--brief") == 0
     out, err = capsys.readouterr()
-    figures = r"test NDCG@10 0\.\d{4}"
+    figures = r"validation NDCG@10 0\.\d{4}"
     lines = [
         rf"two-popularity: {figures} \(fitted\), \d+ s",
         rf"two-sasrec: {figures} \(best epoch 1 of 1\), \d+ s",
     ]
-    assert re.fullmatch("\n".join(lines) + "\n" + TABLES, out, re.DOTALL), out
+    assert re.fullmatch("\n".join(lines) + "\n" + TABLES + CLOSING, out, re.DOTALL), out
     assert err == ""
 
 

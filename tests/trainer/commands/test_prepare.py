@@ -4,52 +4,94 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from models.options.base import ContentField
 from trainer.cli import main
+from trainer.commands import prepare as prepare_command
 from trainer.commands import train
-from trainer.config import recipe
+from trainer.commands.train_plan import COMPARISON, check_name, make_plan
+from trainer.data.format.manifest import load_manifest
 from trainer.data.format.writer import Content
-from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.prepare import PrepareOptions, history_length, prepare
 from trainer.data.sources.base import Log
 
 
 def test_the_command_that_comes_next_is_one_that_train_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     out = tmp_path / "my data"
     world = ["--users", "60", "--items", "80", "--topics", "4"]
     assert main(["prepare", "synthetic", *world, "--out", str(out)]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
-    words = shlex.split(line.removeprefix("next: "))
+    said = capsys.readouterr().out
+    *_, line = [line for line in said.splitlines() if line.startswith("  ")]
+    words = shlex.split(line)
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     args = parser.parse_args(words[2:])
     assert (words[:2], args.data, args.name) == (["mealrec", "train"], str(out), "my data")
-    assert "mealrec" in args.model.split(",")
-    for system in args.model.split(","):
-        train._check(recipe.load(args.recipe, system, [], args.data))
+    assert [each.config.model.name for each in make_plan(args).runs] == [*COMPARISON]
+    assert (f"  . {shlex.quote(sys.prefix)}/bin/activate\n" in said) == (sys.prefix != sys.base_prefix)
 
 
-def test_a_core_that_drops_half_of_the_items_warns_before_the_long_work(
+@pytest.mark.parametrize(("out", "name"), [(".hidden", "hidden"), ("-x", "x"), ("a b/c'd", "c'd"), ("...", "first")])
+def test_a_folder_of_any_name_gives_a_command_that_the_shell_takes(out: str, name: str) -> None:
+    words = shlex.split(prepare_command.next_command(Path(out)))
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = parser.parse_args(words[2:])
+    assert (Path(args.data), args.name) == (Path(out), name)
+    check_name(args.name, Path("runs") / args.name, resume=False)
+
+
+def test_a_core_that_drops_half_of_users_or_items_warns_before_the_long_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [(f"u{u}", item, at) for u in range(8) for at, item in enumerate([*"abcd", f"x{u}"])]
-    log = Log(pl.DataFrame(rows, schema={"user": pl.String, "item": pl.String, "time": pl.Int64}, orient="row"), ())
+    few = [(f"few{u}", item, at) for u in range(9) for at, item in enumerate("abc")]
     told: list[str] = []
 
     def encode(titles: object, scratch: Path) -> dict[ContentField, Content]:  # noqa: ARG001
         told.append(capsys.readouterr().err)
         return {}
 
-    prepare(log, tmp_path / "out", PrepareOptions(), "", encode)
-    prepare(log, tmp_path / "all", PrepareOptions(core_on="none"), "", encode)
-    assert told[0].startswith("warning: the 4-core on both drops 8 of 12 items; --k-core 3")
-    assert "warning" not in told[1]
+    def prepared(name: str, rows: list[tuple[str, str, int]], options: PrepareOptions) -> None:
+        frame = pl.DataFrame(rows, schema={"user": pl.String, "item": pl.String, "time": pl.Int64}, orient="row")
+        prepare(Log(frame, ()), tmp_path / name, options, "", encode)
+
+    prepared("items", rows, PrepareOptions())
+    prepared("users", [row for row in rows + few if row[1] in "abcd"], PrepareOptions())
+    prepared("all", rows, PrepareOptions(core_on="none"))
+    assert "the 4-core on both keeps only 8 of 8 users and 4 of 12 items." in told[0]
+    assert "\n  --k-core 4 --core-on users   keeps 8 users and 12 items" in told[0]
+    assert "\n  --core-on none               keeps 8 users and 12 items" in told[0]
+    assert "the 4-core on both keeps only 8 of 17 users and 4 of 4 items." in told[1]
+    assert "\n  --k-core 3 --core-on both    keeps 17 users and 4 items" in told[1]
+    assert "warning" not in told[2]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen"), [([3] * 9, 10), ([12] * 9, 20), ([5] * 95 + [400] * 5, 10), ([900], 50)]
+)
+def test_histories_are_as_long_as_nine_of_ten_users_need(lengths: list[int], chosen: int) -> None:
+    assert history_length(np.array(lengths)) == chosen
+
+
+def test_the_chosen_length_of_histories_is_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,time\n" + "".join(f"u{u},i{at},{at}\n" for u in range(4) for at in range(15)))
+    columns = ["--file", str(path), "--user", "user", "--item", "item", "--time", "time"]
+    assert main(["prepare", "table", *columns, "--out", str(tmp_path / "out")]) == 0
+    assert load_manifest(tmp_path / "out").max_length == 20
+    assert f"{'history length':<16}{20:>14}\n" in capsys.readouterr().out
+    assert main(["prepare", "table", *columns, "--max-length", "7", "--out", str(tmp_path / "seven")]) == 0
+    assert load_manifest(tmp_path / "seven").max_length == 7
 
 
 def test_times_that_are_all_one_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_mistake_is_told_before_anything_heavy_is_imported(root: Path, arguments: list[str], said: str) -> None:
-    base = ["train", "--recipe", "demo", "--data", "data", "--name", "new", "--set", "cluster.launcher=inline"]
+    base = ["train", "--recipe", "demo", "--data", "data", "--model", "sasrec", "--name", "new"]
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from trainer.cli import main\n"

@@ -23,7 +23,8 @@ BASE: dict[str, Any] = {"model": {"name": "sasrec"}}
 
 
 def settings_of(*settings: str) -> RunConfig:
-    return recipe.load("demo", None, settings, "data")
+    named = any(setting.startswith(("model.name=", "model=")) for setting in settings)
+    return recipe.load("demo", None if named else "mealrec", settings, "data")
 
 
 def options(config: RunConfig) -> dict[str, Any]:
@@ -119,10 +120,11 @@ def test_the_model_section_is_complete() -> None:
 
 @pytest.mark.parametrize("name", recipe.names())
 def test_packaged_recipes_parse_for_every_system(name: str, tmp_path: Path) -> None:
-    for system in (None, *SYSTEMS):
-        config = recipe.load(name, system, [], "data")
-        assert system in (None, config.model.name)
-        _round_trip(config, tmp_path / f"{name}-{system}.yaml")
+    for system in SYSTEMS:
+        for rows in (None, 100, 30_000, 10**7):
+            config = recipe.load(name, system, [], "data", rows)
+            assert config.model.name == system
+            _round_trip(config, tmp_path / f"{name}-{system}.yaml")
 
 
 def _same(given: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
@@ -142,7 +144,7 @@ def test_recipes_say_only_what_differs_from_the_defaults(name: str) -> None:
         default = {**to_plain(options_class(system)()), "train": common}
         assert section, f"{system} has nothing of its own"
         assert _same(section, default) == [], system
-    rest = {key: value for key, value in written.items() if key not in ("model", "systems")}
+    rest = {key: value for key, value in written.items() if key not in ("systems", "sizes")}
     assert _same(rest, RunConfig.model_validate({"model": BASE["model"]}).model_dump(mode="json")) == []
 
 
@@ -169,6 +171,43 @@ def _round_trip(config: RunConfig, path: Path) -> None:
     assert again == config
     assert again.fingerprint() == config.fingerprint()
     assert recipe.load(str(path), config.model.name, [], None) == config
+
+
+SIZES = """
+train: {epochs: 7, batch_size: 64}
+systems: {sasrec: {hidden: 32, train: {patience: 4}}}
+sizes:
+  - {rows: 100, because: few, train: {batch_size: 8}}
+  - {rows: 1_000, because: more, train: {batch_size: 16}, systems: {sasrec: {hidden: 48}}}
+  - {because: many, train: {epochs: 3}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "batch", "epochs", "hidden"),
+    [(None, [], 64, 7, 32), (1, [], 8, 7, 32), (100, [], 8, 7, 32), (101, [], 16, 7, 48), (5000, [], 64, 3, 32),
+     (101, ["train.batch_size=5", "model.hidden=8"], 5, 7, 8)],
+)  # fmt: skip
+def test_sizes_override_the_recipe_and_settings_override_them(
+    rows: int | None, settings: list[str], batch: int, epochs: int, hidden: int, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(SIZES)
+    config = recipe.load(str(tmp_path / "mine.yaml"), "sasrec", settings, "data", rows)
+    assert (config.train.batch_size, config.train.epochs, config.train.patience) == (batch, epochs, 4)
+    assert options(config)["hidden"] == hidden
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [("5", "list of sections"), ("[5]", "list of sections"), ("[{rows: many}, {}]", "whole numbers that grow"),
+     ("[{rows: 9}, {rows: 8}, {}]", "whole numbers that grow"), ("[{}, {}]", "whole numbers that grow"),
+     ("[{trian: {}}]", "unknown key trian: did you mean 'train'?")],
+)  # fmt: skip
+def test_wrong_sizes_are_refused(sizes: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"sizes: {sizes}")
+    with pytest.raises(UserError) as error:
+        recipe.load(str(tmp_path / "mine.yaml"), "sasrec", [], "data", 10)
+    assert said in str(error.value)
 
 
 def test_another_system_does_not_take_over_options(tmp_path: Path) -> None:

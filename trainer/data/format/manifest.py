@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from models.errors import UserError
 from models.options.base import ContentField
 from retrieval.files import digest, digest_file
+from trainer.data.storage import join, open_file
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_MAX_BYTES = 64 << 20
 CoreOn = Literal["both", "users", "items", "none"]
 
 
@@ -181,6 +183,16 @@ def load_manifest(folder: Path) -> Manifest:
         raise UserError(
             f"cannot read {path} ({error.strerror}); is {folder} a dataset made by `mealrec prepare`?"
         ) from None
+
+
+def read_manifest(source: str) -> tuple[Manifest, bytes]:
+    """The manifest of the dataset at a path or URL, and the bytes of its file. Raises UserError as `parse_manifest`,
+    and where there is none.
+    """
+    where = join(source, MANIFEST)
+    with open_file(where) as stream:
+        text = stream.read(_MAX_BYTES)
+    return parse_manifest(text, where), text
 
 
 def file_info(path: Path) -> FileInfo:

@@ -7,12 +7,11 @@ from pathlib import Path
 from models.errors import UserError
 from retrieval.files import Digest, locked
 from retrieval.folders import whole_folder
-from trainer.data.format.manifest import MANIFEST, FileInfo, Manifest, parse_manifest, verify_files
+from trainer.data.format.manifest import MANIFEST, FileInfo, Manifest, read_manifest, verify_files
 from trainer.data.format.shards import read_shard, shard_list
 from trainer.data.format.table_file import TableWriter
 from trainer.data.storage import join, open_file
 
-_MAX_MANIFEST_BYTES = 64 << 20
 _STREAMED = ("shards/", "table/")
 
 
@@ -23,10 +22,7 @@ def materialise(source: str, cache_dir: Path) -> Path:
     against the manifest on its way. Concurrent callers wait for the first. Returns the folder in `cache_dir`.
     Raises UserError naming the file that is missing, damaged or not the one that the manifest lists.
     """
-    where = join(source, MANIFEST)
-    with open_file(where) as stream:
-        text = stream.read(_MAX_MANIFEST_BYTES)
-    manifest = parse_manifest(text, where)
+    manifest, text = read_manifest(source)
     target = cache_dir / manifest.fingerprint[:32]
     with locked(cache_dir / f"{target.name}.lock"):
         if not target.exists():

@@ -1,0 +1,83 @@
+"""What `mealrec train` says at its end: which run to keep, what that means, and commands for what comes next."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.commands.activation import activation
+from trainer.commands.train_plan import PlannedRun
+from trainer.data.storage import is_url
+from trainer.evaluation.choice import Choice, Standing, choose
+from trainer.evaluation.config import CRITERION
+
+_WIDTH = 110
+_CHANCE = 0.05
+
+
+def closing(runs: Sequence[PlannedRun]) -> str:
+    """The last lines. runs: trained, all of one command."""
+    folders: dict[str, list[Path]] = {}
+    for run in runs:
+        folders.setdefault(run.config.model.name, []).append(run.folder)
+    choice = choose(folders)
+    baselines = {run.config.model.name for run in runs if not run.config.model.options.trained}
+    told = _verdict(choice, baselines) if len(runs) > 1 else []
+    lines = [line for text in told for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False)]
+    return "\n".join(["", *lines, "next:", *(f"  {command}" for command in _next(choice, runs[0]))])
+
+
+def _verdict(choice: Choice, baselines: set[str]) -> list[str]:
+    """Sentences: what to keep, why, and what that means."""
+    best, *others = choice.standings
+    kept = f"Keep {best.best_run}: it has the best validation {CRITERION}, {best.value:.4f}"
+    if others:
+        kept += f" (next {others[0].best_run}, {others[0].value:.4f}"
+        kept += f"; p {choice.p:.2g} over {choice.users:,} users)" if choice.p is not None else ")"
+    if choice.seeds > 1:
+        kept += f". Figures are means of {choice.seeds} seeds; of these, the run is the best"
+    told = [f"{kept}. Test figures say what to expect of it, and must not choose."]
+    if choice.p is not None and choice.p > _CHANCE:
+        told.append("These users do not tell the two apart: the cheaper one is as good a choice.")
+    if meaning := _meaning(best, others, baselines):
+        told.append(meaning)
+    return told
+
+
+def _meaning(best: Standing, others: Sequence[Standing], baselines: set[str]) -> str:
+    counting = next((each for each in others if each.system in baselines), None)
+    if best.system in baselines and any(each.system not in baselines for each in others):
+        return (
+            f"{best.system} is a baseline, fitted in seconds: on these data no trained system is worth its cost. More "
+            "interactions, or videos and titles of the items, are what trained systems gain from."
+        )
+    if best.system not in baselines and counting and counting.value > 0:
+        gain = best.value / counting.value - 1
+        return f"Training pays here: it is {gain:.0%} above the best baseline, {counting.best_run}."
+    return ""
+
+
+def _next(choice: Choice, run: PlannedRun) -> list[str]:
+    """Commands to paste. run: any of the runs."""
+    best, *others = choice.standings
+    out = f"export/{best.best_run}"
+    where = [] if run.folder.parent == Path("runs").absolute() else ["--runs-dir", str(run.folder.parent)]
+    commands = [["mealrec", "compare", best.best_run, others[0].best_run, *where]] if others else []
+    commands.append(["mealrec", "export", "--run", best.best_run, *where, "--out", out])
+    if history := _popular(run.config.data.path):
+        commands.append(["mealrec", "recommend", "--model", out, "--history", history, "--k", "10"])
+    return [*activation(), *map(shlex.join, commands)]
+
+
+def _popular(data: str) -> str:
+    """Ids of the three items that are watched most, as a history; empty where `--history` cannot hold such ids."""
+    if is_url(data):
+        return ""
+    import polars as pl
+
+    items = pl.read_parquet(Path(data).joinpath("items.parquet").read_bytes(), columns=["item", "train_count"])
+    ids = items.sort("train_count", descending=True, maintain_order=True)["item"].head(3).to_list()
+    plain = not any(each.split() != [each] for each in ids) and not ids[0].startswith("-")
+    return " ".join(ids) if plain else ""

@@ -1,0 +1,161 @@
+"""What `mealrec train` will do: which systems, with which settings, and everything that can be refused before torch."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError
+from models.systems import check_content
+from trainer.config import recipe
+from trainer.config.schema import RunConfig
+from trainer.data.format.manifest import Manifest, load_manifest, read_manifest
+from trainer.data.storage import is_url
+from trainer.training.checkpoint_files import read_progress, require_nothing_to_do
+
+#: what is trained where the command names no system: the baselines that any system has to beat, the usual encoder of
+#: histories, and this project's own
+COMPARISON: tuple[str | None, ...] = ("popularity", "content-knn", "transition-knn", "sasrec", "mealrec")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run to be trained, and its folder."""
+
+    name: str
+    config: RunConfig
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of one command. told: lines for the user on what was chosen, and why."""
+
+    runs: list[PlannedRun]
+    manifest: Manifest
+    told: list[str]
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """The plan for the arguments of `mealrec train`. Raises UserError for whatever the workers would refuse."""
+    named, seeds = _systems(args), _seeds(args.seeds)
+    data = recipe.load(args.recipe, (named or [*COMPARISON])[0], args.settings, args.data).data.path
+    if not data:
+        raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
+    data = data if is_url(data) else str(Path(data).absolute())
+    manifest = read_manifest(data)[0] if is_url(data) else load_manifest(Path(data))
+    if manifest.train_rows == 0:
+        raise UserError(
+            f"{data} has no training rows: every user has only 3 items; prepare more data, or with a lower "
+            "`mealrec prepare --k-core`"
+        )
+    configs, told = [], []
+    for system in named or [*COMPARISON]:
+        own = [] if named else _suited(system, manifest)
+        config = recipe.load(args.recipe, system, [*args.settings, *own], data, manifest.train_rows)
+        try:
+            check_content(config.model.name, config.model.options, _shapes(manifest))
+        except UserError as error:
+            if named:
+                raise
+            told.append(f"without {system}: {error}")
+        else:
+            _check(config)
+            configs.append(config)
+    if size := recipe.size_for(args.recipe, manifest.train_rows):
+        told.insert(0, _about(args.recipe, size, manifest, [config.model.name for config in configs]))
+    return Plan(_runs(args, configs, seeds), manifest, told)
+
+
+def check_name(name: str, folder: Path, resume: bool) -> None:
+    """Raise UserError unless a run of this name can begin in `folder`, or go on there."""
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name {name!r} is not a plain folder name")
+    started = (folder / "metrics.jsonl").exists()  # a refused start leaves at most the names below
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = folder.exists() and "config.yaml" not in left and not left <= {".lock", "ray", "group.json"}
+    if (started or foreign) and not resume:
+        raise UserError(f"run {name!r} exists in {folder.parent}: use --resume to continue it, or another --name")
+    if resume and (folder / "config.yaml").exists():
+        recipe.load(str(folder / "config.yaml"), None, [], None)  # refuses a file that an earlier version wrote
+
+
+def check_more_epochs(config: RunConfig, folder: Path) -> None:
+    """Refuse a run that has finished without its optimizer's state and would train on; workers would refuse it too."""
+    progress = read_progress(folder / "checkpoints")
+    if progress is not None and not progress.can_go_on:
+        require_nothing_to_do(progress.state, config.train.epochs, config.train.patience, folder)
+
+
+def _systems(args: argparse.Namespace) -> list[str | None]:
+    """The systems that are named; [None] if the recipe or a setting names it, [] if nothing does."""
+    if args.model:
+        systems: list[str | None] = args.model.split(",")
+        if len(set(systems)) < len(systems) or "" in systems:
+            raise UserError(f"--model {args.model}: name each system once, separated by commas")
+        return systems
+    options = recipe.nest(args.settings).get("model")
+    if recipe.names_a_system(args.recipe) or isinstance(options, str) or "name" in (options or {}):
+        return [None]
+    if options:
+        raise UserError("--set model.*: these options belong to one system; name it with --model")
+    return []
+
+
+def _seeds(text: str | None) -> list[int | None]:
+    if text is None:
+        return [None]
+    seeds = text.split(",")
+    if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
+        raise UserError(f"--seeds {text}: name each seed once, as whole numbers separated by commas")
+    return [int(seed) for seed in seeds]
+
+
+def _suited(system: str | None, manifest: Manifest) -> list[str]:
+    """Settings without which a system of the comparison could not use the content that there is."""
+    pictures_only = "visual" in manifest.content and "text" not in manifest.content
+    return ["model.field=visual"] if system == "content-knn" and pictures_only else []
+
+
+def _check(config: RunConfig) -> None:
+    config.engine.choose()
+    if config.eval.index != "exact" and not config.model.options.trained:
+        raise UserError(f"eval.index={config.eval.index}: {config.model.name} has no item vectors to index; use exact")
+
+
+def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    return {field: info.shape for field, info in manifest.content.items()}
+
+
+def _runs(args: argparse.Namespace, configs: Sequence[RunConfig], seeds: Sequence[int | None]) -> list[PlannedRun]:
+    runs = []
+    for config, seed in itertools.product(configs, seeds):
+        name = f"{args.name}-{config.model.name}" if len(configs) > 1 else args.name
+        name += "" if seed is None else f"-s{seed}"
+        seeded = config if seed is None else config.model_copy(update={"seed": seed})
+        runs.append(PlannedRun(name, seeded, args.runs_dir.absolute() / name))
+    return runs
+
+
+def _about(name: str, size: recipe.Size, manifest: Manifest, systems: Sequence[str]) -> str:
+    """One line: which settings the recipe chose for the size of the dataset, and why."""
+    own = {system: options for system, options in size.settings.get("systems", {}).items() if system in systems}
+    common = {section: values for section, values in size.settings.items() if section != "systems"}
+    chosen = ", ".join([*_flat(common), *(f"{each} of {system}" for system in own for each in _flat(own[system]))])
+    return (
+        f"recipe {name}, for {manifest.train_rows:,} training rows: {chosen} ({size.because}); --set changes any.\n"
+        f"Histories hold {manifest.max_length} items, as prepared (mealrec prepare --max-length)."
+    )
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[str]:
+    """{"a": {"b": 1}} as ["a.b=1"], as --set takes them."""
+    return [
+        text
+        for key, value in values.items()
+        for text in (_flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [f"{before}{key}={value}"])
+    ]

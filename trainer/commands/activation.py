@@ -1,4 +1,4 @@
-"""The command that commands printed for pasting need before them."""
+"""Commands that are printed for pasting: what the shell needs before them, and paths in them."""
 
 from __future__ import annotations
 
@@ -16,5 +16,10 @@ def activation(environment: Mapping[str, str] = os.environ) -> list[str]:
     prefix, active = Path(sys.prefix).resolve(), environment.get("VIRTUAL_ENV")
     if sys.prefix == sys.base_prefix or (active and Path(active).resolve() == prefix):
         return []
-    shown = prefix.relative_to(Path.cwd()) if prefix.is_relative_to(Path.cwd()) else prefix
-    return [shlex.join([".", str(shown / "bin/activate")])]
+    return [shlex.join([".", from_here(prefix / "bin/activate")])]
+
+
+def from_here(path: Path) -> str:
+    """The path relative to the current folder, if it is below it: shorter, and still right if the folder moves."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.commands.activation import activation
+from trainer.commands.activation import activation, from_here
 from trainer.commands.train_plan import PlannedRun
 from trainer.data.storage import is_url
 from trainer.evaluation.choice import Choice, Standing, choose
@@ -62,22 +62,17 @@ def _meaning(best: Standing, others: Sequence[Standing], baselines: set[str]) ->
 def _next(choice: Choice, run: PlannedRun) -> list[str]:
     """Commands to paste. run: any of the runs."""
     best, *others = choice.standings
-    out = f"export/{best.best_run}"
-    where = [] if run.folder.parent == Path("runs").absolute() else ["--runs-dir", str(run.folder.parent)]
+    out, data, runs = f"export/{best.best_run}", run.config.data.path, run.folder.parent
+    where = [] if runs == Path("runs").absolute() else ["--runs-dir", from_here(runs)]
     commands = [["mealrec", "compare", best.best_run, others[0].best_run, *where]] if others else []
     commands.append(["mealrec", "export", "--run", best.best_run, *where, "--out", out])
-    if history := _popular(run.config.data.path):
-        commands.append(["mealrec", "recommend", "--model", out, "--history", history, "--k", "10"])
+    if not is_url(data):
+        who = ["--user", _first_user(Path(data)), "--data", from_here(Path(data))]
+        commands.append(["mealrec", "recommend", "--model", out, *who, "--k", "10"])
     return [*activation(), *map(shlex.join, commands)]
 
 
-def _popular(data: str) -> str:
-    """Ids of the three items that are watched most, as a history; empty where `--history` cannot hold such ids."""
-    if is_url(data):
-        return ""
+def _first_user(data: Path) -> str:
     import polars as pl
 
-    items = pl.read_parquet(Path(data).joinpath("items.parquet").read_bytes(), columns=["item", "train_count"])
-    ids = items.sort("train_count", descending=True, maintain_order=True)["item"].head(3).to_list()
-    plain = not any(each.split() != [each] for each in ids) and not ids[0].startswith("-")
-    return " ".join(ids) if plain else ""
+    return str(pl.read_parquet((data / "users.parquet").read_bytes(), columns=["user"])["user"][0])

@@ -18,7 +18,8 @@ _HOW = (
     "`mealrec train --set KEY=VALUE` changes a setting; values are written as in YAML, such as "
     "`--set eval.ks=[5,10]`. A recipe (YAML) has the same keys, nested: `train: {epochs: 20}`. There, `model` is the "
     "name of a system, and `systems: {sasrec: {hidden: 128, train: {epochs: 20}}}` has options (without `model.`) and "
-    "training settings that hold where this system is trained."
+    "training settings that hold where this system is trained. `sizes` has such settings for datasets of different "
+    "size, as recipe `default` shows."
 )
 _SYSTEMS = "`mealrec settings SYSTEM` lists the options of a system (`mealrec systems`), `--all` those of all systems."
 

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", help="train each system once per seed, e.g. 2020,2021,2022; the runs are called "
                         "NAME-sSEED, and `mealrec compare` shows their mean and standard deviation")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
-                        help="override one setting; may be repeated")  # fmt: skip
+                        help="override one setting (mealrec settings lists them); may be repeated")  # fmt: skip
     parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--resume", action="store_true", help="continue the run of this name")
 

@@ -123,7 +123,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 def marked_sessions() -> set[Path]:
     """Folders of the Rays that our commands have started on this machine."""
-    return {mark.parent for mark in leftovers.ray_folder().glob(f"session_*/{session.MARK}")}
+    folders = {mark.parent for mark in leftovers.ray_folder().glob(f"session_*/{session.MARK}")}
+    return {folder for folder in folders if not folder.is_symlink()}
 
 
 @pytest.fixture(scope="module")

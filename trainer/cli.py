@@ -6,43 +6,22 @@ the same command with --resume continues it.
 
 from __future__ import annotations
 
-import argparse
-import ast
 import difflib
-import importlib
-import inspect
 import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 
 from cluster import console
 from cluster.failures import PreflightError, Stopped, WorkerFailed
 from models.errors import UserError
 from retrieval.disk import disk_trouble
-from trainer.commands.output import add_output_options, chosen
+from trainer.commands.output import chosen
+from trainer.commands.verbs import VERBS, module_of, parser_of, top_parser
 
-VERBS = (
-    "extract",
-    "inspect",
-    "prepare",
-    "train",
-    "evaluate",
-    "export",
-    "index",
-    "recommend",
-    "compare",
-    "systems",
-    "settings",
-    "track",
-    "clean",
-    "doctor",
-)
 DONE, BUG, MISTAKE = 0, 1, 2
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 INTERRUPTED = 128 + signal.SIGINT
@@ -80,16 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "--version"):
-        _top_parser().parse_args(argv or ["--help"])
+        top_parser().parse_args(argv or ["--help"])
         return DONE
     started, verb = time.perf_counter(), argv[0]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else "see mealrec --help"
         return _mistake(f"there is no command {verb!r} (commands: {', '.join(VERBS)}); {hint}")
-    args = parser_of(verb).parse_args(_joined(argv[1:], getattr(_module(verb), "DASHED_VALUES", ())))
+    args = parser_of(verb).parse_args(_joined(argv[1:], getattr(module_of(verb), "DASHED_VALUES", ())))
     with console.printing(chosen(args)):
-        status: int = _module(verb).run(args)
+        status: int = module_of(verb).run(args)
         console.note(_cost(verb, started), console.Verbosity.VERBOSE)
     return status
 
@@ -106,62 +85,6 @@ def _joined(argv: Sequence[str], options: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
-
-
-def parser_of(verb: str) -> argparse.ArgumentParser:
-    """The parser of the arguments of one command."""
-    module = _module(verb)
-    parser = argparse.ArgumentParser(
-        prog=f"mealrec {verb}",
-        description=_summary(module.__doc__),
-        epilog=_example(module.__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    add_output_options(parser, brief=verb == "train")
-    return parser
-
-
-def _module(verb: str) -> ModuleType:
-    return importlib.import_module(f"trainer.commands.{verb}")
-
-
-def _top_parser() -> argparse.ArgumentParser:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {_help(verb)}" for verb in VERBS)
-    parser = argparse.ArgumentParser(
-        prog="mealrec",
-        usage="mealrec COMMAND ...",
-        description="MealRec: hierarchical diffusion models for micro-video recommendation.",
-        epilog=f"commands:\n{verbs}\n\nexample:\n"
-        "  mealrec prepare synthetic --users 10000 --items 2000 --out data/demo\n"
-        "\nmealrec COMMAND --help lists the options of a command, with an example.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    try:
-        number = version("mealrec")
-    except PackageNotFoundError:  # run from a working tree, as on a cluster
-        number = "(not installed)"
-    parser.add_argument("--version", action="version", version=f"mealrec {number}")
-    return parser
-
-
-def _help(verb: str) -> str:
-    """The first line of a command's docstring, read without importing the command, which may load torch."""
-    source = (Path(__file__).parent / "commands" / f"{verb}.py").read_text(encoding="utf-8")
-    return _summary(ast.get_docstring(ast.parse(source)))
-
-
-def _summary(docstring: str | None) -> str:
-    """The first line of a docstring, without the name of the command at its start."""
-    first = (docstring or "").strip().partition("\n")[0]
-    return first.partition(": ")[2] if first.startswith("`") else first
-
-
-def _example(docstring: str | None) -> str | None:
-    """The paragraph of a command's docstring that begins with "Example"."""
-    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
-    return next((each for each in paragraphs if each.startswith("Example")), None)
 
 
 def _cost(verb: str, started: float) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
+import importlib
 
-import deepspeed.module_inject
-import deepspeed.runtime.zero.stage3
-import deepspeed.runtime.zero.stage_1_and_2  # noqa: F401
+import torch
 import torch._dynamo
-import torch._functorch.partitioners
-import torch._inductor.compile_fx  # noqa: F401
 
-import trainer.training.engine_deepspeed
 import trainer.training.worker  # noqa: F401
+from trainer.training.build import import_deepspeed_engine
 
+import_deepspeed_engine(torch.device("cpu"))
+for name in ("deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "torch._inductor.compile_fx"):
+    importlib.import_module(name)
 gc.collect()
 gc.freeze()  # each DeepSpeed engine runs the garbage collector: exempt these modules, which would make it slow

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.cli import main
 from trainer.training import worker
+from trainer.training.build import import_deepspeed_engine
+from trainer.training.engine import Engine
 from trainer.training.worker import train_worker
 
 #: how long a step takes once the signal is sent: the run must not end before the workers do
@@ -41,11 +45,10 @@ class Killing:
         train_worker(settings)
 
     def _arm(self) -> None:
-        from trainer.training.engine_deepspeed import DeepSpeedEngine
+        deepspeed_engine = import_deepspeed_engine(torch.device("cpu"))
+        step, done = deepspeed_engine.step, 0
 
-        step, done = DeepSpeedEngine.step, 0
-
-        def killing(engine: DeepSpeedEngine, batches: Any) -> Any:
+        def killing(engine: Engine, batches: Any) -> Any:
             nonlocal done
             done += 1
             if done == self.step:
@@ -54,9 +57,9 @@ class Killing:
                 os.kill(os.getpid() if self.victim.startswith("worker") else self.driver, number)
             if done >= self.step:
                 time.sleep(ORPHAN_STEP_S)
-            return step(engine, batches)
+            return step(engine, batches)  # type: ignore[arg-type]
 
-        DeepSpeedEngine.step = killing  # type: ignore[assignment]
+        deepspeed_engine.step = killing  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The DeepSpeed engine: ZeRO stages 0-3 over Ray Train's process group. The only file that imports deepspeed."""
+"""The DeepSpeed engine: ZeRO stages 0-3 over Ray Train's process group. The only file that imports deepspeed.
+
+Import it by `build.import_deepspeed_engine`, which tells DeepSpeed the device.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0") else "cpu")  # noqa: PTH110
 
 import deepspeed
 import torch
@@ -149,8 +150,9 @@ def _shape(parameter: Tensor) -> torch.Size:
 def _join_process_group(device: torch.device) -> None:
     """Use the process group that Ray Train made; without one, make a group of one worker."""
     logging.getLogger("DeepSpeed").setLevel(console.library_level(logging.WARNING))
-    # turn off a shared-memory operation: compiling it at first use takes half a minute, and it changes no result
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Turn off a shared-memory operation: compiling it at first use takes half a minute, and it changes no result. By a
+    # table of our own, because DeepSpeed runs a compiler for a second to fill its table, of which it reads only this.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     # DeepSpeed itself uses the old names of collectives that torch renamed
     warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor. is deprecated", category=FutureWarning)
     os.environ.setdefault("LOCAL_RANK", "0")

@@ -7,6 +7,7 @@ the old state or the new one, never a part of it, and a crash leaves the old one
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -85,13 +86,31 @@ def write_bytes(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path for a file that is too large for `write_bytes`; it replaces `path` at the end of the block.
 
-    If the block fails, `path` is unchanged and the new file is removed. Raises OSError.
+    If the block fails, `path` is unchanged and the new file is removed; what killed calls left is removed by the next
+    one. Raises OSError.
     """
+    _sweep(path)
     with _replacing(path) as new:
-        yield new
-        descriptor = os.open(new, os.O_RDONLY)
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # until this process ends, others leave the file alone
+            yield new
             os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Remove files beside `path` that killed calls of `whole_file` left: nobody holds them."""
+    for left in path.parent.iterdir():
+        if not re.fullmatch(temporaries(re.escape(path.name)), left.name):
+            continue
+        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink(missing_ok=True)
+        except BlockingIOError:  # another process is writing it
+            pass
         finally:
             os.close(descriptor)
 

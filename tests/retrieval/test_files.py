@@ -18,7 +18,7 @@ import pytest
 
 from models.errors import UserError
 from retrieval import folders
-from retrieval.files import Digest, digest, digest_file, sole_writer, write_bytes, write_json
+from retrieval.files import Digest, digest, digest_file, sole_writer, whole_file, write_bytes, write_json
 from retrieval.folders import present, scratch_folder, whole_folder
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_runs import fork_server
@@ -249,3 +249,20 @@ def test_checksums_are_those_of_sha256(tmp_path: Path) -> None:
     assert found.sha256 == passing.sha256 == digest(data) == hashlib.sha256(data).hexdigest()
     assert found.size == passing.size == len(data)
     assert digest("\u00e9") == hashlib.sha256("\u00e9".encode()).hexdigest()
+
+
+def test_a_large_file_is_there_whole_and_what_was_killed_is_removed(tmp_path: Path) -> None:
+    path, left = tmp_path / "a[1].bin", tmp_path / ".a[1].bin.0123abcd.tmp"
+    left.write_bytes(b"of a killed call")
+    with whole_file(path) as new:
+        assert not left.exists()
+        new.write_bytes(b"first")
+        with whole_file(path) as other:
+            other.write_bytes(b"second")
+        assert new.read_bytes() == b"first", "not taken for one of a killed call"
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    with pytest.raises(ZeroDivisionError), whole_file(path) as new:
+        new.write_bytes(b"half" * (1 // 0))
+    assert path.read_bytes() == b"first"
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]

@@ -13,15 +13,21 @@ from torch import Tensor
 from retrieval.exact import Histories, exact_topk
 from retrieval.index.faiss_index import Index
 
+#: items found at a time; each takes some tens of bytes
+_FOUND = 1 << 22
+
 
 def by_depth(needed_B: Tensor, limit: int) -> Iterator[tuple[Tensor, int]]:
     """(rows, depth) of searches by which each row gets as many items as it needs, at most `limit`.
 
     Depths are powers of two, so there are few searches, and what a row gets does not depend on the rows beside it.
+    Where rows are deep, a search is of fewer of them, so that memory is bounded.
     """
     depths = [min(limit, 1 << (need - 1).bit_length()) for need in needed_B.tolist()]
     for depth in sorted(set(depths)):
-        yield (torch.tensor(depths) == depth).nonzero()[:, 0], depth
+        rows = (torch.tensor(depths) == depth).nonzero()[:, 0]
+        for part in rows.split(max(1, _FOUND // depth)):
+            yield part, depth
 
 
 def seen_before(ids_BK: Tensor, histories: Histories, n_items: int) -> Tensor:

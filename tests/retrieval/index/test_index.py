@@ -21,7 +21,7 @@ from retrieval.index.faiss_index import Device, FaissIndex
 from retrieval.index.hnsw import Hnsw
 from retrieval.index.ivf import Ivf
 from retrieval.index.kinds import KINDS, parse_options, suggested_kind
-from retrieval.index.search import index_topk, seen_before
+from retrieval.index.search import by_depth, index_topk, seen_before
 from tests.helpers.tiny_runs import fork_server
 
 CHECKSUM = "a" * 64
@@ -112,6 +112,13 @@ def test_lists_are_whole_however_little_the_index_finds(kind: str, k: int) -> No
     assert (scores[:, :-1] >= scores[:, 1:]).all()
     if kind == "flat":
         np.testing.assert_allclose(scores, best, atol=1e-4)
+
+
+def test_searches_are_as_deep_as_needed_and_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.index.search._FOUND", 64)
+    needed = torch.tensor([1, 20, 32, 33, 17, 30, 900, 64])
+    found = [(rows.tolist(), depth) for rows, depth in by_depth(needed, 100)]
+    assert found == [([0], 1), ([1, 2], 32), ([4, 5], 32), ([3], 64), ([7], 64), ([6], 100)]
 
 
 def test_what_a_user_gets_does_not_depend_on_the_others() -> None:

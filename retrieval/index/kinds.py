@@ -17,13 +17,13 @@ from retrieval.index.ivf import Ivf
 
 KINDS: Registry[type[IndexKind]] = Registry("index", {"flat": Flat, "ivf": Ivf, "hnsw": Hnsw})
 
-# From here on hnsw answers one user more than ten times as fast as flat, and still finds 99 %; below it flat needs at
-# most a millisecond or two, and is exact (benchmarks/README.md, "Which index")
+# From here on hnsw answers at least nine times as fast as flat, and still finds 99 %; below it flat needs at most a
+# millisecond or two for a user, and is exact (benchmarks/README.md, "Which index")
 _HNSW_FROM = 100_000
 
 
 def suggested_kind(items: int) -> str:
-    """The kind of index to suggest for so many items. Never ivf: of the default options its find least."""
+    """The kind of index to suggest for so many items. Never ivf: with default options it finds least."""
     return "hnsw" if items >= _HNSW_FROM else "flat"
 
 

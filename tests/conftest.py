@@ -27,6 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
     places = {folder / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group(_ray_group(item)))
+
+
+def _ray_group(item: pytest.Item) -> str:
+    """Tests of a group run one at a time: those that share one Ray, and those that start and kill their own."""
+    shares = "ray_head" in getattr(item, "fixturenames", ())
+    return "on the shared Ray" if shares else "each on its own Ray"
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def positive(values: dict[str, Any], *keys: str) -> None:
     assert {key: values[key] for key in keys if not values[key] > 0} == {}
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.usefixtures("on_ray_head")
 def test_every_part_has_numbers(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ sys.exit(status)
 """
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_job_on_a_head_of_its_own_survives_a_killed_worker(tmp_path: Path) -> None:
     folder = tmp_path / "with a space"
     folder.mkdir()
@@ -109,7 +109,7 @@ def test_a_submission_waits_for_the_agent_and_is_not_made_twice() -> None:
         jobs._submit(_BusyHead(RuntimeError("no such file")), "python x.py")
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_head_ends_with_its_starter_even_if_that_is_killed() -> None:
     script = (
         "import time; from cluster import head\n"

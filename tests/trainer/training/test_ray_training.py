@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from cluster import head, leftovers, preflight, session
 from tests.helpers.paths import ROOT
@@ -128,25 +129,41 @@ def marked_sessions() -> set[Path]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("ray") / "data")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers of pytest-xdist."""
+    mine = tmp_path_factory.getbasetemp()
+    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "ray-training"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory, ray_head: dict[str, str]) -> Path:
-    """The undisturbed run."""
-    run = tmp_path_factory.mktemp("whole") / "runs" / "tiny"
+def data(shared: Path) -> Path:
+    with FileLock(shared / "data.lock"):
+        return shared / "data" if (shared / "data").exists() else make_dataset(shared / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, shared: Path) -> Path:
+    """The undisturbed run, with a Ray of its own. The first worker that needs it makes it."""
+    run = shared / "runs" / "tiny"
+    with FileLock(shared / "run.lock"):
+        if not (run / "test.json").exists():
+            _train_undisturbed(data, run)
+    return run
+
+
+def _train_undisturbed(data: Path, run: Path) -> None:
     mark = f"{os.getpid()}-whole"
-    status, out = train(mark, command(data, run), ray_head=ray_head)
+    status, out = train(mark, command(data, run))
     assert status == 0, out
     assert "2 worker(s), deepspeed engine" in out
     assert resumed_at(out) == []
     assert [line["step"] for line in lines(run) if line["event"] == "epoch"] == [STEPS, 2 * STEPS, 3 * STEPS]
     assert left_of(mark, GONE_S) == []
-    return run
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_killed_worker_changes_nothing(
     data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str]
 ) -> None:
@@ -162,7 +179,7 @@ def test_a_killed_worker_changes_nothing(
     assert left_of(mark, GONE_S) == []
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 def test_a_killed_driver_changes_nothing_once_resumed(
     data: Path, whole: Path, tmp_path: Path, mlflow_store: Path
 ) -> None:
@@ -201,7 +218,7 @@ def test_a_killed_driver_changes_nothing_once_resumed(
     assert sorted((point.step, point.value) for point in points) == [(STEPS * n, n) for n in range(1, EPOCHS + 1)]
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.parametrize("victim", ["worker-term", "driver-term"])
 def test_sigterm_to_a_worker_or_the_driver_commits_and_the_run_goes_on_as_undisturbed(
@@ -225,7 +242,7 @@ def test_sigterm_to_a_worker_or_the_driver_commits_and_the_run_goes_on_as_undist
     assert left_of(mark, GONE_S) == []
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 @pytest.mark.long
 def test_sigterm_to_what_follows_a_job_lets_the_job_save_its_work(data: Path, tmp_path: Path) -> None:
     """`./launch.sh` and containers: the process that started the head gets the signal, the job must not be cut off."""

@@ -83,11 +83,23 @@ def test_nothing_that_can_be_used(tmp_path: Path) -> None:
     assert failures(tmp_path / "out") == {"i0": "bad", "i1": "bad"}
 
 
-@pytest.mark.parametrize("launcher", ["inline", pytest.param("ray", marks=pytest.mark.alone)])
-def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(
-    tmp_path: Path, launcher: str, request: pytest.FixtureRequest
+def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
+    kill_and_go_on(tmp_path, "inline", {}, in_hand=4)
+
+
+@pytest.mark.ray
+def test_a_killed_extraction_under_ray_goes_on_and_ends_as_the_undisturbed_one(
+    tmp_path: Path, ray_head: dict[str, str]
 ) -> None:
-    """With Ray, the killed extraction has its own Ray, which ends with it; then it continues on the shared head."""
+    """The killed extraction has its own Ray, which ends with it; then it continues on the shared head."""
+    kill_and_go_on(tmp_path, "ray", ray_head, in_hand=4 * plan_stages(2, 0, 1, 1).in_hand)
+
+
+def kill_and_go_on(tmp_path: Path, launcher: str, environment: dict[str, str], in_hand: int) -> None:
+    """in_hand: the most items that may have been loaded, but not kept, when the extraction is killed.
+
+    environment: variables for the extraction that goes on.
+    """
     count, log = 120, tmp_path / "log"
     undisturbed = tmp_path / "undisturbed"
     run(undisturbed, [str(n) for n in range(count)])
@@ -106,13 +118,11 @@ def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(
     assert not (out / "features.json").exists()
     with pytest.raises(UserError, match="has not ended; give the same"):
         open_features(str(out))
-    head = request.getfixturevalue("ray_head") if launcher == "ray" else {}
-    subprocess.run(command, cwd=ROOT, env={**os.environ, **head}, check=True, timeout=200)
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True, timeout=200)
     assert files_of(out) == files_of(undisturbed)
     loads = Counter(log.read_text().split())
     assert len(loads) == count
     twice = sum(loads.values()) - count
-    in_hand = 4 if launcher == "inline" else 4 * plan_stages(2, 0, 1, 1).in_hand
     assert twice <= in_hand, f"{twice} items were loaded twice"
 
 
@@ -262,7 +272,7 @@ def test_no_vector_but_zeros(tmp_path: Path) -> None:
         run(tmp_path / "out", ["zero", "zero"], NumberJob(zero_rows_are_mean=True))
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 @pytest.mark.usefixtures("on_ray_head")
 def test_under_ray_processes_that_die_take_nobody_along(tmp_path: Path) -> None:
     sources = [*NUMBERS[:9], "die", "10", "bad", "12", "13", "die later", *NUMBERS[15:]]
@@ -271,7 +281,7 @@ def test_under_ray_processes_that_die_take_nobody_along(tmp_path: Path) -> None:
     assert failures(tmp_path / "out") == {"i9": DIED, "i11": "bad", "i14": DIED}
 
 
-@pytest.mark.alone
+@pytest.mark.ray
 @pytest.mark.usefixtures("on_ray_head")
 def test_under_ray_exceptions_come_home_with_their_traceback(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed) as caught:

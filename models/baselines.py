@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from models.contract import Baseline, Batch, ModelContext, TrainingInteractions
 from models.errors import UserError
+from models.nn.content import ScaledContent
 from models.nn.sparse import SparseMap, interaction_users, sparse_matrix
 from models.options.baselines import ContentOptions, PopularityOptions, TitleOptions, TransitionOptions
 
@@ -104,14 +105,15 @@ class TitleKNN(_Baseline):
 
 
 class ContentKNN(_Baseline):
-    """Ranks items by the cosine of standardised content vectors: the weighted mean over the items of the history.
+    """Ranks items by the cosine of content vectors: the weighted mean over the items of the history.
 
     An item without content has a zero vector.
     """
 
     def __init__(self, options: ContentOptions, context: ModelContext) -> None:
         self._recency = options.recency
-        self._content_IV = F.normalize(context.table.gather(options.field, torch.arange(context.table.n_items)), dim=1)
+        content = ScaledContent(context.table, options.field, options.scale)
+        self._content_IV = F.normalize(content(torch.arange(context.table.n_items)), dim=1)
 
     def _scores(self, batch: Batch) -> Tensor:
         weight_BL = recency_weights(batch, self._recency)

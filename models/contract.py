@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +48,21 @@ class Batch:
         return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
+class Moments(NamedTuple):
+    """Mean and standard deviation (1 where it is 0) of a content field: (V,) or (H,) float32, over all its vectors."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
 class ItemTable(Protocol):
     """The content of all items by item row. It may be on the device, in host memory, or memory-mapped on disk.
 
     Fields: "sequence" (K, V), frames of the video or segments of the title; "visual" (V,), one vector for the
     whole video (or the mean of the segments); "text" (H,), one vector for the title; "visual_layers" (S, V) and
     "text_layers" (S, H), the state after each layer of the encoder, the embedding layer first (S differs by encoder).
-    Values are standardised; an item without content has zeros and `present` False. Row 0 is
-    padding: zeros, not present.
+    Values are those of the encoder, unscaled (`models.nn.content` scales them); an item without content has zeros and
+    `present` False. Row 0 is padding: zeros, not present.
     """
 
     @property
@@ -69,6 +76,9 @@ class ItemTable(Protocol):
     @property
     def kinds(self) -> Mapping[str, str]:
         """A word for messages that says what each field contains, e.g. {"sequence": "segments"} or "frames"."""
+
+    def moments(self, field: ContentField) -> Moments:
+        """Mean and standard deviation of the field over the items of the training rows."""
 
     def gather(self, field: ContentField, rows: Tensor) -> Tensor:
         """(*rows.shape, *widths[field]) float32 on the device of `rows`."""

@@ -162,7 +162,7 @@ class IISAN(_Adapted):
 
     def __init__(self, options: IISANOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
-        visual, text = (ContentInput(context.table, field) for field in options.needs)
+        visual, text = (ContentInput(context.table, field, options.scale) for field in options.needs)
         states = adapter_states(visual.width[0], options.every)
         sizes = Sizes(states, states, options.adapter, options.adapter, options.hidden)
         self.items = SideNetwork(visual, text, sizes, narrow_heads=False)
@@ -173,7 +173,7 @@ class IISANVersa(_Adapted):
 
     def __init__(self, options: IISANVersaOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
-        visual, text = (ContentInput(context.table, field) for field in options.needs)
+        visual, text = (ContentInput(context.table, field, options.scale) for field in options.needs)
         visual_states, text_states = (
             adapter_states(content.width[0], group_size(content.width[0], options.groups)) for content in (visual, text)
         )

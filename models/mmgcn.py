@@ -188,7 +188,7 @@ def _item_input(field: ContentField, options: MMGCNOptions, context: ModelContex
     if not options.content:
         width = options.visual_width if field == "visual" else options.hidden
         return nn.Embedding(context.table.n_items, width), width
-    content = ContentInput(context.table, field)
+    content = ContentInput(context.table, field, options.scale)
     if field == "text":
         return content, content.width[0]
     return nn.Sequential(content, nn.Linear(content.width[0], options.visual_width)), options.visual_width

@@ -37,7 +37,9 @@ class MoRec(ContentModel):
     def __init__(self, options: MoRecOptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden, options.layers, options.heads, options.dropout)
         self.modalities = nn.ModuleList(
-            FeatureEncoder(ContentInput(context.table, field), options.hidden, options.depth, options.dropout)
+            FeatureEncoder(
+                ContentInput(context.table, field, options.scale), options.hidden, options.depth, options.dropout
+            )
             for field in options.needs
         )
         self.modalities.apply(xavier)

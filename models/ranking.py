@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.contract import Batch, ItemTable, ModelContext, TrainingInteractions
+from models.contract import Batch, ModelContext, TrainingInteractions
+from models.nn.content import ScaledContent
 from models.nn.noise import KeyedNoise, Stream
-from models.options.base import ContentField
 from models.options.ranking import RankingOptions
 
 #: number of items whose content is projected at a time: limits the memory for a large catalogue
@@ -38,7 +38,6 @@ class Candidates(nn.Module):
         super().__init__()
         self.options = options
         seen_I = seen_items(context.interactions, context.table.n_items)
-        self._table = context.table
         # plain parameters and not modules, so that a backbone's init_weights does not change them
         self.own = nn.Parameter(0.02 * torch.randn(len(seen_I), hidden)) if options.untied else None
         if self.own is not None:
@@ -46,10 +45,10 @@ class Candidates(nn.Module):
                 self.own[0] = 0
                 if options.absent == "left_out":  # never trained: zero, so that only content ranks them
                     self.own[~seen_I] = 0
-        self.project = None
+        self.project, self.content = None, None
         if options.content != "none":
-            width = context.table.widths[options.content][0]
-            self.project = nn.Parameter(_CONTENT_STD * torch.randn(hidden, width))
+            self.content = ScaledContent(context.table, options.content, options.scale)
+            self.project = nn.Parameter(_CONTENT_STD * torch.randn(hidden, self.content.width[0]))
         codes = repeat_codes(len(seen_I), options.repeats, context.seed) if options.repeats else None
         self.register_buffer("codes", codes, persistent=False)
         self.repeat = nn.Parameter(torch.tensor([_REPEAT_START])) if options.repeats else None
@@ -64,8 +63,7 @@ class Candidates(nn.Module):
             kept = torch.rand(len(item_ID), 1, device=item_ID.device) >= self.options.id_dropout
             item_ID = item_ID * kept
         if self.project is not None:
-            field = self.options.content
-            item_ID = item_ID + _Projected.apply(self.project, self._table, field)  # type: ignore[no-untyped-call]
+            item_ID = item_ID + _Projected.apply(self.project, self.content, len(item_ID))  # type: ignore[no-untyped-call]
         return item_ID if self.codes is None else torch.cat([item_ID, self.codes.to(item_ID.dtype)], dim=1)
 
     def users(self, user_BD: Tensor, batch: Batch) -> Tensor:
@@ -94,27 +92,27 @@ class _Projected(torch.autograd.Function):
     backward, so that it is never in memory as a whole."""
 
     @staticmethod
-    def forward(ctx: Any, project_DH: Tensor, table: ItemTable, field: ContentField) -> Tensor:
-        ctx.table, ctx.field = table, field
+    def forward(ctx: Any, project_DH: Tensor, content: ScaledContent, items: int) -> Tensor:
+        ctx.content, ctx.items = content, items
         ctx.like = project_DH
-        parts = [content_DH @ project_DH.T for content_DH in _unit_blocks(table, field, project_DH)]
+        parts = [content_DH @ project_DH.T for content_DH in _unit_blocks(content, items, project_DH)]
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         gradient, start = torch.zeros_like(ctx.like), 0
-        for content_IH in _unit_blocks(ctx.table, ctx.field, ctx.like):
+        for content_IH in _unit_blocks(ctx.content, ctx.items, ctx.like):
             block_ID = grad_outputs[0][start : start + len(content_IH)]  # bfloat16 under autocast
             gradient.addmm_(block_ID.T.to(gradient.dtype), content_IH)
             start += len(content_IH)
         return gradient, None, None
 
 
-def _unit_blocks(table: ItemTable, field: ContentField, like: Tensor) -> Any:
+def _unit_blocks(content: ScaledContent, items: int, like: Tensor) -> Any:
     """Content of all items at unit length, block by block, in the type and on the device of `like`."""
-    for start in range(0, table.n_items, _BLOCK):
-        rows = torch.arange(start, min(start + _BLOCK, table.n_items), device=like.device)
-        yield F.normalize(table.gather(field, rows).to(like.dtype), dim=1)
+    for start in range(0, items, _BLOCK):
+        rows = torch.arange(start, min(start + _BLOCK, items), device=like.device)
+        yield F.normalize(content(rows).to(like.dtype), dim=1)
 
 
 def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:

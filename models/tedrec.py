@@ -129,7 +129,7 @@ class TedRec(Backbone):
         super().__init__(context, options.hidden, options.ranking)
         self.similarity, self.temperature = options.similarity, options.temperature
         self.noise = KeyedNoise(context.seed)
-        self.text = ContentInput(context.table, "text")
+        self.text = ContentInput(context.table, "text", options.scale)
         self.encoder = CausalEncoder(
             context.max_length, options.hidden, options.inner, options.layers, options.heads,
             options.attention_dropout, options.hidden_dropout,

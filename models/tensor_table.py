@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from models.contract import Moments
 from models.options.base import ContentField
 
 
 class TensorTable:
     """Item content held in memory. fields: per field (I, ...) of any float type, row 0 padding; present: (I,) bool.
+    moments: per field, if a system standardises it.
 
     Rows may be on another device than the table; results are on the device of the rows.
     """
@@ -21,10 +23,12 @@ class TensorTable:
         fields: Mapping[ContentField, Tensor],
         present: Mapping[ContentField, Tensor],
         kinds: Mapping[str, str],
+        moments: Mapping[ContentField, Moments] | None = None,
     ) -> None:
         assert set(fields) == set(present)
         assert all(len(tensor) == n_items for tensor in (*fields.values(), *present.values()))
         self._n_items, self._fields, self._present, self._kinds = n_items, dict(fields), dict(present), dict(kinds)
+        self._moments = dict(moments or {})
 
     @property
     def n_items(self) -> int:
@@ -40,6 +44,10 @@ class TensorTable:
     def kinds(self) -> Mapping[str, str]:
         """A word per field that says what it contains; see `ItemTable.kinds`."""
         return self._kinds
+
+    def moments(self, field: ContentField) -> Moments:
+        """See `ItemTable.moments`. Raises KeyError if the table was made without them."""
+        return self._moments[field]
 
     def gather(self, field: ContentField, rows: Tensor) -> Tensor:
         """(*rows.shape, *widths[field]) float32 on the device of `rows`."""

@@ -13,6 +13,7 @@ index/KIND/               FAISS indices (`mealrec index`)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import TrainingInteractions
+from models.contract import Moments, TrainingInteractions
 from models.errors import UserError
 from models.options.base import ContentField, Similarity
 from retrieval.files import digest, digest_file
@@ -37,21 +38,26 @@ _WEIGHTS, _VECTORS, _ITEMS, _CONTENT, _INTERACTIONS = (
     "content.safetensors",
     "interactions.safetensors",
 )
+#: until 2 content was stored standardised
+_VERSION: Literal[3] = 3
 _NO_INTERACTIONS = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 _REMEDY = "export the model again with `mealrec export`"
 
 
 class ContentSpec(Record):
-    """Shape of one item's content, and a word that says what the content is ("segments", "title")."""
+    """Shape of one item's content, and a word that says what the content is ("segments", "title"); mean and standard
+    deviation of the field, for systems that standardise it."""
 
     shape: list[int]
     kind: str
+    mean: list[float]
+    deviation: list[float]
 
 
 class ModelCard(Record):
     """The content of `model.json`. seed: the ModelContext's, which keys the noise. files: SHA-256 by file name."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = _VERSION
     system: str
     options: dict[str, object]
     similarity: Similarity
@@ -115,6 +121,7 @@ def write_export(
     content: Mapping[ContentField, Tensor] | None = None,
     present: Mapping[ContentField, Tensor] | None = None,
     content_kinds: Mapping[ContentField, str] | None = None,
+    moments: Mapping[ContentField, Moments] | None = None,
     interactions: TrainingInteractions | None = None,
     behaviours: Sequence[str] = (),
     metrics: Mapping[str, object] | None = None,
@@ -124,18 +131,18 @@ def write_export(
 
     options: plain values, as `models.systems.options_of` takes them. seed: that of the ModelContext, which keys the
     noise. item_vectors: (I, D). item_ids, titles, train_counts: I - 1 entries, from row 1. content: (I, ...) per field,
-    stored as float16. present: (I,) bool per field. content_kinds: a word per field, see ContentSpec. interactions:
-    only for systems that need them to rank. Raises UserError if `out` exists and is not an empty folder, ValueError
+    stored as float16. present: (I,) bool per field. content_kinds, moments: per field, see ContentSpec.
+    interactions: only for systems that need them to rank. Raises UserError if `out` exists and is not an empty folder, ValueError
     if the arguments disagree on the number of items or on the fields.
     """
-    content, present, kinds = content or {}, present or {}, content_kinds or {}
+    content, present, kinds, moments = content or {}, present or {}, content_kinds or {}, moments or {}
     n_items = len(item_vectors)
     if {len(item_ids), len(titles), len(train_counts)} != {n_items - 1}:
         raise ValueError(
             f"{n_items - 1} items have vectors, {len(item_ids)} ids, {len(titles)} titles, {len(train_counts)} counts"
         )
-    if not content.keys() == present.keys() == kinds.keys():
-        raise ValueError("content, present and content_kinds name different fields")
+    if not content.keys() == present.keys() == kinds.keys() == moments.keys():
+        raise ValueError("content, present, content_kinds and moments name different fields")
     with whole_folder(out) as new:
         _save({name: _stored(x) for name, x in weights.items()}, new / _WEIGHTS)
         _save({"vectors": _stored(item_vectors.float())}, new / _VECTORS)
@@ -155,7 +162,13 @@ def write_export(
             max_length=max_length,
             inference=inference,
             seed=seed,
-            content={f: ContentSpec(shape=list(x.shape[1:]), kind=kinds[f]) for f, x in content.items()},
+            content={
+                f: ContentSpec(
+                    shape=list(x.shape[1:]), kind=kinds[f],
+                    mean=moments[f].mean.tolist(), deviation=moments[f].deviation.tolist(),
+                )
+                for f, x in content.items()
+            },
             metrics=dict(metrics or {}),
             provenance=dict(provenance or {}),
             behaviours=list(behaviours),
@@ -170,6 +183,7 @@ def load_export(path: Path) -> Export:
 
     Raises UserError when a file is absent, damaged, or does not fit the others.
     """
+    _refuse_other_version(path / "model.json")
     card = cast(ModelCard, read_record(path / "model.json", ModelCard, _REMEDY))
     expected = {_WEIGHTS, _VECTORS, _ITEMS, *([_CONTENT] if card.content else [])}
     # only these names are accepted: another path in the file could lead out of the folder
@@ -192,6 +206,18 @@ def load_export(path: Path) -> Export:
     if len(counts) != 1:
         raise UserError(f"{path}: vectors, ids, titles, counts and content disagree on the number of items; {_REMEDY}")
     return Export(card, weights, vectors, items, content, present, interactions)
+
+
+def _refuse_other_version(path: Path) -> None:
+    try:
+        version = json.loads(path.read_bytes())["schema_version"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # `read_record` says what is wrong
+    if version != _VERSION:
+        raise UserError(
+            f"{path} has schema version {version!r}, this program reads {_VERSION}: another version exported it; "
+            "use that one, or prepare the data, train and export again with this one"
+        )
 
 
 def _interactions(path: Path) -> TrainingInteractions:

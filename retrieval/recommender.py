@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models import systems
-from models.contract import Baseline, Batch, ModelContext, SequenceModel
+from models.contract import Baseline, Batch, ModelContext, Moments, SequenceModel
 from models.errors import UserError
 from models.options.base import SystemOptions
 from models.tensor_table import TensorTable
@@ -236,6 +236,9 @@ def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceM
         present={field: x.to(device) for field, x in export.present.items()},
         kinds={field: spec.kind for field, spec in card.content.items()},
         n_items=len(export.item_vectors),
+        moments={
+            name: Moments(torch.tensor(spec.mean), torch.tensor(spec.deviation)) for name, spec in card.content.items()
+        },
     )
     context = ModelContext(
         table, export.interactions, card.max_length, card.seed, tuple(card.behaviours), export.items.titles

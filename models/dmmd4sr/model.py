@@ -73,7 +73,9 @@ class DMMD4SR(Backbone):
 
     def _build_content(self, context: ModelContext) -> None:
         hidden = self.options.hidden
-        self.content = nn.ModuleDict({name: ContentInput(context.table, name) for name in ("text", "visual")})
+        self.content = nn.ModuleDict(
+            {name: ContentInput(context.table, name, self.options.scale) for name in ("text", "visual")}
+        )
         self.project = nn.ModuleDict({name: nn.Linear(context.table.widths[name][0], hidden) for name in _MODALITIES})
         self.uncertain = nn.ModuleDict({name: Uncertain(hidden) for name in _MODALITIES})
         self.fusion = ExpertFusion(hidden, self.options.experts, self.options.top_experts)

@@ -44,7 +44,7 @@ class M3BSR(SequenceModel):
         self._choose_behaviours(context.behaviours)
         hidden = options.hidden
         self.item_embedding = nn.Embedding(context.table.n_items, hidden, padding_idx=0)
-        self.content = nn.ModuleList(ContentInput(context.table, field) for field in _CONTENT)
+        self.content = nn.ModuleList(ContentInput(context.table, field, options.scale) for field in _CONTENT)
         self.project = nn.ModuleList(nn.Linear(context.table.widths[field][0], hidden) for field in _CONTENT)
         self.experts = InterestExperts(
             1 + len(_CONTENT), context.max_length, hidden, options.inner, options.layers, options.heads, options.dropout

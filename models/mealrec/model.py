@@ -55,9 +55,9 @@ class MealRec(SequenceModel):
         self.options = options
         self.noise = KeyedNoise(context.seed)
         self.diffusion = Diffusion(options.schedule, options.steps)
-        self.sequence = ContentInput(context.table, "sequence")
-        self.visual = ContentInput(context.table, "visual")
-        self.text = ContentInput(context.table, "text")
+        self.sequence = ContentInput(context.table, "sequence", options.tcd.scale)
+        self.visual = ContentInput(context.table, "visual", options.tcd.scale)
+        self.text = ContentInput(context.table, "text", options.npd.scale)
         steps, width = self.sequence.width
         self._build_denoisers(steps, width)
         self.apply(init_weights)

@@ -13,6 +13,8 @@ from models.errors import UserError
 
 ContentField = Literal["sequence", "visual", "text", "visual_layers", "text_layers"]
 Similarity = Literal["dot", "cosine"]
+#: how the vectors of content are scaled before a system reads them, see models/nn/content.py
+Scale = Literal["raw", "unit", "standard"]
 ScheduleKind = Literal["linear", "cosine", "trunc_lin"]
 
 

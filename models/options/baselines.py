@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.options.base import ContentField, SystemOptions, at_least_one, require
+from models.options.base import ContentField, Scale, SystemOptions, at_least_one, require
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,11 @@ class ContentOptions(RecencyOptions):
     """Options of the comparison by content vectors.
 
     field: content that items are compared by: vectors of titles (text) or of videos (visual)
+    scale: scale of its vectors, before their cosine: raw, unit or standard
     """
 
     field: Literal["text", "visual"] = "text"
+    scale: Scale = "standard"
 
     def __post_init__(self) -> None:
         super().__post_init__()

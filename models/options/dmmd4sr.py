@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.options.base import ContentField, SystemOptions, at_least_one, probabilities, require, whole_heads
+from models.options.base import ContentField, Scale, SystemOptions, at_least_one, probabilities, require, whole_heads
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class DMMD4SROptions(SystemOptions):
 
     denoiser_dropout: share of the values that a training step sets to 0 in the denoisers
     time_width: width of the embedding of the diffusion step
+    scale: scale of text and video: raw, unit or standard
     steps: number of steps T of every diffusion
     beta_start: noise variance of the first step
     beta_end: noise variance of the last step
@@ -40,6 +41,7 @@ class DMMD4SROptions(SystemOptions):
     hidden_dropout: float = 0.5
     denoiser_dropout: float = 0.5
     time_width: int = 16
+    scale: Scale = "raw"
     steps: int = 32
     beta_start: float = 1e-4
     beta_end: float = 2e-3

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.errors import UserError
-from models.options.base import ContentField, SystemOptions, at_least_one, probabilities, whole_heads
+from models.options.base import ContentField, Scale, SystemOptions, at_least_one, probabilities, whole_heads
 
 
 @dataclass(frozen=True)
 class _AdapterOptions(SystemOptions):
-    """Base class of the options of both forms: they need the layer states of two encoders."""
+    """Base class of the options of both forms: they need the layer states of two encoders.
+
+    scale: scale of the layer states: raw, unit or standard
+    """
+
+    scale: Scale = "raw"
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.options.base import ContentField, SystemOptions, at_least_one, probabilities, require, whole_heads
+from models.options.base import ContentField, Scale, SystemOptions, at_least_one, probabilities, require, whole_heads
 
 #: names of the behaviours that are deep, and of those that are shallow; a dataset may have some of them
 DEEP = ("like", "cvm_like", "comment", "follow", "collect", "forward")
@@ -17,6 +17,7 @@ class M3BSROptions(SystemOptions):
     """Options of the two diffusions and the experts.
 
     inner: feed-forward width of the experts
+    scale: scale of text and video: raw, unit or standard
     steps: number of steps T of both diffusions, with a linear schedule from 1e-4 to 0.02
     evaluation_step: the step at which the denoisers start at evaluation
     chain: number of calls of a chain from evaluation_step down to 0
@@ -37,6 +38,7 @@ class M3BSROptions(SystemOptions):
     layers: int = 2
     heads: int = 4
     dropout: float = 0.1
+    scale: Scale = "raw"
     steps: int = 100
     evaluation_step: int = 20
     chain: int = 4

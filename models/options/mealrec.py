@@ -8,6 +8,7 @@ from typing import Literal
 from models.errors import UserError
 from models.options.base import (
     ContentField,
+    Scale,
     ScheduleKind,
     SystemOptions,
     at_least_one,
@@ -32,6 +33,7 @@ class TCDOptions:
     decay: gamma of Eq. 7: a video k places before the last counts exp(-gamma k) in the condition
     dropout: share of the values that a training step sets to 0
     null_token: whether cross-attention has a learned second key, which makes it a gate (D8)
+    scale: scale of the frames and of the videos in c_v: raw, unit or standard, which fits unit noise (D5)
     """
 
     channels: tuple[int, int] = (64, 128)
@@ -40,6 +42,7 @@ class TCDOptions:
     decay: float = 0.9
     dropout: float = 0.1
     null_token: bool = True
+    scale: Scale = "standard"
 
     def __post_init__(self) -> None:
         require(min(self.channels) >= 1, "channels", self.channels, "each must be at least 1")
@@ -55,12 +58,14 @@ class NPDOptions:
 
     heads: attention heads; they divide the backbone's hidden width
     inner: feed-forward width, as a multiple of the hidden width (D18)
+    scale: scale of the text of the last item: raw, unit or standard
     dropout: share of the values that a training step sets to 0
     """
 
     heads: int = 2
     inner: int = 2
     dropout: float = 0.1
+    scale: Scale = "raw"
 
     def __post_init__(self) -> None:
         at_least_one(self, "heads", "inner")

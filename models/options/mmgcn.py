@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.options.base import ContentField, SystemOptions, at_least_one, require
+from models.options.base import ContentField, Scale, SystemOptions, at_least_one, require
 
 MODALITIES: tuple[ContentField, ...] = ("visual", "text")
 
@@ -15,6 +15,7 @@ class MMGCNOptions(SystemOptions):
 
     hidden: width of the id embeddings and of the states
     visual_width: width that visual content is projected to
+    scale: scale of both modalities: raw, unit or standard
     layers: number of graph convolutions of each modality
     lambda_regularisation: weight of the regularisation loss
     graph: false makes nodes read themselves and not their neighbours (ablation)
@@ -26,6 +27,7 @@ class MMGCNOptions(SystemOptions):
     hidden: int = 64
     visual_width: int = 256
     layers: int = 3
+    scale: Scale = "raw"
     lambda_regularisation: float = 0.1
     graph: bool = True
     content: bool = True

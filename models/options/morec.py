@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.options.base import ContentField, SystemOptions, at_least_one, probabilities, require, whole_heads
+from models.options.base import ContentField, Scale, SystemOptions, at_least_one, probabilities, require, whole_heads
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,14 @@ class MoRecOptions(SystemOptions):
     depth: number of layers of an item's network after the projection
     text: whether the title of an item is used
     visual: whether the video of an item is used
+    scale: scale of title and video: raw, unit or standard
     """
 
     hidden: int = 512
     depth: int = 2
     text: bool = True
     visual: bool = True
+    scale: Scale = "raw"
     layers: int = 2
     heads: int = 2
     dropout: float = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.options.base import ContentField, probabilities, require
+from models.options.base import ContentField, Scale, probabilities, require
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class RankingOptions:
     untied: whether candidates have a table of vectors of their own
     shorten: share of the training rows whose history of n items loses 1 to n-1 of them
     content: content that is added to each candidate, as a learned projection of unit vectors; none: no content
+    scale: scale of this content before its vectors get unit length: raw, unit or standard
     id_dropout: share of the items whose id vector a training step leaves out, so that only content represents them
     absent: whether items without a training interaction are negatives like all others, or left_out of the softmax
     repeats: width of the codes that lower the score of items in the history by a learned amount; 0: no codes
@@ -23,6 +24,7 @@ class RankingOptions:
     untied: bool = False
     shorten: float = 0.0
     content: Literal["none", "text", "visual"] = "none"
+    scale: Scale = "standard"
     id_dropout: float = 0.0
     absent: Literal["negatives", "left_out"] = "negatives"
     repeats: int = 0

@@ -7,6 +7,7 @@ from typing import Literal
 
 from models.options.base import (
     ContentField,
+    Scale,
     Similarity,
     SystemOptions,
     at_least_one,
@@ -24,6 +25,7 @@ class TedRecOptions(SystemOptions):
     The section `ranking` has other deviations from the published objective (models/ranking.py).
 
     experts: number of experts of the text adaptor
+    scale: scale of the text: raw, unit or standard
     adaptor_dropout: share of the values of the text that a training step sets to 0 in the adaptor
     temperature: temperature of the softmax over cosines
     similarity: comparison of a user with an item: cosine, or the inner product (dot)
@@ -39,6 +41,7 @@ class TedRecOptions(SystemOptions):
     attention_dropout: float = 0.5
     hidden_dropout: float = 0.5
     temperature: float = 0.07
+    scale: Scale = "raw"
     similarity: Similarity = "cosine"
     filter_start: Literal["noise", "identity"] = "noise"
     ranking: RankingOptions = field(default_factory=RankingOptions)

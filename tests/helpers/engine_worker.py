@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Batch, ModelContext, Moments, SequenceModel, TrainingInteractions
 from models.options.base import ContentField
 from models.systems import build, options_class, options_of
 from models.tensor_table import TensorTable
@@ -190,7 +190,8 @@ def _table() -> TensorTable:
         "visual_layers": torch.randn(ITEMS, 3, 8, generator=generator),
         "text_layers": torch.randn(ITEMS, 3, 8, generator=generator),
     }
-    return TensorTable(ITEMS, content, {name: torch.arange(ITEMS) > 3 for name in content}, {})
+    moments = {name: Moments(torch.zeros(x.shape[-1]), torch.ones(x.shape[-1])) for name, x in content.items()}
+    return TensorTable(ITEMS, content, {name: torch.arange(ITEMS) > 3 for name in content}, {}, moments)
 
 
 def _batch(positions: Rows) -> Batch:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from models import systems
-from models.contract import ModelContext, SequenceModel, TrainingInteractions
+from models.contract import ModelContext, Moments, SequenceModel, TrainingInteractions
 from models.options.base import ContentField
 from models.tensor_table import TensorTable
 from retrieval.export import write_export
@@ -18,6 +18,11 @@ IDS = [f"v{row * 7}" for row in range(1, N_ITEMS)]
 
 
 Content = dict[ContentField, torch.Tensor]
+MOMENTS: dict[ContentField, Moments] = {
+    "text": Moments(torch.arange(6.0), torch.arange(1.0, 7.0)),
+    "visual": Moments(torch.arange(4.0), torch.arange(1.0, 5.0)),
+    "sequence": Moments(-torch.arange(4.0), torch.arange(2.0, 6.0)),
+}
 NEEDS: dict[str, tuple[ContentField, ...]] = {
     "sasrec": (),
     "tedrec": ("text", "visual"),
@@ -34,7 +39,8 @@ def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
     sequence = torch.randn(N_ITEMS, 3, 4).half() * present[:, None, None]
     every: Content = {"text": text, "visual": sequence.float().mean(1).half(), "sequence": sequence}
     content = {field: every[field] for field in NEEDS[system]}
-    table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), dict.fromkeys(content, "segments"))
+    kinds, moments = dict.fromkeys(content, "segments"), {field: MOMENTS[field] for field in content}
+    table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), kinds, moments)
     interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
     model = systems.build(
         system, systems.options_of(system, {}), ModelContext(table, interactions, MAX_LENGTH, seed=3)
@@ -66,6 +72,7 @@ def export_model(
         content=content,
         present=present,
         content_kinds=dict.fromkeys(content, "segments"),
+        moments={field: MOMENTS[field] for field in content},
     )
     model.inference = model.inference_choices[-1]
     return model

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from models.contract import Baseline, Batch, ModelContext, SequenceModel, TrainingInteractions
+from models.contract import Baseline, Batch, ModelContext, Moments, SequenceModel, TrainingInteractions
 from models.options.base import ContentField
 from models.systems import build, options_of
 from models.tensor_table import TensorTable
@@ -38,7 +38,8 @@ def item_table(
     values = {f: torch.randn(ITEMS, *shapes[f], generator=generator) for f in fields}
     for value in values.values():
         value[~present] = 0
-    return TensorTable(ITEMS, values, dict.fromkeys(fields, present), {"sequence": "segments"})
+    moments = {f: Moments(values[f].flatten(0, -2).mean(0), 1 + torch.arange(shapes[f][-1]) / 10) for f in fields}
+    return TensorTable(ITEMS, values, dict.fromkeys(fields, present), {"sequence": "segments"}, moments)
 
 
 def model_context(steps: int = STEPS, seed: int = 3, table: TensorTable | None = None) -> ModelContext:

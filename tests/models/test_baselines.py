@@ -101,7 +101,8 @@ def title_scores(history: Sequence[int], recency: float) -> Tensor:
 
 
 def content_scores(history: Sequence[int], recency: float, field: ContentField) -> Tensor:
-    content = item_table().gather(field, torch.arange(ITEMS)).double()
+    mean, deviation = item_table().moments(field)
+    content = ((item_table().gather(field, torch.arange(ITEMS)) - mean) / deviation).double()
     similar = {
         (i, j): float(content[i] @ content[j] / (content[i].norm() * content[j].norm()))
         for i in range(1, ITEMS) for j in range(1, ITEMS) if MISSING not in (i, j)

@@ -28,6 +28,7 @@ from models.tedrec import TedRec
 from tests.helpers.model_fixtures import (
     HISTORIES,
     ITEMS,
+    MISSING,
     TEXT,
     assert_same,
     item_table,
@@ -55,8 +56,10 @@ def _shared() -> Tensor:
 
 
 def _content(field: str, item: int) -> Tensor:
-    value = item_table().gather(field, torch.tensor([item]))[0].double()  # type: ignore[arg-type]
-    return value / value.norm() if value.norm() else value
+    table = item_table()
+    mean, deviation = table.moments(field)  # type: ignore[arg-type]
+    value = ((table.gather(field, torch.tensor(item)) - mean) / deviation).double()  # type: ignore[arg-type]
+    return torch.zeros_like(value) if item in (0, MISSING) else value / value.norm()
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])

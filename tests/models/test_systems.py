@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from models.contract import Baseline, SequenceModel
 from models.errors import UserError
@@ -116,8 +117,51 @@ def test_content_that_the_dataset_lacks_is_named_with_what_to_run(
     assert "--features DIR" in message
 
 
+SCALED = [
+    # a scale of each field that a system reads; every system but TCD is given what the encoder made, as in its release
+    ("tedrec", {}, {"text": "raw"}),
+    ("morec", {}, {"text": "raw", "visual": "raw"}),
+    ("iisan", {}, {"text_layers": "raw", "visual_layers": "raw"}),
+    ("iisan-versa", {}, {"text_layers": "raw", "visual_layers": "raw"}),
+    ("dmmd4sr", {}, {"text": "raw", "visual": "raw"}),
+    ("mmgcn", {}, {"text": "raw", "visual": "raw"}),
+    ("m3bsr", {}, {"text": "raw", "visual": "raw"}),
+    ("mealrec", {"backbone": "sasrec"}, {"sequence": "standard", "visual": "standard", "text": "raw"}),
+    ("tedrec", {"scale": "unit"}, {"text": "unit"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "scales"), SCALED, ids=[name for name, *_ in SCALED])
+def test_a_forward_pass_reads_content_in_the_scale_of_the_options(
+    name: str, options: dict[str, object], scales: dict[ContentField, str]
+) -> None:
+    context = context_for(name)
+    model = make_system(name, options, context)
+    read: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(part: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
+        assert isinstance(part, ContentInput)
+        rows = given[0].flatten()
+        read[part.field] = rows, result.detach().reshape(len(rows), -1)
+
+    assert isinstance(model, SequenceModel)
+    for part in model.modules():
+        if isinstance(part, ContentInput):
+            part.register_forward_hook(note)
+    model(make_batch(HISTORIES))
+    assert read.keys() == scales.keys()
+    for field, scale in scales.items():
+        rows, values = read[field]
+        raw = context.table.gather(field, rows)
+        mean, deviation = context.table.moments(field)
+        scaled = {"raw": raw, "unit": raw / raw.norm(dim=-1, keepdim=True), "standard": (raw - mean) / deviation}[scale]
+        real = (rows != 0) & (rows != MISSING)
+        assert real.sum() > 3
+        torch.testing.assert_close(values[real], scaled.flatten(1)[real], rtol=0, atol=0 if scale == "raw" else 1e-6)
+
+
 def test_missing_content_is_a_learned_vector_and_padding_is_zero() -> None:
-    content = ContentInput(item_table(), "text")
+    content = ContentInput(item_table(), "text", "raw")
     rows = torch.tensor([[1, MISSING], [0, 2]])
     assert content.missing is not None
     with torch.no_grad():
@@ -135,7 +179,7 @@ def test_missing_content_is_a_learned_vector_and_padding_is_zero() -> None:
 def test_without_missing_items_there_is_nothing_to_learn() -> None:
     present = torch.arange(ITEMS) > 0
     table = TensorTable(ITEMS, {"text": torch.randn(ITEMS, TEXT)}, {"text": present}, {})
-    content = ContentInput(table, "text")
+    content = ContentInput(table, "text", "raw")
     assert list(content.parameters()) == []
     assert torch.equal(content(torch.tensor([3, 1])), table.gather("text", torch.tensor([3, 1])))
 

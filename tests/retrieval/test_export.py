@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.contract import Moments
 from models.errors import UserError
 from retrieval.export import ModelCard, load_export, write_export
 
@@ -29,6 +30,7 @@ def export(out: Path, **changes: Any) -> ModelCard:
         "content": {"text": torch.ones(4, 2) / 3},
         "present": {"text": torch.tensor([False, True, False, True])},
         "content_kinds": {"text": "title"},
+        "moments": {"text": Moments(torch.tensor([0.5, -1]), torch.tensor([2.0, 1]))},
         "metrics": {"test": {"HR@10": 0.25}},
         "provenance": {"git": "abc"},
     }
@@ -41,6 +43,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert loaded.card == card
     assert card.options == {"hidden": 8, "nested": {"x": [1, 2.5, "y", None]}}
     assert card.content["text"].shape == [2]
+    assert (card.content["text"].mean, card.content["text"].deviation) == ([0.5, -1], [2, 1])
     assert torch.equal(loaded.weights["t"], torch.arange(6.0).reshape(2, 3).T)
     assert torch.equal(loaded.item_vectors, torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
     assert loaded.items.ids == ["x1", "ü", "77"]
@@ -51,7 +54,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_model_without_content_has_no_content_file(tmp_path: Path) -> None:
-    export(tmp_path / "model", content=None, present=None, content_kinds=None)
+    export(tmp_path / "model", content=None, present=None, content_kinds=None, moments=None)
     assert not (tmp_path / "model" / "content.safetensors").exists()
     assert load_export(tmp_path / "model").content == {}
 
@@ -109,10 +112,10 @@ def test_a_model_json_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.json does not exist; export"):
         load_export(model)
     card = export(model)
-    edit(model, schema_version=1)
-    with pytest.raises(UserError, match="schema_version"):
+    edit(model, schema_version=2)
+    with pytest.raises(UserError, match=r"schema version 2, .* reads 3: .*train and export again"):
         load_export(model)
-    edit(model, schema_version=2, surprise=1)
+    edit(model, schema_version=3, surprise=1)
     with pytest.raises(UserError, match="surprise"):
         load_export(model)
     (model / "model.json").write_text("{")

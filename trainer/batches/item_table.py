@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import ItemTable
+from models.contract import ItemTable, Moments
 from models.options.base import ContentField
 from models.tensor_table import TensorTable
 from trainer.data.format.dataset import Dataset, map_array
@@ -29,6 +29,11 @@ def load_table(dataset: Dataset, device: torch.device, resident: bool) -> ItemTa
         present[name] = map_array(dataset.root / f"table/{name}.present.npy", "|b1", (n_items,))
     kinds: dict[str, str] = {name: info.kind for name, info in dataset.manifest.content.items()}
 
+    moments: dict[ContentField, Moments] = {
+        name: Moments(torch.tensor(info.mean), torch.tensor(info.std))
+        for name, info in dataset.manifest.content.items()
+    }
+
     def place(array: NDArray[Any]) -> Tensor:
         if resident:
             return torch.from_numpy(np.array(array)).to(device)
@@ -39,6 +44,7 @@ def load_table(dataset: Dataset, device: torch.device, resident: bool) -> ItemTa
         {name: place(array) for name, array in fields.items()},
         {name: place(array) for name, array in present.items()},
         kinds,
+        moments,
     )
 
 

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(opened: Run, out: Path) -> None:
     dataset, model, config = opened.loaded.dataset, opened.model, opened.config
-    content, present, kinds = whole_table(opened)
+    content, present, kinds, moments = whole_table(opened)
     test = opened.folder / "test.json"
     metrics = {k: v for k, v in read_report(test).items() if "@" in k} if test.exists() else {}
     manifest = dataset.manifest
@@ -67,7 +67,7 @@ def _write(opened: Run, out: Path) -> None:
         weights=weights, item_vectors=vectors,
         item_ids=dataset.item_ids(), titles=dataset.item_titles(),
         train_counts=dataset.train_counts()[1:].tolist(), content=content, present=present,
-        content_kinds=kinds, metrics=metrics, behaviours=manifest.behaviours,
+        content_kinds=kinds, moments=moments, metrics=metrics, behaviours=manifest.behaviours,
         interactions=dataset.training_interactions() if config.model.options.needs_interactions else None,
         provenance={"run": opened.folder.name, "epoch": opened.epoch, "data": manifest.fingerprint},
     )  # fmt: skip

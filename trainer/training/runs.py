@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cluster import console
-from models.contract import Baseline, SequenceModel
+from models.contract import Baseline, Moments, SequenceModel
 from models.errors import UserError
 from models.options.base import ContentField
 from trainer.batches.loader import Loaded, load
@@ -68,10 +68,13 @@ def run_folder(name: str, runs_dir: Path) -> Path:
     return Path(name) if Path(name).is_dir() else runs_dir / name
 
 
-def whole_table(run: Run) -> tuple[ContentTensors, ContentTensors, dict[ContentField, str]]:
-    """(values, present, kinds) of the content fields that the run's model needs, for every item, in float16."""
+def whole_table(
+    run: Run,
+) -> tuple[ContentTensors, ContentTensors, dict[ContentField, str], dict[ContentField, Moments]]:
+    """(values, present, kinds, moments) of the content fields that the run's model needs: all items, in float16."""
     table, rows = run.loaded.table, torch.arange(run.loaded.table.n_items, device=run.loaded.device)
     fields = run.config.model.options.needs
     values: ContentTensors = {field: table.gather(field, rows).half().cpu() for field in fields}
     present: ContentTensors = {field: table.present(field, rows).cpu() for field in fields}
-    return values, present, {field: table.kinds[field] for field in fields}
+    kinds = {field: table.kinds[field] for field in fields}
+    return values, present, kinds, {field: table.moments(field) for field in fields}

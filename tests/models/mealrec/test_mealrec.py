@@ -19,7 +19,7 @@ from models.nn.noise import KeyedNoise, Stream
 from models.options.mealrec import MealRecOptions, TCDOptions
 from models.options.sasrec import SASRecOptions
 from models.options.tedrec import TedRecOptions
-from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context, randomise
+from tests.helpers.model_fixtures import HISTORIES, MISSING, make_batch, model_context, randomise
 
 SEED, T, HIDDEN = 6, 5, 8
 SMALL = MealRecOptions(
@@ -63,8 +63,10 @@ def _corrupt(clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
 def _content(model: MealRec, field: str, item: int) -> Tensor:
     """The content of item `item`, or the learned vector if it has none."""
     part = getattr(model, field)
-    rows = torch.tensor([item])
-    return part.table.gather(field, rows)[0] if part.table.present(field, rows) else part.missing  # type: ignore[no-any-return]
+    if item == MISSING:
+        return part.missing  # type: ignore[no-any-return]
+    raw, (mean, deviation) = part.table.gather(field, torch.tensor(item)), part.table.moments(field)
+    return raw if field == "text" else (raw - mean) / deviation  # type: ignore[no-any-return]
 
 
 def _context(model: MealRec, history: list[int]) -> Tensor:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.errors import UserError
+from models.nn.content import ScaledContent
 from trainer.batches.item_table import load_table, table_bytes
 from trainer.data.format import splits
 from trainer.data.format.dataset import Dataset
@@ -50,7 +51,9 @@ def write(out: Path, **changes: Any) -> Manifest:
         return np.where(PRESENT[start:stop, None, None], RAW[start:stop], np.nan), PRESENT[start:stop]
 
     def text(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        return np.full((stop - start, 3), 2.5), np.ones(stop - start, np.bool_)
+        values = np.full((stop - start, 3), 2.5)
+        values[:, 0] += np.arange(start, stop)  # the others are constant
+        return values, np.ones(stop - start, np.bool_)
 
     given_: dict[str, Any] = {
         "user_ids": [f"user {u}" for u in range(U)],
@@ -103,20 +106,25 @@ def test_ids_and_titles(root: Path) -> None:
     dataset.verify()
 
 
-def test_content_is_standardised_over_training_items(root: Path) -> None:
+def test_the_table_holds_the_raw_vectors_and_their_moments_over_training_items(root: Path) -> None:
     dataset = Dataset.open(root)
     counts = dataset.train_counts()[1:]
-    used = RAW[PRESENT & (counts > 0)].reshape(-1, 4).astype(np.float64)
+    stored = RAW.astype(np.float16)
+    used = stored[PRESENT & (counts > 0)].reshape(-1, 4).astype(np.float64)
     info = dataset.manifest.content["sequence"]
     np.testing.assert_allclose(info.mean, used.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(info.std, used.std(axis=0), rtol=1e-6)
     assert info.missing == int((~PRESENT).sum())
     table = load_table(dataset, CPU, resident=True)
     rows = torch.arange(N_ITEMS + 1)
-    expected = np.where(PRESENT[:, None, None], (RAW - used.mean(axis=0)) / used.std(axis=0), 0)
-    np.testing.assert_allclose(table.gather("sequence", rows)[1:], expected, atol=3e-3)
+    expected = np.where(PRESENT[:, None, None], stored, 0)
+    assert np.array_equal(table.gather("sequence", rows)[1:].numpy(), expected.astype(np.float32))
     assert table.present("sequence", rows)[1:].tolist() == PRESENT.tolist()
-    assert table.gather("text", rows).abs().max() == 0  # a constant becomes zero, not an amplified rounding error
+    assert table.moments("sequence").mean.tolist() == pytest.approx(info.mean)
+    assert table.moments("sequence").deviation.tolist() == pytest.approx(info.std)
+    standard = ScaledContent(table, "text", "standard")(rows)
+    assert standard[1:, 0].std() > 0.5
+    assert standard[:, 1:].abs().max() == 0  # a constant becomes zero, not an amplified rounding error
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
@@ -154,6 +162,26 @@ def test_shards_hold_table_and_training_rows(root: Path) -> None:
             users += block["user"].tolist()
     assert len(users) == dataset.manifest.train_rows == dataset.row_offsets[-1]
     assert np.array_equal(np.bincount(users, minlength=U), np.diff(dataset.row_offsets))
+
+
+def _same(vector: list[float]) -> Content:
+    return Content((3,), lambda a, b: (np.tile(vector, (b - a, 1)), np.arange(a, b) > 3), "title", "some encoder")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (_same([0, 0, 0]), r"'text' \(title, some encoder\) tells no item from another: every item has a zero vector"),
+        (_same([1, 2, 3]), r"all items have the same vector; correct the vectors, or prepare the dataset without them"),
+        (Content((3,), lambda a, b: (np.ones((b - a, 3)), np.zeros(b - a, bool)), "title", "e"), "no item has any"),
+        (Content((3,), lambda a, b: (1e5 * np.arange(a, b)[:, None] ** [0, 1, 2], np.ones(b - a, bool)), "title", "e"),
+         "item number 0 holds 100000, beyond 65,504"),
+    ],
+)  # fmt: skip
+def test_content_that_cannot_be_right_is_refused(tmp_path: Path, content: Content, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        write(tmp_path / "data", content={"text": content})
+    assert not (tmp_path / "data").exists()
 
 
 lengths = st.lists(st.integers(3, 15), min_size=1, max_size=8)
@@ -272,8 +300,8 @@ def test_verify_names_every_damaged_file(root: Path, copy: Path, damage: Any) ->
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[]", "schema version None"),
-        ('{"schema_version": 2}', "schema version 2, this program reads 1"),
-        ('{"schema_version": 1}', "key 'users': Field required"),
+        ('{"schema_version": 1}', "schema version 1, this program reads 2"),
+        ('{"schema_version": 2}', "key 'users': Field required"),
         ({"users": -1}, "key 'users'"),
         ({"surprise": 1}, "key 'surprise'"),
         ({"content": {"smell": {}}}, "key 'content"),

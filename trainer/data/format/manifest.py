@@ -14,7 +14,7 @@ from models.options.base import ContentField
 from retrieval.files import digest, digest_file
 from trainer.data.storage import join, open_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 _MAX_BYTES = 64 << 20
 CoreOn = Literal["both", "users", "items", "none"]
@@ -34,7 +34,8 @@ class Core(Frozen):
 
 
 class ContentInfo(Frozen):
-    """One content field. shape: of one item's entry; mean, std: (shape[-1],), over items with training occurrences."""
+    """One content field. shape: of one item's entry; mean, std: (shape[-1],), over items with training occurrences, for
+    systems that standardise it (the table does not)."""
 
     shape: tuple[int, ...]
     kind: str

@@ -1,4 +1,5 @@
-"""The item table on disk: `table/FIELD.npy` and `table/FIELD.present.npy`, written row by row, standardised."""
+"""The item table on disk: `table/FIELD.npy` and `table/FIELD.present.npy`, written row by row: the vectors as given, in
+float16, zeros for an item that has none."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.options.base import ContentField
-from trainer.data.format.manifest import ContentInfo
 
 
 class NpyWriter:
@@ -59,11 +59,3 @@ class TableWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.close()
-
-
-def standardise(values: NDArray[np.float32], present: NDArray[np.bool_], info: ContentInfo) -> NDArray[np.float16]:
-    """Raw values (n, *shape) as the table holds them: standardised, zeros where not present, float16."""
-    scaled = (values - np.asarray(info.mean, np.float32)) / np.asarray(info.std, np.float32)
-    scaled[~present] = 0
-    # items outside training may have any values; beyond 65504 float16 is infinite, which would spoil every batch
-    return np.clip(scaled, -65504, 65504).astype(np.float16)

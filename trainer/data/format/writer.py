@@ -30,18 +30,20 @@ from trainer.data.format.manifest import (
     file_info,
 )
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec, row_spec
-from trainer.data.format.table_file import TableWriter, standardise
+from trainer.data.format.table_file import TableWriter
 from trainer.data.format.version import git_revision, program_version
 from trainer.data.mean_and_deviation import MeanAndDeviation
 from trainer.progress import Progress
 
 _CHUNK_BYTES = 32 << 20
 _ID_CHUNK = 1 << 18
+#: the largest number in float16
+_LARGEST = 65504.0
 
 
 @dataclass(frozen=True)
 class Content:
-    """Raw (not standardised) content of one field, read block by block, more than once: `read` is a pure function.
+    """Content of one field, read block by block, more than once: `read` is a pure function.
 
     shape: one item's entry, (K, V) for "sequence", (V,) for "visual", (H,) for "text".
     read(start, stop): items start..stop-1 of `item_ids` (counted from 0: item i becomes row i + 1), as raw values
@@ -169,30 +171,53 @@ def _chunks(content: Mapping[ContentField, Content], n_items: int, step: int) ->
         yield start, min(start + size, n_items)
 
 
-def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Items start..stop-1 as the table holds them: float16, zeros for an item that has no such content."""
     values, present = content.read(start, stop)
     assert values.shape == (stop - start, *content.shape), (field, values.shape, content.shape)
-    finite = np.isfinite(values).reshape(stop - start, -1).all(axis=1)
-    if not (finite | ~present).all():
-        bad = start + int(np.argmax(~finite & present))
-        raise UserError(f"content {field!r} of item number {bad} is NaN or infinite; correct it or leave the item out")
-    return values.astype(np.float32, copy=False), present
+    values = np.where(present.reshape(-1, *(1,) * len(content.shape)), values, 0)
+    largest = np.abs(values).reshape(stop - start, -1).max(axis=1)  # NaN if any value is NaN
+    if not (largest <= _LARGEST).all():
+        bad = int(np.argmin(largest <= _LARGEST))
+        beyond = f"holds {largest[bad]:g}, beyond {_LARGEST:,.0f}"
+        what = beyond if np.isfinite(largest[bad]) else "is NaN or infinite"
+        raise UserError(f"content {field!r} of item number {start + bad} {what}; correct it or leave the item out")
+    return values.astype(np.float16), present
 
 
 def _statistics(field: str, content: Content, counts: NDArray[np.int64], step: int) -> tuple[MeanAndDeviation, int]:
-    """Mean and deviation over items with training occurrences and content, and how many items have no content."""
+    """Mean and deviation over items with training occurrences and content, and how many items have no content.
+
+    Raises UserError if the content tells no item from another: none has any, or all have the same.
+    """
     width = content.shape[-1]
     found, missing = MeanAndDeviation(width), 0
+    first: NDArray[np.float16] | None = None
+    differ = False
     n_items = len(counts) - 1
     progress = Progress(f"statistics of {field}", n_items)
     for start, stop in _chunks({"text": content}, n_items, step):
         values, present = _read(field, content, start, stop)
         missing += int((~present).sum())
+        if first is None and present.any():
+            first = values[np.argmax(present)]
+        differ = differ or bool((values[present] != first).any())
         used = present & (counts[start + 1 : stop + 1] > 0)
         found.add(values[used].reshape(-1, width).astype(np.float64))
         progress.update(stop)
     progress.close()
+    if not differ and n_items > 1:
+        raise UserError(_of_no_use(field, content, None if first is None else bool(first.any())))
     return found, missing
+
+
+def _of_no_use(field: str, content: Content, nonzero: bool | None) -> str:
+    """What is wrong with content that is the same for all items. nonzero: whether it is not 0; None if none has any."""
+    found = {None: "no item has any", False: "every item has a zero vector", True: "all items have the same vector"}
+    return (
+        f"content {field!r} ({content.kind}, {content.encoder}) tells no item from another: {found[nonzero]}; "
+        "correct the vectors, or prepare the dataset without them"
+    )
 
 
 def _write_content(
@@ -218,8 +243,7 @@ def _write_content(
         for start, stop in _chunks(content, n_items, step):
             chunk: dict[str, NDArray[Any]] = {"rows": np.arange(start + 1, stop + 1, dtype=np.int32)}
             for field, c in content.items():
-                values, present = _read(field, c, start, stop)
-                chunk[field] = standardise(values, present, infos[field])
+                chunk[field], present = _read(field, c, start, stop)
                 chunk[f"{field}_present"] = present.astype(np.bool_, copy=False)
             table.append(chunk)
             for first in range(0, stop - start, step):

@@ -128,6 +128,11 @@ class System:
     inference_choices: tuple[str, ...] = ("default",)
     inference: str = "default"
 
+    def doubts(self, figures: Mapping[str, float]) -> tuple[str, ...]:
+        """What the user should know at the end of a run; figures: means of the last epoch's terms without a weight."""
+        del figures
+        return ()
+
 
 class Baseline(System, ABC):
     """A recommender without parameters, which its constructor fits. A trained system should rank better than this."""
@@ -152,7 +157,11 @@ class SequenceModel(System, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named loss terms, each a scalar: the mean over the rows of `batch`."""
+        """Named loss terms, each a scalar: the mean over the rows of `batch`.
+
+        A term without a weight in `loss_weights` is a figure: it is logged like the others, and not minimised. It has
+        the name of a part of the system and its own, such as "tcd/explained".
+        """
 
     @abstractmethod
     def user_vectors(self, batch: Batch) -> Tensor:

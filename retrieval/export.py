@@ -132,8 +132,8 @@ def write_export(
     options: plain values, as `models.systems.options_of` takes them. seed: that of the ModelContext, which keys the
     noise. item_vectors: (I, D). item_ids, titles, train_counts: I - 1 entries, from row 1. content: (I, ...) per field,
     stored as float16. present: (I,) bool per field. content_kinds, moments: per field, see ContentSpec.
-    interactions: only for systems that need them to rank. Raises UserError if `out` exists and is not an empty folder, ValueError
-    if the arguments disagree on the number of items or on the fields.
+    interactions: only for systems that need them to rank. Raises UserError if `out` exists and is not an empty folder,
+    ValueError if the arguments disagree on the number of items or on the fields.
     """
     content, present, kinds, moments = content or {}, present or {}, content_kinds or {}, moments or {}
     n_items = len(item_vectors)

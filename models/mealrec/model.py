@@ -6,6 +6,9 @@ given that content. Loss: L_R + lambda_T L_T + lambda_N L_N (Eq. 16). Decisions 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,13 +16,14 @@ from torch.nn import functional as F
 from models.backbone import Backbone
 from models.cl4srec import CL4SRec
 from models.contract import Batch, ModelContext, SequenceModel
+from models.mealrec.explained import explained, idle
 from models.mealrec.npd import PreferenceDenoiser
-from models.mealrec.tcd import ContentUNet, TemporalAttention, recency_context
+from models.mealrec.tcd import ContentDenoiser, TemporalAttention, recency_context
 from models.nn.content import ContentInput
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
-from models.nn.transformer import init_weights
+from models.nn.transformer import init_weights, zero_weights
 from models.options.mealrec import MealRecOptions, Sampling
 from models.sasrec import SASRec
 from models.tedrec import TedRec
@@ -34,17 +38,19 @@ def _build_backbone(options: MealRecOptions, context: ModelContext) -> Backbone:
 
 
 class FusionMLP(nn.Module):
-    """Replaces NPD in the -NPD ablation: MLP([x_0; W_v mean(z); W_h h_L]) with two layers (D29)."""
+    """Replaces NPD in the -NPD ablation: x_0 + MLP([x_0; W_v mean(z); W_h h_L]) with two layers (D29)."""
 
     def __init__(self, hidden: int, visual: int, text: int) -> None:
         super().__init__()
         self.visual = nn.Linear(visual, hidden)
         self.text = nn.Linear(text, hidden)
-        self.fuse = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.fuse = nn.Linear(3 * hidden, hidden)
+        self.out = nn.Linear(hidden, hidden)
 
     def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
         """(B, D) preference, (B, K, V) refined content, (B, H) text -> (B, D) preference."""
-        return self.fuse(torch.cat([x_BD, self.visual(z_BKV.mean(1)), self.text(text_BH)], dim=1))  # type: ignore[no-any-return]
+        fused = self.fuse(torch.cat([x_BD, self.visual(z_BKV.mean(1)), self.text(text_BH)], dim=1))
+        return x_BD + self.out(F.gelu(fused))  # type: ignore[no-any-return]
 
 
 class MealRec(SequenceModel):
@@ -60,7 +66,6 @@ class MealRec(SequenceModel):
         self.text = ContentInput(context.table, "text", options.npd.scale)
         steps, width = self.sequence.width
         self._build_denoisers(steps, width)
-        self.apply(init_weights)
         self.backbone = _build_backbone(options, context)
         hidden, text = self.backbone.hidden, self.text.width[0]
         self.preference = (
@@ -68,6 +73,7 @@ class MealRec(SequenceModel):
             if options.use_npd else FusionMLP(hidden, width, text)
         )  # fmt: skip
         self.preference.apply(init_weights)
+        zero_weights(self.preference.out)  # training starts with the backbone as it is
         self.similarity = self.backbone.similarity
         self.loss_weights = {**self.backbone.loss_weights, "tcd": options.lambda_tcd, "npd": options.lambda_npd}
         self.inference_choices = self._choices()
@@ -76,8 +82,8 @@ class MealRec(SequenceModel):
     def _build_denoisers(self, steps: int, width: int) -> None:
         if not self.options.use_tcd:
             return
-        self.temporal = TemporalAttention(steps, width, self.options.tcd)
-        self.unet = ContentUNet(width, self.visual.width[0], self.options.tcd)
+        self.temporal = TemporalAttention(steps, width, self.options.tcd).apply(init_weights)
+        self.refine = ContentDenoiser(width, self.visual.width[0], self.diffusion, self.options.tcd)
 
     def _choices(self) -> tuple[str, ...]:
         """All allowed uses of the denoisers at evaluation; the cheapest is first."""
@@ -94,32 +100,50 @@ class MealRec(SequenceModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         batch = self.backbone.training_rows(batch)
         last_B = _last_item(batch)
-        losses: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         z_BKV = self.sequence(last_B)
         if self.options.use_tcd:
-            z_BKV, losses["tcd"] = self._refine_training(z_BKV, batch)
-        x_BD = self.backbone.encode(batch)
+            z_BKV = self._refine_training(z_BKV, batch, terms)
+        x_BD = self._preference(batch)
         state = x_BD
         if self.options.use_npd:
             t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.NPD_STEP)
             noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_NOISE)
             state = self.diffusion.corrupt(x_BD, t_B, noise)
-        estimate_BD = self.preference(state, z_BKV, self.text(last_B))
+        estimate_BD = self._denoised(state, z_BKV, self.text(last_B))
         if self.options.use_npd:
             target = x_BD.detach() if self.options.detach_preference else x_BD
-            losses["npd"] = F.mse_loss(estimate_BD.float(), target.float())
+            terms["npd"] = squared_distance(estimate_BD, target)
+            terms |= explained("npd", x_BD, state, estimate_BD)
         user_BD = self.backbone.ranked_users(self._mix(estimate_BD, x_BD), batch)
-        return {"ranking": self.backbone.ranking_loss(user_BD, batch.target), **losses,
+        return {"ranking": self.backbone.ranking_loss(user_BD, batch.target), **terms,
                 **self.backbone.auxiliary_losses(batch)}  # fmt: skip
 
-    def _refine_training(self, sequence_BKV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The estimate of z_0 and the loss L_T, at one random step per row (Eq. 11, D14, D15)."""
+    def _preference(self, batch: Batch) -> Tensor:
+        """(B, D) x_0 (Eq. 12)."""
+        return self._direction(self.backbone.encode(batch))
+
+    def _denoised(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
+        """(B, D) estimate of x_0 from its noisy state x_BD (Eq. 14)."""
+        return self._direction(self.preference(x_BD, z_BKV, text_BH))
+
+    def _direction(self, x_BD: Tensor) -> Tensor:
+        """The preference with unit mean square, if items are ranked by cosine: then its length means nothing (D20)."""
+        if self.similarity == "dot":
+            return x_BD
+        return F.normalize(x_BD.float(), dim=1) * math.sqrt(x_BD.shape[1])
+
+    def _refine_training(self, sequence_BKV: Tensor, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
+        """The estimate of z_0 at one random step per row (D14, D15); adds L_T (Eq. 11) to the terms."""
         z_BKV = self.temporal(sequence_BKV)
         t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.TCD_STEP)
         noise = self.noise.normal(batch.key, tuple(z_BKV.shape[1:]), Stream.TCD_NOISE)
-        estimate = self.unet(self.diffusion.corrupt(z_BKV, t_B, noise), t_B, self._context(batch))
+        state = self.diffusion.corrupt(z_BKV, t_B, noise)
+        estimate: Tensor = self.refine(state, t_B, self._context(batch))
         target = z_BKV.detach() if self.options.detach_content else z_BKV
-        return estimate, F.mse_loss(estimate.float(), target.float())
+        terms["tcd"] = squared_distance(estimate, target)
+        terms |= explained("tcd", z_BKV, state, estimate)
+        return estimate
 
     def _context(self, batch: Batch) -> Tensor:
         layout = Layout.of(batch)
@@ -134,15 +158,15 @@ class MealRec(SequenceModel):
         last_B = _last_item(batch)
         tcd, npd = (part.split("=")[1] for part in self.inference.split(" "))
         z_BKV = self._refine(self.sequence(last_B), batch, tcd)
-        x_BD = self.backbone.encode(batch)
+        x_BD = self._preference(batch)
         text_BH = self.text(last_B)
         start = self.options.npd_start or self.options.steps
         if npd == "chain":
             noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_CHAIN)
             state = self.diffusion.corrupt(x_BD, torch.full_like(last_B, start), noise)
-            estimate = self.diffusion.reverse(state, start, lambda x, _: self.preference(x, z_BKV, text_BH))
+            estimate = self.diffusion.reverse(state, start, lambda x, _: self._denoised(x, z_BKV, text_BH))
         else:
-            estimate = self.preference(x_BD, z_BKV, text_BH)
+            estimate = self._denoised(x_BD, z_BKV, text_BH)
         return self.backbone.ranked_users(self._mix(estimate, x_BD), batch).float()
 
     def _refine(self, sequence_BKV: Tensor, batch: Batch, tcd: str) -> Tensor:
@@ -152,16 +176,24 @@ class MealRec(SequenceModel):
             return sequence_BKV
         z_BKV, context_BV = self.temporal(sequence_BKV), self._context(batch)
         if tcd == "direct":
-            return self.unet(z_BKV, torch.ones_like(batch.length), context_BV)  # type: ignore[no-any-return]
+            return self.refine(z_BKV, torch.ones_like(batch.length), context_BV)  # type: ignore[no-any-return]
         start = self.options.tcd_start or self.options.steps
         noise = self.noise.normal(batch.key, tuple(z_BKV.shape[1:]), Stream.TCD_CHAIN)
         state = self.diffusion.corrupt(z_BKV, torch.full_like(batch.length, start), noise)
         return self.diffusion.reverse(
-            state, start, lambda z, t: self.unet(z, torch.full_like(batch.length, t), context_BV)
+            state, start, lambda z, t: self.refine(z, torch.full_like(batch.length, t), context_BV)
         )
+
+    def doubts(self, figures: Mapping[str, float]) -> tuple[str, ...]:
+        return idle(figures)
 
     def item_vectors(self) -> Tensor:
         return self.backbone.item_vectors()
+
+
+def squared_distance(estimate: Tensor, target: Tensor) -> Tensor:
+    """Scalar: ||target - estimate||^2 of the vectors (..., D), mean over all of them (Eqs. 11 and 14, D21)."""
+    return (estimate.float() - target.float()).square().sum(-1).mean()
 
 
 def _last_item(batch: Batch) -> Tensor:

@@ -14,7 +14,8 @@ from models.options.mealrec import NPDOptions
 
 
 class PreferenceDenoiser(nn.Module):
-    """One pre-LN self-attention block over [W_x x_t; W_v z_1..K; W_h h_L]; the output is the preference token (D18).
+    """One pre-LN self-attention block over [W_x x_t; W_v z_1..K; W_h h_L]; the estimate is x_t plus what the block says
+    at the preference token (D18).
 
     Queries, output and feed-forward are computed for the preference token alone. This changes no result.
     """
@@ -49,7 +50,7 @@ class PreferenceDenoiser(nn.Module):
         )
         token = token + self.dropout(self.attention_out(context.transpose(1, 2).reshape(x_BD.shape)))
         inner = F.gelu(self.inner(self.norm_inner(token)))
-        return self.out(token + self.dropout(self.outer(inner)))  # type: ignore[no-any-return]
+        return x_BD + self.out(token + self.dropout(self.outer(inner)))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.nn.diffusion import timestep_embedding
+from models.nn.diffusion import Diffusion, timestep_embedding
 from models.nn.dropout import Dropout
 from models.nn.layout import Layout
+from models.nn.transformer import zero_weights
 from models.options.mealrec import TCDOptions
 
 
@@ -131,8 +132,32 @@ class CrossAttention(nn.Module):
         return x_BKC + self.out(attended)  # type: ignore[no-any-return]
 
 
+class ContentDenoiser(nn.Module):
+    """f(z_t, t, c_v) -> z_0 estimate (Eq. 8): sqrt(ab_t) z_t + sqrt(1 - ab_t) (A z_t + C c_v) + U-Net(z_t, t, c_v).
+
+    All but the first term start at zero. So f starts as the best multiple of its noisy input, and learns what to take
+    off it (D7). Noise is in every dimension of the content, and the U-Net is narrow: what it cannot pass, A and C can.
+    """
+
+    def __init__(self, width: int, context: int, diffusion: Diffusion, options: TCDOptions) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+        self.state = nn.Linear(width, width)
+        self.context = nn.Linear(context, width, bias=False)
+        self.unet = ContentUNet(width, context, options)
+        nn.init.zeros_(self.context.weight)
+        for layer in (self.state, self.unet.write):
+            zero_weights(layer)
+
+    def forward(self, z_BKV: Tensor, t_B: Tensor, context_BV: Tensor) -> Tensor:
+        """(B, K, V) noisy sequence, (B,) steps, (B, V) context -> (B, K, V) estimate of the clean sequence."""
+        signal, spread = self.diffusion.levels(t_B, z_BKV)
+        linear = self.state(z_BKV) + self.context(context_BV)[:, None]
+        return signal * z_BKV + spread * linear + self.unet(z_BKV, t_B, context_BV)  # type: ignore[no-any-return]
+
+
 class ContentUNet(nn.Module):
-    """f(z_t, t, c_v) -> z_0 estimate (Eq. 8): a U-Net over the K steps with one stride-2 level (D7).
+    """A U-Net over the K steps with one stride-2 level (D7).
 
     Order: input projection, ResBlock, stride, ResBlock, (ResBlock, cross-attention, ResBlock), upsampling to K steps,
     concatenation with the first ResBlock's output, ResBlock, output projection.
@@ -156,7 +181,7 @@ class ContentUNet(nn.Module):
         self.write = nn.Linear(outer, width)
 
     def forward(self, z_BKV: Tensor, t_B: Tensor, context_BV: Tensor) -> Tensor:
-        """(B, K, V) noisy sequence, (B,) steps, (B, V) context -> (B, K, V) estimate of the clean sequence."""
+        """(B, K, V) noisy sequence, (B,) steps, (B, V) context -> (B, K, V)."""
         time = self.time(timestep_embedding(t_B, self.time_width))
         skip = self.down(self.read(z_BKV), time)
         x = self.middle_in(self.inner(self.stride(skip), time), time)

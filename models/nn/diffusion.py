@@ -53,15 +53,19 @@ class Diffusion:
 
     def corrupt(self, x_0: Tensor, t_B: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise (Eq. 2). x_0, noise: (B, ...); t_B: (B,) steps in 0..T."""
-        signal, spread = self._signal_noise(x_0.device)
-        shape = (-1,) + (1,) * (x_0.dim() - 1)
-        return signal[t_B].view(shape) * x_0 + spread[t_B].view(shape) * noise
+        signal, spread = self.levels(t_B, x_0)
+        return signal * x_0 + spread * noise
+
+    def levels(self, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(ab_t) and sqrt(1 - ab_t) of (B,) steps, in a shape that multiplies `like` (B, ...)."""
+        signal, spread = self._signal_noise(like.device)
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        return signal[t_B].view(shape), spread[t_B].view(shape)
 
     def clean(self, x_t: Tensor, t_B: Tensor, noise: Tensor) -> Tensor:
         """The x_0 that `corrupt` would turn into x_t with this noise; it turns a noise prediction into an x_0 one."""
-        signal, spread = self._signal_noise(x_t.device)
-        shape = (-1,) + (1,) * (x_t.dim() - 1)
-        return (x_t - spread[t_B].view(shape) * noise) / signal[t_B].view(shape)
+        signal, spread = self.levels(t_B, x_t)
+        return (x_t - spread * noise) / signal
 
     def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: int, s: int) -> Tensor:
         """Mean of q(x_s | x_t, x_0) for s < t (Eq. 9 without its noise, decision D13); s = 0 gives x_0 itself."""

@@ -23,6 +23,12 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def zero_weights(layer: nn.Linear) -> None:
+    """Weights and biases 0: a layer whose output is added to something, and which is to change nothing at first."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention over the tokens of each row, with residual and LayerNorm (Eq. 5).
 

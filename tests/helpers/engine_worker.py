@@ -120,7 +120,8 @@ def _run(folder: Path, job: Job, rank: int, world: int) -> None:
 def _step(engine: Engine, job: Job, step: int, rank: int, world: int) -> list[float]:
     shares = PLAN.share(step % PLAN.steps, rank, world, job.accumulation)
     terms = engine.step([(_batch(rows), weight) for rows, weight in shares])
-    values = torch.stack([terms[name] for name in sorted(terms)])
+    # figures without a weight, such as shares of the variance of a batch, depend on how rows are divided
+    values = torch.stack([terms[name] for name in sorted(terms) if name in engine.model.loss_weights])
     if world > 1:
         dist.all_reduce(values)
     return [float(value) for value in values]

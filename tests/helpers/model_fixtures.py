@@ -105,6 +105,15 @@ def randomise(module: torch.nn.Module, scale: float = 0.5) -> None:
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
 
+def wake(module: torch.nn.Module) -> None:
+    """Give linear layers that start at zero other values: until their first step no gradient passes through them."""
+    generator = torch.Generator().manual_seed(12)
+    for part in module.modules():
+        if isinstance(part, torch.nn.Linear) and not part.weight.any():
+            with torch.no_grad():
+                part.weight.copy_(0.1 * torch.randn(part.weight.shape, generator=generator))
+
+
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Layer normalisation of one vector, by its definition."""
     centred = x - x.sum() / len(x)

@@ -58,7 +58,7 @@ def _shared() -> Tensor:
 def _content(field: str, item: int) -> Tensor:
     table = item_table()
     mean, deviation = table.moments(field)  # type: ignore[arg-type]
-    value = ((table.gather(field, torch.tensor(item)) - mean) / deviation).double()  # type: ignore[arg-type]
+    value = (table.gather(field, torch.tensor(item)).double() - mean) / deviation  # type: ignore[arg-type]
     return torch.zeros_like(value) if item in (0, MISSING) else value / value.norm()
 
 

@@ -54,7 +54,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_model_without_content_has_no_content_file(tmp_path: Path) -> None:
-    export(tmp_path / "model", content=None, present=None, content_kinds=None, moments=None)
+    export(tmp_path / "model", **NO_CONTENT)
     assert not (tmp_path / "model" / "content.safetensors").exists()
     assert load_export(tmp_path / "model").content == {}
 
@@ -137,7 +137,7 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
         load_export(tmp_path / "a")
 
 
-NO_CONTENT: dict[str, Any] = {"content": None, "present": None, "content_kinds": None}
+NO_CONTENT: dict[str, Any] = {"content": None, "present": None, "content_kinds": None, "moments": None}
 
 
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:

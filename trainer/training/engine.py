@@ -43,7 +43,8 @@ class TrainingPass(nn.Module):
         """Returns (total, terms): the scalar to minimise, and each term, detached."""
         with torch.autocast(batch.history.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.model(batch)
-        total = torch.stack([self.model.loss_weights[name] * value.float() for name, value in terms.items()]).sum()
+        weights = self.model.loss_weights
+        total = torch.stack([weights[name] * value.float() for name, value in terms.items() if name in weights]).sum()
         return total, {name: value.detach().float() for name, value in terms.items()}
 
 

@@ -185,9 +185,11 @@ class Loop:
         metrics = evaluation.metrics()
         best = self.stopping.update(evaluation.criterion, position.epoch, position.total_steps)
         rate = rows / max(seconds, 1e-9)
+        weighted = self.engine.model.loss_weights
         record = {
-            "loss": losses, "valid": metrics, "rows_per_second": rate,
-            "train_seconds": seconds, "valid_seconds": evaluation.seconds,
+            "loss": {name: value for name, value in losses.items() if name in weighted},
+            "valid": metrics, "rows_per_second": rate, "train_seconds": seconds, "valid_seconds": evaluation.seconds,
+            **{name: value for name, value in losses.items() if name not in weighted},
         }  # fmt: skip
         if self.log is not None:
             self.log.append("epoch", position.epoch, position.total_steps, record)

@@ -206,8 +206,16 @@ def _finish(
     log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
     if not config.train.keep_optimizer:
         keep_weights_only(CheckpointStore(run_dir / "checkpoints"))
+    for doubt in trained.model.doubts(_last_epoch(log)):
+        reporter.warn(doubt)
     shown = " ".join(f"{name} {value:.4f}" for name, value in test.metrics().items())
     reporter.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
+
+
+def _last_epoch(log: MetricsLog) -> dict[str, float]:
+    """The numbers of the last epoch that is logged: also after a resume that had only the test to do."""
+    epochs = [line["metrics"] for line in log.lines() if line["event"] == "epoch"]
+    return {name: value for name, value in (epochs or [{}])[-1].items() if isinstance(value, float)}
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,18 @@ from models.nn.diffusion import betas
 from models.nn.noise import KeyedNoise, Stream
 from models.options.mealrec import MealRecOptions
 from tests.helpers.model_fixtures import HISTORIES, make_batch
-from tests.models.mealrec.test_mealrec import HIDDEN, SEED, SMALL, T, _context, _corrupt, _last, _model
+from tests.models.mealrec.test_mealrec import (
+    HIDDEN,
+    SEED,
+    SMALL,
+    T,
+    _context,
+    _corrupt,
+    _direction,
+    _last,
+    _model,
+    _refined,
+)
 
 ALL_WAYS = ("tcd=direct npd=direct", "tcd=direct npd=chain", "tcd=chain npd=direct", "tcd=chain npd=chain")
 
@@ -45,18 +56,20 @@ def _reference_vectors(model: MealRec, way: str) -> Tensor:
     if options.use_tcd:
         z, context = model.temporal(z), torch.stack([_context(model, h) for h in HISTORIES])
         if "tcd=direct" in way:
-            z = model.unet(z, torch.ones(rows, dtype=torch.int64), context)
+            first = torch.ones(rows, dtype=torch.int64)
+            z = _refined(model, z, first, context)
         else:
             start = options.tcd_start or T
             noisy = _corrupt(z, torch.full((rows,), start), noise.normal(batch.key, z.shape[1:], Stream.TCD_CHAIN))
-            z = _chain(noisy, start, lambda s, t: model.unet(s, torch.full((rows,), t), context))
-    x = state = model.backbone.encode(batch)
+            steps = {t: torch.full((rows,), t) for t in range(1, start + 1)}
+            z = _chain(noisy, start, lambda s, t: _refined(model, s, steps[t], context))
+    x = state = _direction(model, model.backbone.encode(batch))
     if "npd=chain" in way:
         start = options.npd_start or T
         state = _corrupt(x, torch.full((rows,), start), noise.normal(batch.key, (HIDDEN,), Stream.NPD_CHAIN))
-        estimate = _chain(state, start, lambda s, _: model.preference(s, z, text))
+        estimate = _chain(state, start, lambda s, _: _direction(model, model.preference(s, z, text)))
     else:
-        estimate = model.preference(state, z, text)
+        estimate = _direction(model, model.preference(state, z, text))
     return (1 - options.mix) * estimate + options.mix * x
 
 

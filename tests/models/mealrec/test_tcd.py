@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.mealrec.tcd import (
+    ContentDenoiser,
     ContentUNet,
     CrossAttention,
     ResBlock,
@@ -18,7 +19,7 @@ from models.mealrec.tcd import (
     TemporalAttention,
     recency_context,
 )
-from models.nn.diffusion import timestep_embedding
+from models.nn.diffusion import Diffusion, timestep_embedding
 from models.nn.layout import Layout
 from models.options.mealrec import TCDOptions
 from tests.helpers.model_fixtures import HISTORIES, VISUAL, assert_same, attend, layer_norm, make_batch, randomise
@@ -208,3 +209,17 @@ def test_unet_reads_the_step_the_context_and_every_frame() -> None:
     (gradient,) = torch.autograd.grad(base[0, 0].sum(), z)
     assert (gradient[0].abs().sum(1) > 1e-6).all()
     assert not gradient[1].any(), "rows of a batch are independent"
+
+
+def test_the_denoiser_starts_as_the_nearest_multiple_of_its_input() -> None:
+    """And the linear part grows with the noise, so that a clean sequence is left as it is."""
+    diffusion, z, context = Diffusion("linear", 25), torch.randn(3, 5, 10), torch.randn(3, VISUAL)
+    net, t = ContentDenoiser(10, VISUAL, diffusion, OPTIONS).eval(), torch.tensor([1, 13, 25])
+    level = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 25, dtype=torch.float64), 0)[t - 1].float().sqrt()
+    torch.testing.assert_close(net(z, t, context), level[:, None, None] * z)
+    with torch.no_grad():
+        net.state.weight.normal_()
+        net.context.weight.normal_()
+    added = (net(z, t, context) - level[:, None, None] * z) / (1 - level[:, None, None] ** 2).sqrt()
+    expected = z @ net.state.weight.T + (context @ net.context.weight.T)[:, None]
+    torch.testing.assert_close(added, expected, atol=1e-3, rtol=1e-3)

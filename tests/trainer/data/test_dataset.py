@@ -364,19 +364,6 @@ def test_content_that_is_not_finite(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outliers_stay_finite_in_float16(tmp_path: Path) -> None:
-    offsets, items = interactions()
-    unused = int(np.flatnonzero(splits.train_counts(offsets, items, N_ITEMS)[1:] == 0)[0])
-
-    def wide(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values = RAW[start:stop, 0].copy()
-        values[unused - start] = 1e30
-        return values, np.ones(stop - start, np.bool_)
-
-    write(tmp_path / "out", content={"visual": Content((4,), wide, "video", "test")})
-    assert np.isfinite(np.load(tmp_path / "out/table/visual.npy")).all()
-
-
 def test_folder_in_use_is_refused_and_kept(root: Path) -> None:
     before = (root / "manifest.json").read_bytes()
     with pytest.raises(UserError, match="is not an empty folder"):

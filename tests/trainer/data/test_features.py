@@ -86,8 +86,9 @@ def test_a_dataset_from_features(made: Path, tmp_path: Path) -> None:
     assert manifest.dropped["feature rows of items not in the dataset"] == 2
     assert {name.split("/")[-1] for name in manifest.provenance.sources} == {"features.json", "frames.npy", "ids.txt"}
     table = np.load(out / "table" / "text.npy")
-    # mean and deviation of 10 and 11, the items at training positions; i3 has none
-    assert table[1:, 0].tolist() == [-1, 1, 3, 0]
+    assert table[1:, 0].tolist() == [10, 11, 12, 0]
+    # of 10 and 11, the items at training positions; i3 has none
+    assert (manifest.content["text"].mean[0], manifest.content["text"].std[0]) == (10.5, 0.5)
     titles = pl.read_parquet(out / "items.parquet")["title"].to_list()
     assert titles == ["title 0", None, "title 2", None], "titles come from the features where the log has none"
     assert Dataset.open(out).item_ids() == ["i0", "i1", "i2", "i3"]

@@ -206,7 +206,7 @@ def _statistics(field: str, content: Content, counts: NDArray[np.int64], step: i
         found.add(values[used].reshape(-1, width).astype(np.float64))
         progress.update(stop)
     progress.close()
-    if not differ and n_items > 1:
+    if not differ and n_items - missing != 1:  # a single vector may be the only one that there is
         raise UserError(_of_no_use(field, content, None if first is None else bool(first.any())))
     return found, missing
 

@@ -1,6 +1,6 @@
 """Check what is installed and reachable on this machine, and say what will work and what will not.
 
-Example: mealrec doctor --ray
+Example: mealrec doctor
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Evaluate a run's best checkpoint again, with exact ranking or a FAISS index.
 
-Example: mealrec evaluate --run first-mealrec --set eval.index=hnsw
+Example: mealrec evaluate --run demo-mealrec --set eval.index=hnsw
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write a run's best model as a folder that serves recommendations without the training data.
 
-Example: mealrec export --run first-mealrec --out export/mealrec
+Example: mealrec export --run demo-mealrec --out export/demo
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`mealrec extract`: videos or titles to item features, which `prepare --features` reads.
 
-Example: mealrec extract videos --videos clips/ --items items.csv --encoder efficientnet-lite0 --out video/
+Example: mealrec extract titles --titles data/demo/items.parquet --encoder minilm --out features/titles
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from trainer.local_path import local_path
 _KINDS = {
     "videos": (
         "frames of videos through a vision model",
-        "mealrec extract videos --videos s3://bucket/clips --items items.csv --encoder videomae --out video/",
+        "mealrec extract videos --videos clips/ --items items.csv --encoder efficientnet-lite0 --out features/video",
     ),
     "titles": (
         "titles through a text model",
-        "mealrec extract titles --titles titles.csv --encoder bert --out title/",
+        "mealrec extract titles --titles data/demo/items.parquet --encoder minilm --out features/titles",
     ),
 }
 #: how many items are encoded at a time

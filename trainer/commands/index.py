@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Build a FAISS index over an exported model and save it in MODEL/index/KIND.\n"
         "Recall is measured against exact ranking, for synthetic users: the model encodes random histories."
     )
-    parser.epilog = "example:\n  mealrec index --model model --kind hnsw"
+    parser.epilog = "example:\n  mealrec index --model export/demo --kind hnsw"
     parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
     parser.add_argument("--kind", required=True, metavar="KIND",
                         help=f"{', '.join(KINDS)}: flat is exact, the others are faster but approximate")  # fmt: skip

@@ -1,6 +1,6 @@
 """Look at one item's features on a page: its sampled frames, its title, and its nearest items.
 
-Example: mealrec inspect --features video/ --features title/ --item 1002 --out 1002.html
+Example: mealrec inspect --features features/titles --item i19 --out i19.html
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from trainer.local_path import local_path
 
 _SYNTHETIC = (
     "a generated world whose truth is known",
-    "mealrec prepare synthetic --users 10000 --items 2000 --out data/demo",
+    "mealrec prepare synthetic --users 1000 --items 400 --out data/small",
 )
 
 

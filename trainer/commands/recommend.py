@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "examples:\n"
-        '  mealrec recommend --model model --history "i8 i19 i7" --k 20\n'
-        "  mealrec recommend --model model --item i8 --item i19 --json\n"
-        "  mealrec recommend --model model --user u17 --data data/demo"
+        '  mealrec recommend --model export/demo --history "i8 i19 i7" --k 20\n'
+        "  mealrec recommend --model export/demo --item i8 --item i19 --json\n"
+        "  mealrec recommend --model export/demo --user u17 --data data/demo"
     )
     parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
     source = parser.add_mutually_exclusive_group(required=True)

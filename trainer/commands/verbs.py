@@ -68,7 +68,7 @@ def top_parser() -> argparse.ArgumentParser:
         usage="mealrec COMMAND ...",
         description="MealRec: hierarchical diffusion models for micro-video recommendation.",
         epilog=f"commands:\n{verbs}\n\nexample:\n"
-        "  mealrec prepare synthetic --users 10000 --items 2000 --out data/demo\n"
+        "  mealrec prepare synthetic --users 1000 --items 400 --out data/small\n"
         "\nmealrec COMMAND --help lists the options of a command, with an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

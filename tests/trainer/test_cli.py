@@ -118,7 +118,7 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert cli.main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"usage: mealrec {name}" in out
-    assert f"mealrec {name} " in out.lower().partition("example")[2], "no example"
+    assert f"mealrec {name}" in out.lower().partition("example")[2], "no example"
 
 
 def test_a_bug_in_a_process_is_1_with_traceback() -> None:

@@ -48,9 +48,13 @@ class FusionMLP(nn.Module):
         self.out = nn.Linear(hidden, hidden)
 
     def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
-        """(B, D) preference, (B, K, V) refined content, (B, H) text -> (B, D) preference."""
+        """(B, D) preference, (B, K, V) refined content, (B, H) text -> (B, D) what to add to x_0."""
         fused = self.fuse(torch.cat([x_BD, self.visual(z_BKV.mean(1)), self.text(text_BH)], dim=1))
-        return x_BD + self.out(F.gelu(fused))  # type: ignore[no-any-return]
+        return self.out(F.gelu(fused))  # type: ignore[no-any-return]
+
+    def begin(self) -> None:
+        """Add nothing at first."""
+        zero_weights(self.out)
 
 
 class MealRec(SequenceModel):
@@ -73,7 +77,7 @@ class MealRec(SequenceModel):
             if options.use_npd else FusionMLP(hidden, width, text)
         )  # fmt: skip
         self.preference.apply(init_weights)
-        zero_weights(self.preference.out)  # training starts with the backbone as it is
+        self.preference.begin()
         self.similarity = self.backbone.similarity
         self.loss_weights = {**self.backbone.loss_weights, "tcd": options.lambda_tcd, "npd": options.lambda_npd}
         self.inference_choices = self._choices()
@@ -110,10 +114,13 @@ class MealRec(SequenceModel):
             t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.NPD_STEP)
             noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_NOISE)
             state = self.diffusion.corrupt(x_BD, t_B, noise)
-        estimate_BD = self._denoised(state, z_BKV, self.text(last_B))
+        added_BD = self.preference(state, z_BKV, self.text(last_B))
+        estimate_BD = self._direction(state + added_BD)
         if self.options.use_npd:
-            target = x_BD.detach() if self.options.detach_preference else x_BD
-            terms["npd"] = squared_distance(estimate_BD, target)
+            # L_N teaches g alone: through x_t it would send the noise itself into the backbone, as a gradient (D17)
+            detach = self.options.detach_preference
+            target, kept = (x_BD.detach(), state.detach()) if detach else (x_BD, state)
+            terms["npd"] = squared_distance(self._direction(kept + added_BD), target)
             terms |= explained("npd", x_BD, state, estimate_BD)
         user_BD = self.backbone.ranked_users(self._mix(estimate_BD, x_BD), batch)
         return {"ranking": self.backbone.ranking_loss(user_BD, batch.target), **terms,
@@ -125,7 +132,7 @@ class MealRec(SequenceModel):
 
     def _denoised(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
         """(B, D) estimate of x_0 from its noisy state x_BD (Eq. 14)."""
-        return self._direction(self.preference(x_BD, z_BKV, text_BH))
+        return self._direction(x_BD + self.preference(x_BD, z_BKV, text_BH))
 
     def _direction(self, x_BD: Tensor) -> Tensor:
         """The preference with unit mean square, if items are ranked by cosine: then its length means nothing (D20)."""

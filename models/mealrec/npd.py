@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nn.dropout import Dropout
+from models.nn.transformer import zero_weights
 from models.options.mealrec import NPDOptions
 
 
 class PreferenceDenoiser(nn.Module):
-    """One pre-LN self-attention block over [W_x x_t; W_v z_1..K; W_h h_L]; the estimate is x_t plus what the block says
-    at the preference token (D18).
+    """What g adds to x_t: a linear layer, and one pre-LN self-attention block over [W_x x_t; W_v z_1..K; W_h h_L],
+    read at the preference token (D18). Both start at zero, so that training starts with the backbone as it is.
 
     Queries, output and feed-forward are computed for the preference token alone. This changes no result.
     """
@@ -37,9 +38,10 @@ class PreferenceDenoiser(nn.Module):
         self.outer = nn.Linear(options.inner * hidden, hidden)
         self.dropout = Dropout(options.dropout)
         self.out = nn.Linear(hidden, hidden)
+        self.linear = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
-        """(B, D) noisy preference, (B, K, V) refined content, (B, H) text -> (B, D) clean preference (Eq. 14)."""
+        """(B, D) noisy preference, (B, K, V) refined content, (B, H) text -> (B, D) what to add to x_t (Eq. 14)."""
         token = self.preference(x_BD) + self.kind[0]
         frames = self.visual(z_BKV) + self.kind[1] + self.frame
         title = self.text(text_BH) + self.kind[2]
@@ -50,7 +52,12 @@ class PreferenceDenoiser(nn.Module):
         )
         token = token + self.dropout(self.attention_out(context.transpose(1, 2).reshape(x_BD.shape)))
         inner = F.gelu(self.inner(self.norm_inner(token)))
-        return x_BD + self.out(token + self.dropout(self.outer(inner)))  # type: ignore[no-any-return]
+        return self.linear(x_BD) + self.out(token + self.dropout(self.outer(inner)))  # type: ignore[no-any-return]
+
+    def begin(self) -> None:
+        """Add nothing at first."""
+        zero_weights(self.out)
+        nn.init.zeros_(self.linear.weight)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)

@@ -67,9 +67,9 @@ def _reference_vectors(model: MealRec, way: str) -> Tensor:
     if "npd=chain" in way:
         start = options.npd_start or T
         state = _corrupt(x, torch.full((rows,), start), noise.normal(batch.key, (HIDDEN,), Stream.NPD_CHAIN))
-        estimate = _chain(state, start, lambda s, _: _direction(model, model.preference(s, z, text)))
+        estimate = _chain(state, start, lambda s, _: _direction(model, s + model.preference(s, z, text)))
     else:
-        estimate = _direction(model, model.preference(state, z, text))
+        estimate = _direction(model, state + model.preference(state, z, text))
     return (1 - options.mix) * estimate + options.mix * x
 
 

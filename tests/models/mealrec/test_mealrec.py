@@ -112,9 +112,11 @@ def _reference_losses(model: MealRec, batch: Batch) -> dict[str, Tensor]:
     if options.use_npd:
         t = noise.integers(batch.key, 1, T, Stream.NPD_STEP)
         state = _corrupt(x, t, noise.normal(batch.key, (HIDDEN,), Stream.NPD_NOISE))
-    estimate = _direction(model, model.preference(state, z, _last(model, "text")))
+    added = model.preference(state, z, _last(model, "text"))
+    estimate = _direction(model, state + added)
     if options.use_npd:
-        losses["npd"] = ((estimate - (x.detach() if options.detach_preference else x)) ** 2).sum() / len(t)
+        clean, kept = (x.detach(), state.detach()) if options.detach_preference else (x, state)
+        losses["npd"] = ((_direction(model, kept + added) - clean) ** 2).sum() / len(t)
     user, item = (1 - options.mix) * estimate + options.mix * x, model.backbone.item_embedding.weight[1:]
     if options.backbone == "tedrec":
         logits = torch.cosine_similarity(user[:, None], item[None], dim=2) / model.options.tedrec.temperature
@@ -200,7 +202,7 @@ def test_ablations_leave_their_parts_out() -> None:
     x, z, h = torch.randn(2, HIDDEN), torch.randn(2, 5, 6), torch.randn(2, 7)
     m = fused.preference
     stacked = torch.cat([x, sum(m.visual(z[:, k]) for k in range(5)) / 5, m.text(h)], dim=1)
-    torch.testing.assert_close(m(x, z, h), x + m.out(F.gelu(m.fuse(stacked))))
+    torch.testing.assert_close(m(x, z, h), m.out(F.gelu(m.fuse(stacked))))
 
 
 def test_draws_follow_the_row_not_the_batch() -> None:
@@ -226,3 +228,14 @@ def test_training_starts_with_the_ranking_of_the_backbone(case: str) -> None:
         t = model.noise.integers(batch.key, 1, T, Stream.TCD_STEP)
         noise = torch.tensor([1 - _alpha_bar(step) for step in t.tolist()])
         assert losses["tcd"] < 1.5 * (noise * z.square().sum(2).mean(1)).mean()
+
+
+def test_the_noise_of_npd_is_no_gradient_of_the_backbone() -> None:
+    """Before the first step g only passes x_t on, so that L_N would teach the backbone nothing but the noise (D17)."""
+    for detach in (True, False):
+        torch.manual_seed(3)
+        model = MealRec(replace(SMALL, detach_preference=detach), model_context(seed=SEED)).eval()
+        gradients = _gradients(model, model(make_batch(HISTORIES))["npd"])
+        reached = [name for name, gradient in gradients.items() if name.startswith("backbone.") and gradient.any()]
+        assert bool(reached) != detach
+        assert gradients["preference.linear.weight"].any()

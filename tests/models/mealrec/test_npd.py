@@ -47,7 +47,7 @@ def _whole_block(m: PreferenceDenoiser, x: Tensor, z: Tensor, h: Tensor) -> Tens
         for token, n in zip(tokens, normed, strict=True)
     ]
     done = [token + _linear(m.outer, gelu(_linear(m.inner, _norm(token, m.norm_inner)))) for token in mixed]
-    return x + _linear(m.out, done[0])
+    return m.linear.weight @ x + _linear(m.out, done[0])
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])

@@ -1,4 +1,4 @@
-"""Runs of `test_loop` in their own processes: complete, or killed by SIGKILL at the n-th event of a kind."""
+"""Runs of `training_runs` in their own processes: complete, or killed by SIGKILL at the n-th event of a kind."""
 
 from __future__ import annotations
 

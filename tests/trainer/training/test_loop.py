@@ -6,37 +6,24 @@ import json
 import random
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from models.errors import UserError
-from retrieval.files import sole_writer
 from tests.helpers.run_worker import run_command, run_process
-from tests.helpers.tiny_runs import MODELS, OPTIONS, RUN, fork_server, make_config, make_dataset
-from trainer.cli import main
-from trainer.config import recipe
+from tests.helpers.tiny_runs import MODELS, RUN, make_config
+from tests.helpers.training_runs import SETTINGS, STEPS, assert_same_end, lines, train, write_config
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
-from trainer.data.synthetic.generate import generate
 from trainer.training.build import import_deepspeed_engine
 from trainer.training.checkpoint import CheckpointStore
 from trainer.training.engine import Engine, TorchEngine
-from trainer.training.runs import open_run
 from trainer.training.stopping import EarlyStopping
-from trainer.training.worker import train_worker
-
-STEPS = 32  # steps of the undisturbed run: 4 epochs of 8
-SETTINGS = (
-    "train.epochs=4", "train.batch_size=30", "train.checkpoint_every=3", "train.patience=9", "train.keep_optimizer=true"
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,61 +31,6 @@ def _leave_no_process_group() -> Iterator[None]:
     yield
     if dist.is_initialized():  # DeepSpeed made one in this process
         dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("loop") / "data")
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert run_process(write_config(make_config(data, "sasrec", *SETTINGS), out), out) == 0
-    return out
-
-
-def write_config(config: RunConfig, run_dir: Path) -> RunConfig:
-    run_dir.mkdir(exist_ok=True)
-    (run_dir / "config.yaml").write_text(recipe.dump(config, "mealrec train"))
-    return config
-
-
-def train(config: RunConfig, run_dir: Path) -> None:
-    run_dir.mkdir(exist_ok=True)
-    train_worker({"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"})
-
-
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without times."""
-    timed = {"rows_per_second", "train_seconds", "valid_seconds", "peak_memory_mib"}
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row["metrics"] = {key: value for key, value in row["metrics"].items() if key not in timed}
-        del row["time"]
-    return rows
-
-
-def assert_same_end(a: Path, b: Path) -> None:
-    """Compare weights, moments and state of the last checkpoint, metrics and ranks, bit for bit."""
-    one, two = CheckpointStore(a / "checkpoints").latest(), CheckpointStore(b / "checkpoints").latest()
-    assert one is not None
-    assert two is not None
-    assert (one.step, one.state) == (two.step, two.state)
-    assert one.tensors.keys() == two.tensors.keys()
-    for group in one.tensors:
-        assert one.tensors[group].keys() == two.tensors[group].keys()
-        assert all(torch.equal(value, two.tensors[group][name]) for name, value in one.tensors[group].items())
-    assert lines(a) == lines(b)
-    assert [row["epoch"] for row in lines(b) if row["event"] == "epoch"] == list(
-        range(1, one.state["position"]["epoch"])
-    )
-    for name in ("test", "valid"):
-        first, second = (np.load(run / f"ranks-{name}.npz", allow_pickle=False) for run in (a, b))
-        assert all(np.array_equal(first[key], second[key]) for key in ("user", "target", "rank", "rank_masked", "cold"))
-        reports = [{**json.loads((run / f"{name}.json").read_text()), "seconds": 0} for run in (a, b)]
-        assert reports[0] == reports[1]
 
 
 class Fault(RuntimeError):
@@ -295,107 +227,6 @@ def test_stopping_restores_from_json() -> None:
     assert not other.stop
     assert not other.update(0.2, 4, 40)
     assert (other.stop, other.best_epoch, other.best_step) == (True, 1, 10)
-
-
-def test_another_configuration_is_refused_with_the_difference(data: Path, whole: Path, tmp_path: Path) -> None:
-    again = Path(shutil.copytree(whole, tmp_path / "again"))
-    changed = make_config(data, "sasrec", *SETTINGS, "train.learning_rate=0.5", "model.hidden=16")
-    with pytest.raises(UserError) as error:
-        train(changed, again)
-    assert "train.learning_rate was 0.002, is 0.5" in str(error.value)
-    assert "model.hidden was 8, is 16" in str(error.value)
-    assert_same_end(whole, again)
-
-
-def test_other_data_is_refused(whole: Path, tmp_path: Path) -> None:
-    generate(tmp_path / "other", replace(OPTIONS, seed=4))
-    again = Path(shutil.copytree(whole, tmp_path / "again"))
-    with pytest.raises(UserError, match="was trained on other data"):
-        train(make_config(tmp_path / "other", "sasrec", *SETTINGS), again)
-    assert_same_end(whole, again)
-
-
-def test_another_evaluation_and_another_manifest_are_refused(data: Path, whole: Path, tmp_path: Path) -> None:
-    """What ranks the catalogue chooses the best epoch; a manifest may differ although no file does."""
-    again = Path(shutil.copytree(whole, tmp_path / "again"))
-    copy = Path(shutil.copytree(data, tmp_path / "copy"))
-    with pytest.raises(UserError, match=r"was chosen by another evaluation.*eval\.index was 'exact', is 'flat'"):
-        train(make_config(data, "sasrec", *SETTINGS, "eval.index=flat"), again)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    text = json.dumps({**manifest, "provenance": {**manifest["provenance"], "time": "2030-01-01"}})
-    (copy / "manifest.json").write_text(text)
-    moved = make_config(copy, "sasrec", *SETTINGS, "eval.metrics=[HR]", "eval.batch_size=7")
-    train(moved, again)  # prepared another day, and other figures shown: the same run
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "max_length": manifest["max_length"] - 1}))
-    with pytest.raises(UserError, match=r"copy/manifest\.json has changed since .* its files have not"):
-        train(moved, again)
-    assert_same_end_but_for_figures(whole, again)
-
-
-def assert_same_end_but_for_figures(a: Path, b: Path) -> None:
-    one, two = CheckpointStore(a / "checkpoints").latest(), CheckpointStore(b / "checkpoints").latest()
-    assert one is not None
-    assert two is not None
-    assert (one.step, one.state) == (two.step, two.state)
-
-
-def test_a_run_of_before_and_one_of_other_versions_go_on(
-    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A checkpoint that notes less, as earlier versions wrote it, and one that was made with another torch."""
-    config = make_config(data, "sasrec", *SETTINGS)
-    for name, change in (("old", {"evaluation", "manifest", "versions"}), ("other", {"torch": "1.0"})):
-        run_dir = Path(shutil.copytree(whole, tmp_path / name))
-        store = CheckpointStore(run_dir / "checkpoints")
-        for step in store.steps():
-            checkpoint = store.load(step)
-            state = checkpoint.state
-            if isinstance(change, set):
-                state = {key: value for key, value in state.items() if key not in change}
-            else:
-                state = {**state, "versions": {**state["versions"], **change}}
-            store.commit(step, checkpoint.tensors, state)
-        capsys.readouterr()
-        train(config, run_dir)
-        assert ("warning: the run was begun with torch 1.0" in capsys.readouterr().err) == (name == "other")
-        assert open_run(run_dir).epoch > 0
-        assert ("warning: other was trained with torch 1.0" in capsys.readouterr().err) == (name == "other")
-        assert lines(run_dir) == lines(whole)
-
-
-def test_a_refused_writer_changes_nothing(data: Path, tmp_path: Path) -> None:
-    """Before its first checkpoint a run has no more than its lock: a second start with another width is refused."""
-    run_dir = tmp_path / "run"
-    config = write_config(make_config(data, "sasrec", *SETTINGS), run_dir)
-    before = (run_dir / "config.yaml").read_bytes()
-    with sole_writer(run_dir):
-        other = make_config(data, "sasrec", *SETTINGS, "model.hidden=16")
-        process = fork_server().Process(target=_train_impatiently, args=(other, run_dir))
-        process.start()
-        process.join(60)
-        assert process.exitcode == 2
-        assert (run_dir / "config.yaml").read_bytes() == before
-    assert sorted(path.name for path in run_dir.iterdir()) == [".lock", "config.yaml"]
-    train(config, run_dir)
-
-
-def _train_impatiently(config: RunConfig, run_dir: Path) -> None:
-    settings = [f"--set={key}" for key in ("model.inner=8", "cluster.launcher=inline", "tracking.mlflow=false")]
-    sole_writer.__wrapped__.__defaults__ = (0.1,)  # the product waits a minute
-    command = ["train", "--recipe", str(run_dir / "config.yaml"), "--resume", "--name", run_dir.name,
-               "--runs-dir", str(run_dir.parent), f"--set=model.hidden={config.model.options.hidden}"]  # fmt: skip
-    sys.exit(main([*command, *settings]))
-
-
-def test_damaged_data_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(data, tmp_path / "copy"))
-    path = copy / "sequences/items.npy"
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=r"items\.npy"):
-        train(make_config(copy), tmp_path / "run")
-    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_names_its_rows(data: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from filelock import FileLock
 from cluster import head, leftovers, preflight, session
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
-from tests.trainer.training.test_loop import assert_same_end, lines
+from tests.helpers.training_runs import assert_same_end, lines
 from trainer.cli import main
 from trainer.training.checkpoint import CheckpointStore
 

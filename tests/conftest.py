@@ -16,7 +16,8 @@ hypothesis.settings.load_profile("shared")
 
 #: the slowest files, slowest first: they start first, so that no worker runs one of them alone at the end
 LONGEST = (
-    "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror.py",
+    "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror_server.py",
+    "trainer/tracking/test_mirror.py", "trainer/commands/test_examples.py",
     "models/learns/test_content.py", "trainer/training/test_engines_systems.py", "trainer/training/test_loop.py",
     "models/learns/test_ssdrec.py", "models/learns/test_dmmd4sr.py", "models/learns/test_diqdiff.py",
     "models/test_every_system.py", "models/learns/test_mmgcn.py", "trainer/extract/video/test_encoders.py",

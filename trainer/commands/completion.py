@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     for command, action in _arguments(parser):
         if completer := _completer(command, action, systems, recipes, shtab):
             action.complete = completer  # type: ignore[attr-defined]
-    print(shtab.complete(parser, shell=args.shell))
+    print(shtab.complete(parser, args.shell))
     return 0
 
 

@@ -75,4 +75,4 @@ def _next(choice: Choice, run: PlannedRun) -> list[str]:
 def _first_user(data: Path) -> str:
     import polars as pl
 
-    return str(pl.read_parquet((data / "users.parquet").read_bytes(), columns=["user"])["user"][0])
+    return str(pl.scan_parquet(data / "users.parquet", glob=False).select("user").head(1).collect().item())

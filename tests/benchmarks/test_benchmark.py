@@ -74,6 +74,7 @@ def test_every_part_has_numbers(tmp_path: Path) -> None:
     assert "failed" not in page
 
 
+@pytest.mark.long
 def test_what_is_not_installed_is_reported(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()

@@ -14,7 +14,7 @@ from models.nn.layout import Layout
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
-#: the slowest files, slowest first: they start first, after the tests with Ray, so that none of them runs alone at the end
+#: the slowest files, slowest first: they start first, after the tests with Ray, so that none is left alone at the end
 LONGEST = (
     "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror_server.py",
     "trainer/tracking/test_mirror.py", "trainer/commands/test_examples.py",

@@ -29,7 +29,7 @@ from trainer.config.identity import check_configuration, check_data, identity, o
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest
 from trainer.evaluation.evaluate import evaluate
-from trainer.process import world
+from trainer.process import GrowthLimit, usage, world
 from trainer.tracking import MetricsLog
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import OPTIMIZER, require_nothing_to_do
@@ -92,6 +92,7 @@ class Loop:
         self.position = Position()
         self.log: MetricsLog | None = None
         self._notice = SharedNotice(self.size)
+        self._growth = GrowthLimit(engine.device)
         self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
         self._before: tuple[int, ...] = ()
@@ -149,6 +150,7 @@ class Loop:
             raise
         for name, value in terms.items():
             sums[name] = sums[name] + value if name in sums else value.to(torch.float64, copy=True)
+        self._growth.step_done()
 
     def _show(self, first: int, sums: dict[str, Tensor]) -> None:
         done = self.position.step
@@ -189,7 +191,7 @@ class Loop:
         record = {
             "loss": {name: value for name, value in losses.items() if name in weighted},
             "valid": metrics, "rows_per_second": rate, "train_seconds": seconds, "valid_seconds": evaluation.seconds,
-            **{name: value for name, value in losses.items() if name not in weighted},
+            **{name: value for name, value in losses.items() if name not in weighted}, "process": usage(),
         }  # fmt: skip
         if self.log is not None:
             self.log.append("epoch", position.epoch, position.total_steps, record)

@@ -32,7 +32,9 @@ POINTS: dict[str, list[tuple[type[Any], str]]] = {
 }
 
 
-def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None = None) -> int:
+def run_process(
+    config: RunConfig, run_dir: Path, kill: tuple[str, int] | None = None, timeout: float = 120
+) -> int:
     """Train in a new process and return its exit code. kill: (kind, n) kills it just before the n-th event of the kind.
 
     If it is not killed, it writes the number of events of each kind to events.json.
@@ -40,7 +42,7 @@ def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None =
     settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"}
     process = fork_server().Process(target=_train, args=(settings, kill))
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=timeout)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
 

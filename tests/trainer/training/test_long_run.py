@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.run_worker import run_process
 from tests.helpers.tiny_runs import make_config, make_dataset
-from tests.trainer.training.test_loop import write_config
+from tests.helpers.training_runs import write_config
 from trainer.config.schema import RunConfig
 from trainer.data.synthetic.generate import SyntheticOptions, generate
 

@@ -59,7 +59,9 @@ def _step(tensors: int) -> float:
 def test_equal_steps_keep_their_memory() -> None:
     pages = TENSORS * FLOATS * 4 / resource.getpagesize()
     assert min(of_a_new_process(faults_by_default)) > pages / 4, "a page fault is free here: the test shows nothing"
-    assert max(of_a_new_process(faults_of_kept_memory)[2:]) < pages / 20
+    first, *others = of_a_new_process(faults_of_kept_memory)
+    assert first > pages / 4
+    assert sum(others) < pages  # one of them may need one block more than fits where the first step's were
 
 
 def memory_around_a_large_step() -> list[float]:

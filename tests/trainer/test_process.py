@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_operations_of_many_shapes_leave_nothing_behind() -> None:
 
 def test_usage_counts_open_files() -> None:
     before = usage()
-    with open(__file__, "rb"):
+    with Path(__file__).open("rb"):
         assert usage()["open_files"] == before["open_files"] + 1
     assert usage()["open_files"] == before["open_files"]
     assert 10 < before["memory_mib"] < 1e6

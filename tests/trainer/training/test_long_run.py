@@ -36,7 +36,7 @@ def folder_bytes(run_dir: Path) -> int:
 def assert_flat(use: list[dict[str, float]]) -> None:
     """The first epoch is not counted: it includes first uses of libraries."""
     memory, files = ([epoch[key] for epoch in use[1:]] for key in ("memory_mib", "open_files"))
-    print(f"{len(use)} epochs: memory {memory[0]:.0f} at the 2nd, at most {max(memory):.0f}, {memory[-1]:.0f} MiB at last")
+    print(f"{len(use)} epochs: {memory[0]:.0f} MiB at the 2nd, at most {max(memory):.0f}, at last {memory[-1]:.0f}")
     assert max(memory) < 1.3 * memory[0]
     assert len(set(files)) == 1, f"open files {files}"
 

@@ -8,6 +8,9 @@ import io
 import pickle
 import tarfile
 import threading
+import time
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +201,36 @@ def test_size_bomb_is_refused_before_it_is_read(claimed: int, tmp_path: Path) ->
         list(read_shard(shard))
 
 
+def test_many_members_of_one_block_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    """webdataset would keep all members of a key in memory: here 240 MiB in 60 members."""
+    data = bytes(4 << 20)
+    more = [member(f"items-00000000.more_{chr(97 + n // 26)}{chr(97 + n % 26)}.npy", data) for n in range(60)]
+    shard = tar(tmp_path / "x.tar", [*members(), *more])
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="the members of its blocks are rows, text, text_present"):
+            list(read_shard(shard))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_member_is_read_in_linear_time(tmp_path: Path) -> None:
+    """Copying what is left of a member at each read made 5 MB/s of 24 MiB."""
+    rows, width = 4, 3 << 20
+    arrays = {
+        "rows": np.arange(1, 1 + rows, dtype=np.int32),
+        "text": np.zeros((rows, width), np.float16),
+        "text_present": np.ones(rows, np.bool_),
+    }
+    archive = [member(f"items-00000000.{name}.npy", npy(array)) for name, array in arrays.items()]
+    shard = replace(tar(tmp_path / "x.tar", archive), spec=item_spec({"text": (width,)}))
+    began = time.process_time()
+    (found,) = read_shard(shard)
+    assert time.process_time() - began < 2
+    assert found["text"].shape == (rows, width)
+
+
 def test_compressed_tar_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w:gz") as archive:
@@ -249,13 +282,18 @@ def header(shape: str, descr: str = "'<f2'") -> bytes:
         ({"text": header("((((")}, "not an array"),
         ({"text": b""}, "not an array"),
         ({"rows": npy(np.arange(2, 6, dtype=np.int32))}, "does not start at row 1"),
-        ({"other": npy(np.zeros(4))}, "has members"),
+        ({"other": npy(np.zeros(4))}, "the members of its blocks are"),
     ],
     ids=str,
 )
 def test_array_that_does_not_fit_the_manifest(bad: dict[str, bytes], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         list(read_shard(tar(tmp_path / "x.tar", members(**bad))))
+
+
+def test_member_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has members .*, expected"):
+        list(read_shard(tar(tmp_path / "x.tar", members()[1:])))
 
 
 def test_member_twice(tmp_path: Path) -> None:

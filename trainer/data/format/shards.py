@@ -37,7 +37,7 @@ BLOCKS_PER_SHARD = 16
 MAX_MEMBER_BYTES = 32 << 20
 #: the member that holds the row numbers of a block, consecutive over all shards of a kind
 INDEX = {"items": "rows", "rows": "row"}
-_NAME = re.compile(r"[a-z]+-[0-9]{8}\.[a-z_]+\.npy")
+_NAME = re.compile(r"([a-z]+-[0-9]{8})\.([a-z_]+)\.npy")
 
 
 def item_spec(shapes: Mapping[str, tuple[int, ...]]) -> BlockSpec:
@@ -154,7 +154,7 @@ def read_shard(shard: Shard) -> Iterator[Block]:
     """
     row = shard.first_row
     with open_file(shard.source) as stream:
-        guard = _GuardedTar(stream, shard.source)
+        guard = _GuardedTar(stream, shard)
         try:
             files = tar_file_expander([{"url": shard.source, "stream": guard}], eof_value=None)
             for sample in group_by_keys(files):
@@ -171,20 +171,31 @@ def read_shard(shard: Shard) -> Iterator[Block]:
 
 
 class _GuardedTar:
-    """A tar stream that lets through only plain .npy members of bounded size, and hashes what passes."""
+    """A tar stream that lets through only the .npy members of blocks of `shard`, each of bounded size, and hashes them.
 
-    def __init__(self, stream: IO[bytes], source: str) -> None:
+    webdataset keeps all members of a block in memory until the next block begins, so no more than those of one block
+    may pass under one key.
+    """
+
+    def __init__(self, stream: IO[bytes], shard: Shard) -> None:
         self.problem: str | None = None
-        self._stream, self._source = stream, source
+        self._stream, self._source = stream, shard.source
+        self._names, self._key, self._seen = set(shard.spec), "", set[str]()
         self._digest = Digest()
-        self._ready = b""
+        self._ready = memoryview(b"")
         self._ended = False
 
     def read(self, size: int) -> bytes:
-        while len(self._ready) < size and not self._ended:
-            self._ready += self._next_member()
-        piece, self._ready = self._ready[:size], self._ready[size:]
-        return piece
+        pieces, left = [], size
+        while left:
+            if not self._ready:
+                if self._ended:
+                    break
+                self._ready = memoryview(self._next_member())
+            piece, self._ready = self._ready[:left], self._ready[left:]  # views: a member is not copied at each read
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
 
     def finish(self, expected: FileInfo) -> None:
         """Read to the end of the file and compare it with the manifest."""
@@ -207,11 +218,23 @@ class _GuardedTar:
             raise self._fail(f"has a damaged tar header ({error})") from None
         if info.type != tarfile.REGTYPE:
             raise self._fail(f"holds {info.name!r}, a link, device, sparse file or other special member")
-        if not _NAME.fullmatch(info.name):
-            raise self._fail(f"holds {info.name!r}; only members named like items-00000000.text.npy are read")
+        self._check_name(info.name)
         if not 0 <= info.size <= MAX_MEMBER_BYTES:
             raise self._fail(f"holds {info.name!r} of {info.size} bytes, more than {MAX_MEMBER_BYTES}")
         return header + self._exactly(-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+
+    def _check_name(self, name: str) -> None:
+        parts = _NAME.fullmatch(name)
+        if not parts:
+            raise self._fail(f"holds {name!r}; only members named like items-00000000.text.npy are read")
+        key, field = parts.groups()
+        if key != self._key:
+            self._key, self._seen = key, set()
+        if field in self._seen:
+            raise self._fail(f"holds {name!r} twice (duplicate)")
+        if field not in self._names:
+            raise self._fail(f"holds {name!r}; the members of its blocks are {', '.join(sorted(self._names))}")
+        self._seen.add(field)
 
     def _exactly(self, size: int) -> bytes:
         pieces, left = [], size

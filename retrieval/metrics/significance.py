@@ -1,4 +1,4 @@
-"""The paired t-test between two runs."""
+"""The paired t-test between two runs over users, and Welch's t-test between two systems over seeds."""
 
 from __future__ import annotations
 
@@ -55,3 +55,36 @@ def paired_t_test(a: Values, b: Values, confidence: float = 0.95) -> PairedTest:
         high=float(interval.high),
         confidence=confidence,
     )
+
+
+@dataclass(frozen=True)
+class SeedTest:
+    """Welch's two-sided t-test of mean(a) - mean(b) over seeds, with the confidence interval of the difference."""
+
+    mean_difference: float
+    t: float
+    p: float
+    low: float
+    high: float
+
+
+def welch_t_test(a: Values, b: Values, confidence: float = 0.95) -> SeedTest | None:
+    """Test whether two systems differ in a metric by more than their seeds do.
+
+    a, b: (n,) the metric of each seed. A system in which nothing is random may have one value, which counts as exact.
+    The seeds are not paired: those of different systems have nothing in common. None where the seeds of neither system
+    differ, since there is nothing to compare the difference with.
+    Source: Welch 1947; degrees of freedom of Satterthwaite 1946.
+    """
+    variances = [float(np.var(each, ddof=1)) / each.size if np.ptp(each) > 0 else 0.0 for each in (a, b)]
+    if sum(variances) == 0:
+        return None
+    from scipy import stats
+
+    freedom = sum(variances) ** 2 / sum(
+        variance**2 / (each.size - 1) for variance, each in zip(variances, (a, b), strict=True) if each.size > 1
+    )
+    difference, error = float(np.mean(a) - np.mean(b)), sum(variances) ** 0.5
+    margin = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(difference) / error, freedom))
+    return SeedTest(difference, difference / error, p, difference - margin, difference + margin)

@@ -91,9 +91,9 @@ def test_evaluate_and_compare_show_it(root: Path, capsys: pytest.CaptureFixture[
     assert main(["compare", "with", "without", *runs, "--metrics", "RBP,HR", "--ks", "3"]) == 0
     printed = capsys.readouterr().out
     table = rows(printed, "Test metrics, every item ranked")
-    assert table[0][3:] == ["RBP@3", "HR@3"]
-    assert table[2] == ["with", "all", "80", f"{test['RBP@3']:.4f}", f"{test['HR@3']:.4f}"]
-    tests = rows(printed, "Paired t-tests, every item ranked: with minus each other run")
+    assert table[0][-2:] == ["RBP@3", "HR@3"]
+    assert table[2] == ["with", "one", "all", "80", f"{test['RBP@3']:.4f}", f"{test['HR@3']:.4f}"]
+    tests = rows(printed, "T-tests, every item ranked: with minus each other run")
     assert [row[:2] for row in tests[2:]] == [["without", "RBP@3"], ["without", "HR@3"]]
 
     assert main(["compare", "with", *runs, "--metrics", "Evenness"]) == 2

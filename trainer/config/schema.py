@@ -178,7 +178,11 @@ class RunConfig(_Section):
     seed: int = Field(default=2020, ge=0)
 
     def fingerprint(self) -> str:
-        """sha256 of everything that decides what is learned; a run is only continued if it is equal.
+        """sha256 of `deciding`; a run is only continued if it is equal."""
+        return digest(json.dumps(self.deciding(), sort_keys=True))
+
+    def deciding(self) -> dict[str, Any]:
+        """Every setting that decides what is learned, as JSON values in sections.
 
         Left out: the path of the data (its checksum is compared instead), where the run executes and is tracked, its
         checkpoints, and its number of epochs.
@@ -189,7 +193,7 @@ class RunConfig(_Section):
         content["engine"] = {"precision": self.engine.precision}
         for free in ("epochs", "checkpoint_every", "keep_optimizer"):
             del content["train"][free]
-        return digest(json.dumps(content, sort_keys=True))
+        return content
 
 
 def parse(values: Mapping[str, Any]) -> RunConfig:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval.metrics.base import Values
 from retrieval.metrics.registry import MetricChoice
 from retrieval.metrics.significance import paired_t_test
 from trainer.evaluation.config import CRITERION
-from trainer.evaluation.run_ranks import SeedGroup, read_run
+from trainer.evaluation.run_ranks import RunRanks, mean_over_seeds, read_ranks
 
 _CRITERION = MetricChoice(("NDCG",), (10,))
 
@@ -43,18 +44,19 @@ def choose(folders: Mapping[str, Sequence[Path]]) -> Choice:
     folders: system -> the run folders of its seeds. Of systems that are equal, the one named first is first. Raises
     UserError for a run without validation ranks.
     """
-    groups = [SeedGroup(system, [read_run(run, "valid") for run in runs]) for system, runs in folders.items()]
-    values = [group.per_user(False, _CRITERION)[CRITERION] for group in groups]
-    order = sorted(range(len(groups)), key=lambda place: -float(np.mean(values[place])))
-    standings = tuple(
-        Standing(groups[place].name, _best_seed(groups[place]), float(np.mean(values[place]))) for place in order
-    )
-    users = len(values[0])
+    read = {system: {run.name: read_ranks(run, "valid") for run in runs} for system, runs in folders.items()}
+    values = {system: _per_user(list(runs.values())) for system, runs in read.items()}
+    order = sorted(read, key=lambda system: -float(np.mean(values[system])))
+    standings = tuple(Standing(system, _best_seed(read[system]), float(np.mean(values[system]))) for system in order)
+    users = len(values[order[0]])
     tested = len(order) > 1 and users > 1
     p = paired_t_test(values[order[0]], values[order[1]]).p if tested else None
-    return Choice(standings, p, users, max(len(group.runs) for group in groups))
+    return Choice(standings, p, users, max(map(len, read.values())))
 
 
-def _best_seed(group: SeedGroup) -> str:
-    alone = {run.name: SeedGroup(run.name, [run]).per_user(False, _CRITERION)[CRITERION].mean() for run in group.runs}
-    return max(alone, key=lambda name: alone[name])
+def _per_user(runs: Sequence[RunRanks]) -> Values:
+    return mean_over_seeds(runs, False, _CRITERION)[CRITERION]
+
+
+def _best_seed(runs: Mapping[str, RunRanks]) -> str:
+    return max(runs, key=lambda name: _per_user([runs[name]]).mean())

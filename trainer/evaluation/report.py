@@ -56,7 +56,7 @@ def metric_table(reports: Mapping[str, Mapping[str, Any]], keys: Sequence[str], 
     if truth is None:
         return text
     masked = _best_first({name: report["masked"] for name, report in reports.items()}, keys)
-    best = {"best possible": _best_possible(truth, keys)}
+    best = {"best possible": best_possible_figures(truth, keys)}
     return f"{text}\n\n{split} metrics, history masked\n" + _table({**masked, **best}, keys)
 
 
@@ -88,8 +88,11 @@ def _best_first(metrics: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -
     return {name: metrics[name] for name in order}
 
 
-def _best_possible(truth: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float | None]:
-    """The best possible value of each key, None if it is unknown. Older datasets hold the values of four keys only."""
+def best_possible_figures(truth: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float | None]:
+    """The best possible value of each key with the history masked, None if it is unknown; `truth` is of a report.
+
+    Older datasets hold the values of four keys only.
+    """
     shares = truth.get(TARGET_SHARE, [])
     return {key: truth[key] if key in truth else best_possible(key, shares) for key in keys}
 

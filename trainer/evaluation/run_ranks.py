@@ -1,9 +1,9 @@
-"""Read and check the ranks of a run's test or validation, and group runs that differ only in their seed."""
+"""Read and check the ranks of a run's test or validation, and average them over seeds."""
 
 from __future__ import annotations
 
 import json
-import re
+import shlex
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ TOLERANCE = 1e-5
 class RunRanks:
     """Ranks of one run, sorted by user: user, target, rank, rank_masked (U,) integers; cold (U,) bool."""
 
-    name: str
     user: NDArray[np.integer[Any]]
     target: NDArray[np.integer[Any]]
     rank: UserRanks
@@ -38,28 +37,19 @@ class RunRanks:
         return self.rank_masked if masked else self.rank
 
 
-@dataclass(frozen=True)
-class SeedGroup:
-    """Runs that differ only in their seed. A run without such partners is a group of its own."""
-
-    name: str
-    runs: list[RunRanks]
-
-    def per_user(self, masked: bool, choice: MetricChoice) -> dict[str, Values]:
-        """Metrics of each user by key, each the mean over seeds."""
-        values = [per_user(run.ranks(masked), choice) for run in self.runs]
-        return {key: np.mean([each[key] for each in values], axis=0) for key in values[0]}
+def mean_over_seeds(runs: Sequence[RunRanks], masked: bool, choice: MetricChoice) -> dict[str, Values]:
+    """Metrics of each user by key, (U,) float64 each: the mean over `runs`, which have the same users."""
+    values = [per_user(run.ranks(masked), choice) for run in runs]
+    return {key: np.mean([each[key] for each in values], axis=0) for key in values[0]}
 
 
-def grouped(runs: Sequence[RunRanks]) -> list[SeedGroup]:
-    """Group runs by the part of the name before -sSEED, in the order of their first run."""
-    groups: dict[str, list[RunRanks]] = {}
-    for entry in runs:
-        groups.setdefault(re.sub(r"-s\d+$", "", entry.name), []).append(entry)
-    return [SeedGroup(name if len(same) > 1 else same[0].name, same) for name, same in groups.items()]
+def finishing(folder: Path) -> str:
+    """The command that finishes the run in `folder`; of a finished run it only writes ranks and reports anew."""
+    recipe, name, runs_dir = (shlex.quote(str(part)) for part in (folder / "config.yaml", folder.name, folder.parent))
+    return f"mealrec train --recipe {recipe} --name {name} --runs-dir {runs_dir} --resume"
 
 
-def read_run(folder: Path, split: Literal["test", "valid"] = "test") -> RunRanks:
+def read_ranks(folder: Path, split: Literal["test", "valid"] = "test") -> RunRanks:
     """Read the ranks of `split` in `folder` and check them against test.json or valid.json.
 
     Raises UserError with the wrong file.
@@ -71,7 +61,7 @@ def read_run(folder: Path, split: Literal["test", "valid"] = "test") -> RunRanks
     if not same_length or arrays["cold"].dtype != bool or any(array.dtype.kind not in "iu" for array in integers):
         raise UserError(f"{path}: expected integers user, target, rank, rank_masked and booleans cold, of one length")
     order = np.argsort(arrays["user"])
-    ranks = RunRanks(folder.name, **{name: array[order] for name, array in arrays.items()})
+    ranks = RunRanks(**{name: array[order] for name, array in arrays.items()})
     if not len(order) or (np.diff(ranks.user) == 0).any() or min(ranks.rank.min(), ranks.rank_masked.min()) < 0:
         raise UserError(f"{path}: expected at least one user, each user once, and no rank below 0 (0: not found)")
     _require_same_figures(folder / f"{split}.json", ranks)
@@ -79,7 +69,7 @@ def read_run(folder: Path, split: Literal["test", "valid"] = "test") -> RunRanks
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    advice = f"test the run first: mealrec evaluate --run {path.parent.name}"
+    advice = f"test the run first: {finishing(path.parent)}"
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ("user", "target", "rank", "rank_masked", "cold")}
@@ -91,7 +81,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _require_same_figures(path: Path, ranks: RunRanks) -> None:
     """Raise UserError unless the metrics in test.json follow from `ranks`, either of all items or masked."""
-    again = f"test the run again: mealrec evaluate --run {path.parent.name}"
+    again = f"test the run again: {finishing(path.parent)}"
     try:
         report = json.loads(path.read_bytes())
         figures = {key: float(value) for key, value in report.items() if "@" in key}
@@ -120,12 +110,9 @@ def _fit(reported: dict[str, float], ranks: UserRanks) -> bool:
     return bool(np.allclose(list(reported.values()), means, rtol=0, atol=TOLERANCE))
 
 
-def require_same_data(first: RunRanks, other: RunRanks) -> None:
-    """Raise UserError if two runs were not tested on the same users, targets and training rows."""
+def difference(first: RunRanks, other: RunRanks) -> str | None:
+    """What of the test differs between two runs, in words; None if users, targets and training rows are the same."""
     for field in ("user", "target", "cold"):
         if not np.array_equal(getattr(first, field), getattr(other, field)):
-            what = {"user": "users", "target": "targets", "cold": "training rows (cold targets)"}[field]
-            raise UserError(
-                f"runs {first.name} and {other.name} have different test {what}, so their metrics cannot be compared; "
-                "name runs that were trained and tested on the same prepared dataset"
-            )
+            return {"user": "users", "target": "targets", "cold": "training rows (cold targets)"}[field]
+    return None

@@ -1,0 +1,100 @@
+"""The formats of a comparison hold the same figures, and names of runs break none of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.finished_runs import hits, write_run
+from trainer.cli import main
+
+NAME = "x_1 & 50%|$#{~^}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        write_run(folder / f"a-s{seed}", seed=seed, rank=hits(2 + seed))
+    write_run(folder / NAME, "tedrec", rank=hits(2))
+    write_run(folder / "[b", "popularity", rank=hits(8), cold=[False] * 8)
+    for name in ("a-s1", "a-s2", NAME):
+        write_run(folder / "warm" / name, seed=int(name[-1]) if name[0] == "a" else 5, cold=[False] * 8)
+    return folder
+
+
+def printed(runs: Path, capsys: pytest.CaptureFixture[str], form: str, *names: str) -> tuple[str, str]:
+    assert main(["compare", *names, "--runs-dir", str(runs), "--format", form, "--ks", "10"]) == 0
+    shown = capsys.readouterr()
+    return shown.out, shown.err
+
+
+def test_json_and_csv_hold_the_same_unrounded_figures(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, told = printed(runs, capsys, "json", "a", NAME)
+    content = json.loads(text)
+    assert "mealrec train" in told, "advice is not part of the data"
+    assert [system["name"] for system in content["systems"]] == ["a", NAME]
+    assert [run["seed"] for run in content["systems"][0]["runs"]] == [1, 2]
+    first = content["metrics"]["all"][0]
+    assert first["figures"]["HR@10"] == {"mean": 3.5 / 8, "spread": pytest.approx(0.5**0.5 / 8)}
+    tests = content["tests"]["all"]
+    assert (tests["reference"], tests["differences"][1]["over"]) == ("a", "users")
+    assert tests["differences"][1]["difference"] == 1.5 / 8
+
+    text, told = printed(runs, capsys, "csv", "a", NAME)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert "the mean over seeds of a-s1 (seed 1), a-s2 (seed 2)" in told
+    (row,) = [
+        row for row in rows
+        if (row["table"], row["ranking"], row["run"], row["targets"], row["metric"])
+        == ("metric", "all", "a", "all", "HR@10")
+    ]  # fmt: skip
+    assert (float(row["value"]), row["seeds"]) == (3.5 / 8, "2")
+    assert float(row["spread"]) == first["figures"]["HR@10"]["spread"]
+    differences = [row for row in rows if row["table"] == "test" and row["ranking"] == "all"]
+    assert [(row["run"], row["against"], row["metric"]) for row in differences] == [
+        ("a", NAME, "NDCG@10"), ("a", NAME, "HR@10")
+    ]  # fmt: skip
+    assert float(differences[1]["value"]) == 1.5 / 8
+    assert float(differences[1]["p"]) == tests["differences"][1]["p"]
+
+
+def test_what_is_unknown_or_infinite_is_null(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(printed(runs / "warm", capsys, "json")[0])
+    cold = [row for row in content["metrics"]["all"] if row["targets"] == "cold"]
+    assert [row["figures"]["HR@10"]["mean"] for row in cold] == [None] * len(cold)
+    assert content["costs"][0]["epoch_seconds"] is None
+
+
+def test_markdown_has_tables_of_equal_width(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, _ = printed(runs, capsys, "markdown", "a", NAME)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 5
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1
+    assert r"| x\_1 & 50%\|$#{~^} | one | all | 8 | 0.2500 |" in text
+
+
+def test_latex_has_no_bare_special_character_and_rows_of_equal_width(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, _ = printed(runs, capsys, "latex", "a", NAME)
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 5
+    for columns, body in re.findall(r"\\begin\{tabular\}\{([lr]+)\}\n(.*?)\n\\end\{tabular\}", text, re.DOTALL):
+        rows = [line for line in body.splitlines() if not re.fullmatch(r"\\(top|mid|bottom)rule", line)]
+        for row in rows:
+            assert row.endswith(r" \\")
+            cells = re.split(r"(?<!\\)&", row.removesuffix(r"\\"))
+            assert len(cells) == len(columns)
+            for cell in cells:
+                plain = re.sub(r"\\[&%$#_{}]|\\text[a-z]+\{\}|\$[+-]\$|\$\\pm\$|\{\[\}", "", cell)
+                assert not re.search(r"[\\&%$#_{}~^]", plain), cell
+    assert r"x\_1 \& 50\%\textbar{}\$\#\{\textasciitilde{}\textasciicircum{}\} & one" in text
+    assert r"\providecommand{\toprule}{\hline}" in text, "without booktabs it compiles too"
+    assert "{[}b & any" in printed(runs, capsys, "latex", "[b")[0]

@@ -215,6 +215,12 @@ def test_many_members_of_one_block_are_refused_before_they_are_read(tmp_path: Pa
         tracemalloc.stop()
 
 
+def test_a_field_takes_no_more_than_its_rows_can(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "x.tar", members(rows=bytes(20 << 20)))
+    with pytest.raises(UserError, match=r"rows\.npy' of 20971520 bytes, more than 6144"):
+        list(read_shard(shard))
+
+
 def test_a_large_member_is_read_in_linear_time(tmp_path: Path) -> None:
     """Copying what is left of a member at each read made 5 MB/s of 24 MiB."""
     rows, width = 4, 3 << 20

@@ -7,6 +7,7 @@ webdataset sees it, so links, devices, sparse or extended headers, paths, other 
 from __future__ import annotations
 
 import io
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -33,8 +34,8 @@ BlockSpec = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 BLOCK_ROWS = 512
 BLOCKS_PER_SHARD = 16
-#: largest size of a member; one whose header claims more is refused before its data is read
-MAX_MEMBER_BYTES = 32 << 20
+#: largest size of a member, of which _HEADER for the array's header; if one claims more, its data is not read
+MAX_MEMBER_BYTES, _HEADER = 32 << 20, 4096
 #: the member that holds the row numbers of a block, consecutive over all shards of a kind
 INDEX = {"items": "rows", "rows": "row"}
 _NAME = re.compile(r"([a-z]+-[0-9]{8})\.([a-z_]+)\.npy")
@@ -62,10 +63,14 @@ def row_spec(max_length: int, behaviours: bool = False) -> BlockSpec:
     }
 
 
+def _largest(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    return min(MAX_MEMBER_BYTES, _HEADER + BLOCK_ROWS * dtype.itemsize * math.prod(shape))
+
+
 def block_rows(spec: BlockSpec) -> int:
     """Rows per block: BLOCK_ROWS, fewer where a member would exceed its cap. UserError: one row alone exceeds it."""
-    widest = max(dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in spec.values())
-    rows = (MAX_MEMBER_BYTES - 4096) // widest
+    widest = max(dtype.itemsize * math.prod(shape) for dtype, shape in spec.values())
+    rows = (MAX_MEMBER_BYTES - _HEADER) // widest
     if rows < 1:
         raise UserError(f"one item has {widest} bytes of content, at most {MAX_MEMBER_BYTES} are possible; use smaller")
     return min(BLOCK_ROWS, rows)
@@ -171,27 +176,24 @@ def read_shard(shard: Shard) -> Iterator[Block]:
 
 
 class _GuardedTar:
-    """A tar stream that lets through only the .npy members of blocks of `shard`, each of bounded size, and hashes them.
+    """A tar stream that lets through only the .npy members of blocks of `shard`, of bounded size, and hashes them.
 
-    webdataset keeps all members of a block in memory until the next block begins, so no more than those of one block
-    may pass under one key.
+    webdataset keeps all members of one key in memory, so only those of one block may pass under it.
     """
 
     def __init__(self, stream: IO[bytes], shard: Shard) -> None:
         self.problem: str | None = None
         self._stream, self._source = stream, shard.source
-        self._names, self._key, self._seen = set(shard.spec), "", set[str]()
+        self._largest = {name: _largest(dtype, shape) for name, (dtype, shape) in shard.spec.items()}
+        self._key, self._seen = "", set[str]()
         self._digest = Digest()
         self._ready = memoryview(b"")
         self._ended = False
 
     def read(self, size: int) -> bytes:
         pieces, left = [], size
-        while left:
-            if not self._ready:
-                if self._ended:
-                    break
-                self._ready = memoryview(self._next_member())
+        while left and (self._ready or not self._ended):
+            self._ready = self._ready or memoryview(self._next_member())
             piece, self._ready = self._ready[:left], self._ready[left:]  # views: a member is not copied at each read
             pieces.append(piece)
             left -= len(piece)
@@ -218,12 +220,13 @@ class _GuardedTar:
             raise self._fail(f"has a damaged tar header ({error})") from None
         if info.type != tarfile.REGTYPE:
             raise self._fail(f"holds {info.name!r}, a link, device, sparse file or other special member")
-        self._check_name(info.name)
-        if not 0 <= info.size <= MAX_MEMBER_BYTES:
-            raise self._fail(f"holds {info.name!r} of {info.size} bytes, more than {MAX_MEMBER_BYTES}")
+        largest = self._largest[self._next_field(info.name)]
+        if not 0 <= info.size <= largest:
+            raise self._fail(f"holds {info.name!r} of {info.size} bytes, more than {largest}")
         return header + self._exactly(-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
 
-    def _check_name(self, name: str) -> None:
+    def _next_field(self, name: str) -> str:
+        """The field that member `name` holds, which its block has not had yet."""
         parts = _NAME.fullmatch(name)
         if not parts:
             raise self._fail(f"holds {name!r}; only members named like items-00000000.text.npy are read")
@@ -232,9 +235,10 @@ class _GuardedTar:
             self._key, self._seen = key, set()
         if field in self._seen:
             raise self._fail(f"holds {name!r} twice (duplicate)")
-        if field not in self._names:
-            raise self._fail(f"holds {name!r}; the members of its blocks are {', '.join(sorted(self._names))}")
+        if field not in self._largest:
+            raise self._fail(f"holds {name!r}; the members of its blocks are {', '.join(sorted(self._largest))}")
         self._seen.add(field)
+        return field
 
     def _exactly(self, size: int) -> bytes:
         pieces, left = [], size

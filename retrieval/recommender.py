@@ -21,7 +21,7 @@ from models.tensor_table import TensorTable
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
 from retrieval.export import Export, ModelCard, load_export
 from retrieval.index.build import load_index
-from retrieval.index.faiss_index import Device, Index
+from retrieval.index.faiss_index import Device, FaissIndex, Index
 from retrieval.index.kinds import KINDS
 from retrieval.index.search import index_topk
 
@@ -100,11 +100,13 @@ class Recommender:
             _ = KINDS[index]  # an unknown name is refused before it is used as a path
         export = load_export(model_dir)
         place = torch.device(device)
-        ranker: Index | None = None
+        ranker: FaissIndex | None = None
         if index != "exact":
             ranker = load_index(
                 index_folder(model_dir, index), export.card.checksum, device=index_device, threads=threads
             )
+            if (ranker.record.count + 1, ranker.record.width) != tuple(export.item_vectors.shape):
+                raise UserError(f"the index {index} in {model_dir} does not hold its items; build it again")
         return cls(export, _rebuild(export, place, model_dir), place, ranker)
 
     @property

@@ -1,11 +1,13 @@
-"""Text files of users: UTF-8, with or without a byte order mark. For anything else the error names the line."""
+"""Text files of users: UTF-8, with or without a byte order mark; and YAML. Errors name the line of what is wrong."""
 
 from __future__ import annotations
 
 import codecs
 import shlex
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+import yaml
 
 from models.errors import UserError
 
@@ -19,6 +21,8 @@ _PACKED = {
     b"PAR1": ("Parquet", "text is read here; write it as CSV"),
 }
 _MAGIC_BYTES = max(map(len, _PACKED))
+#: characters of YAML that are read: a hundred times a recipe
+MOST_YAML = 1 << 18
 
 
 def open_text(file: Path) -> TextIO:
@@ -58,6 +62,41 @@ def check_text(file: Path) -> None:
         raise UserError(f"{file}, line {line} ends in the middle of a character: the file is truncated") from None
     except OSError as error:
         raise UserError(f"cannot read {file} ({error.strerror})") from None
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain values that are as large as their text: an alias (*name) could repeat what it names any number of times."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write out the value", mark)
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = int(super().construct_yaml_int(node))
+        if value.bit_length() > 63:
+            raise yaml.constructor.ConstructorError(None, None, "the number has more than 63 bits", node.start_mark)
+        return value
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values in `text`. All YAML is read here.
+
+    Raises UserError: no YAML, an alias, a whole number of more than 63 bits, more than MOST_YAML characters.
+    """
+    if len(text) > MOST_YAML:
+        raise UserError(f"it has more than {MOST_YAML:,} characters")
+    loader = _Plain(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # a date such as 2026-99-99, too
+        raise UserError(f"it is not YAML that is read: {error}") from None
+    finally:
+        loader.dispose()
 
 
 def _refuse_packed(file: Path, begin: bytes) -> None:

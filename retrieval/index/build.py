@@ -12,7 +12,7 @@ from models.errors import UserError
 from retrieval.exact import check_finite, exact_topk
 from retrieval.folders import present
 from retrieval.index.base import IndexKind, Vectors
-from retrieval.index.faiss_index import Device, FaissIndex, Ids, Index, IndexRecord, load_faiss
+from retrieval.index.faiss_index import Device, FaissIndex, Ids, Index, IndexRecord, load_faiss, read_index
 from retrieval.index.kinds import KINDS
 from retrieval.records import check_file, read_record
 
@@ -63,14 +63,16 @@ def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads:
 
     Raises UserError if the index is absent, damaged, of a kind that is not registered, or built for another model.
     """
-    faiss = load_faiss(threads)
+    load_faiss(threads)
     folder = present(folder)
     record = cast(IndexRecord, read_record(folder / "index.json", IndexRecord, _REMEDY))
     if record.checksum != checksum:
         raise UserError(f"{folder} was built for another model than the one in use; {_REMEDY}")
     kind = KINDS[record.kind]
     check_file(folder / "index.faiss", record.file_sha256, _REMEDY)
-    index = faiss.read_index(str(folder / "index.faiss"))
+    index = read_index(folder / "index.faiss")
+    if (index.ntotal, index.d) != (record.count, record.width):
+        raise UserError(f"{folder} is damaged: its two files are not of one index; {_REMEDY}")
     return FaissIndex(index, record, device, gpu_form=kind.gpu_form)
 
 

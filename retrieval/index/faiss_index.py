@@ -23,6 +23,7 @@ from retrieval.records import Record
 Device = Literal["auto", "cpu", "gpu"]
 Ids = NDArray[np.int64]
 
+_MOST_THREADS = 4096
 _GPU_MAX = 2048  # FAISS on a GPU selects at most this many results, and probes at most this many lists
 
 
@@ -106,7 +107,12 @@ class FaissIndex:
 
 
 def load_faiss(threads: int | None = None) -> Any:
-    """The faiss module. threads: number of its threads in this process. Raises UserError if it is not installed."""
+    """The faiss module. threads: number of its threads in this process, 1 to 4,096.
+
+    Raises UserError if it is not installed, or for another number of threads.
+    """
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise UserError(f"FAISS was given {threads} threads; give 1 to {_MOST_THREADS:,}")
     try:
         import faiss
     except ImportError:
@@ -117,6 +123,21 @@ def load_faiss(threads: int | None = None) -> Any:
     if threads is not None:
         faiss.omp_set_num_threads(threads)
     return faiss
+
+
+def read_index(file: Path) -> Any:
+    """The FAISS index in `file`, in host memory.
+
+    Raises UserError: the file is damaged. Memory is bounded by its size, whatever it claims to hold.
+    """
+    faiss, size = load_faiss(), file.stat().st_size
+    faiss.set_deserialization_vector_byte_limit(size)
+    faiss.set_deserialization_loop_limit(size)
+    try:
+        return faiss.read_index(str(file))
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines()[0].rpartition("Error: ")[2][:200]
+        raise UserError(f"{file} is damaged ({reason}); build it again with `mealrec index`") from None
 
 
 def _on_device(index: Any, kind: str, device: Device, gpu_form: bool) -> tuple[Any, Literal["cpu", "gpu"], str]:

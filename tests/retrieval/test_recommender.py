@@ -3,13 +3,15 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models.contract import Batch
 from models.errors import UserError
 from retrieval.exact import Histories, exact_topk, for_similarity
-from retrieval.export import write_export
+from retrieval.export import load_export, write_export
+from retrieval.index.build import build_index
 from retrieval.recommender import Recommender, index_folder
 from tests.helpers.exported import IDS, MAX_LENGTH, N_ITEMS, export_model, make_model
 from trainer.commands import index as index_command
@@ -89,6 +91,15 @@ def test_a_bad_history_gets_the_popular_items_if_asked(model_dir: Path) -> None:
     assert good.remarks == ""
     (every,) = recommender.recommend([["a"]], k=100, popular_instead=True)
     assert every.note.endswith("; 59 items, not 100: the catalogue has 59")
+
+
+def test_an_index_of_another_size_than_the_catalogue_is_refused(model_dir: Path) -> None:
+    """Its checksum is that of the model, and it is whole; without the check its ids would name no items."""
+    vectors = np.concatenate([Recommender.load(model_dir).item_vectors.numpy()] * 2)
+    checksum = load_export(model_dir).card.checksum
+    build_index(vectors, "flat", checksum=checksum, device="cpu").save(index_folder(model_dir, "flat"))
+    with pytest.raises(UserError, match=r"the index flat in .* does not hold its items"):
+        Recommender.load(model_dir, index="flat")
 
 
 def test_an_answer_does_not_depend_on_its_batch(model_dir: Path) -> None:

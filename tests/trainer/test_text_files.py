@@ -1,4 +1,4 @@
-"""Text files of users: a byte order mark is dropped, and for text that is not UTF-8 the error names the line."""
+"""Text files of users: a byte order mark is dropped, and errors name the line. YAML holds what it says, and no more."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from trainer.text_files import open_text
+from trainer.text_files import MOST_YAML, open_text, parse_yaml
 
+#: 60 million letters once its aliases are resolved; printing them took 1.6 GB
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]\n" for n in range(1, 9))
 PIECE = 1 << 20  # bytes that are read at a time
 
 
@@ -41,3 +43,28 @@ def test_a_character_may_lie_across_two_pieces(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"x" * (PIECE - 1) + "é".encode())
     with open_text(tmp_path / "a.txt") as stream:
         assert stream.read()[-1] == "é"
+
+
+def test_yaml_gives_plain_values() -> None:
+    assert parse_yaml("a: [1, -2.5, x, null, 0x10]\nb: {c: true}") == {"a": [1, -2.5, "x", None, 16], "b": {"c": True}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ALIASES, r"(?s)aliases \(\*name\) are not read.*line 2"),
+        ("&a [*a]", "aliases"),
+        (f"a: {2**63}", "more than 63 bits"),
+        (f"a: 0x{'f' * 5000}", "more than 63 bits"),
+        (f"a: {'9' * 5000}", "4300 digits"),
+        ("a: 2026-99-99", "month must be"),
+        ("a: 0x_", "invalid literal"),
+        ("[" * 5000, "recursion"),
+        ("#" * (MOST_YAML + 1), "more than 262,144 characters"),
+        ("a: [", "line 1"),
+    ],
+    ids=range(10),
+)
+def test_yaml_that_is_a_trap_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_yaml(text)

@@ -21,7 +21,7 @@ from models.errors import UserError
 from models.registry import nearest
 from models.systems import options_class
 from trainer.config.schema import RunConfig, parse
-from trainer.text_files import open_text
+from trainer.text_files import MOST_YAML, open_text, parse_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -122,8 +122,8 @@ def _read(recipe: str) -> dict[str, Any]:
             raise UserError(f"unknown recipe {recipe!r}: {nearest(recipe, names())} (or give a path to a .yaml file)")
     try:
         with open_text(path) as stream:
-            values = yaml.safe_load(stream.read())
-    except (UserError, yaml.YAMLError, RecursionError) as error:
+            values = parse_yaml(stream.read(MOST_YAML + 1))
+    except UserError as error:
         raise UserError(f"cannot read recipe {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"recipe {path} is not a mapping of sections")
@@ -138,9 +138,9 @@ def nest(settings: Iterable[str]) -> dict[str, Any]:
         if not separator or not key:
             raise UserError(f"--set {setting}: write it as section.key=value, e.g. --set train.epochs=5")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError):
-            raise UserError(f"--set {setting}: {text!r} is not a YAML value") from None
+            value = parse_yaml(text)
+        except UserError as error:
+            raise UserError(f"--set {setting[:80]}: {text[:80]!r} is not a YAML value ({error})") from None
         branch: dict[str, Any] = {key.rpartition(".")[2]: value}
         for part in reversed(key.split(".")[:-1]):
             branch = {part: branch}
@@ -156,6 +156,12 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             into[key] = value if not isinstance(value, Mapping) else dict(value)
 
 
+class _WithoutAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
+        return True
+
+
 def dump(config: RunConfig, command: str) -> str:
     """The text of a run's `config.yaml`: the command as a comment, then every setting. The file is a recipe itself."""
-    return f"# {' '.join(command.split())}\n" + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    settings = yaml.dump(config.model_dump(mode="json"), Dumper=_WithoutAliases, sort_keys=False)
+    return f"# {' '.join(command.split())}\n{settings}"

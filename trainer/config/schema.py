@@ -61,7 +61,7 @@ class TrainConfig(_Section):
     weight_decay: float = Field(default=0.0, ge=0)
     patience: int = Field(default=10, ge=1)
     clip_norm: float = Field(default=0.0, ge=0)
-    accumulation: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1, le=1 << 16)
     checkpoint_every: int = Field(default=0, ge=0)
     keep_optimizer: bool = False
 
@@ -104,8 +104,8 @@ class ClusterConfig(_Section):
     """
 
     launcher: Literal["ray", "inline"] = "ray"
-    workers: int = Field(default=1, ge=1)
-    threads: int = Field(default=0, ge=0)
+    workers: int = Field(default=1, ge=1, le=1 << 16)
+    threads: int = Field(default=0, ge=0, le=4096)
     max_failures: int = Field(default=3, ge=0)
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class RunConfig(_Section):
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
-    seed: int = Field(default=2020, ge=0)
+    seed: int = Field(default=2020, ge=0, le=2**63 - 1)
 
     def fingerprint(self) -> str:
         """sha256 of `deciding`; a run is only continued if it is equal."""

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from retrieval.files import digest
+from trainer.text_files import parse_yaml
 
 #: limits of MLflow's tracking API
 KEY_LENGTH, DIGEST_LENGTH, VALUE_LENGTH = 250, 36, 500
@@ -40,7 +39,7 @@ class DatasetInfo:
 def read_config(run_dir: Path) -> dict[str, Any]:
     """config.yaml of a run; empty where there is none."""
     path = run_dir / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
     return config if isinstance(config, dict) else {}
 
 

@@ -216,6 +216,9 @@ def test_built_again_and_killed_there_is_always_an_index(tmp_path: Path, exchang
 
 
 def test_bad_requests_are_refused() -> None:
+    for threads in (0, 10**11):
+        with pytest.raises(UserError, match=f"{threads} threads; give 1 to 4,096"):
+            build_index(clustered(9), "flat", checksum=CHECKSUM, threads=threads)
     items = clustered(50)
     with pytest.raises(UserError, match="unknown index 'flatt': did you mean 'flat'"):
         build(items, "flatt")

@@ -24,6 +24,7 @@ LONGEST = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests, and say which of them pytest-xdist must run one at a time on one worker: those of a group."""
     folder = Path(__file__).parent

@@ -10,8 +10,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 root=$PWD
 log=.venv/install.log
 venv=$root/.venv
-# one worker more than cores, since many tests wait for processes; tests/conftest.py makes the groups
-in_parallel=(-n $(($(getconf _NPROCESSORS_ONLN) + 1)) --dist loadgroup --no-loadscope-reorder)
+in_parallel=(-n auto --dist loadfile --no-loadscope-reorder)
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -100,11 +99,16 @@ run_tests() {
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
-    "$venv/bin/python" -m pytest -q "${in_parallel[@]}" --durations=10 \
+    # tests that need Ray run one at a time, after the others, which share the cores; no other file is imported for them
+    "$venv/bin/python" -m pytest -q -m "not ray and not long" "${in_parallel[@]}" --durations=10 \
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
         --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
+    # shellcheck disable=SC2046 # no test file has a space in its name
+    "$venv/bin/python" -m pytest -q -m "ray and not long" --durations=10 \
+        $(grep -rl 'mark\.ray' tests --include='*.py' | sort) </dev/null
     if [ "$1" = long ]; then # -rP prints what each of them found
-        "$venv/bin/python" -m pytest -q -m long "${in_parallel[@]}" --durations=0 -rP </dev/null
+        "$venv/bin/python" -m pytest -q -m "long and not ray" "${in_parallel[@]}" --durations=0 -rP </dev/null
+        "$venv/bin/python" -m pytest -q -m "long and ray" --durations=0 </dev/null
     fi
 }
 

@@ -14,7 +14,7 @@ from models.nn.layout import Layout
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
-#: the slowest files, slowest first: they start first, after the tests with Ray, so that none is left alone at the end
+#: the slowest files, slowest first: they start first, so that no worker runs one of them alone at the end
 LONGEST = (
     "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror_server.py",
     "trainer/tracking/test_mirror.py", "trainer/commands/test_examples.py",
@@ -24,21 +24,10 @@ LONGEST = (
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and say which of them pytest-xdist must run one at a time on one worker: those of a group."""
     folder = Path(__file__).parent
     places = {folder / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, places.get(item.path, len(LONGEST))))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    """Tests that share one Ray, tests that start and kill their own, and else the tests of a file."""
-    if not item.get_closest_marker("ray"):
-        return str(item.path.relative_to(Path(__file__).parent))
-    return "shared Ray" if "ray_head" in getattr(item, "fixturenames", ()) else "own Ray"
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture

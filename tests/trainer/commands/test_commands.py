@@ -280,7 +280,7 @@ def test_a_run_whose_configuration_has_changed_is_opened_by_no_command(
     assert main([*commands[2], *runs]) == 0
     warned = capsys.readouterr().err
     assert "trained with other data than " in warned
-    assert "(base: 1.0)" in warned
+    assert "(here 1.0)" in warned
     del report["identity"]  # as earlier versions wrote it
     (run / "test.json").write_text(json.dumps(report))
     assert main([*commands[2], *runs]) == 0

@@ -43,7 +43,7 @@ def assert_flat(use: list[dict[str, float]]) -> None:
 
 def test_200_epochs_of_a_small_run(tmp_path: Path) -> None:
     data, run_dir = make_dataset(tmp_path / "data"), tmp_path / "run"
-    settings = ["train.patience=1000"]
+    settings = ["train.patience=1000", "train.keep_optimizer=true"]
     use_by_epoch(make_config(data, "tedrec", *settings, "train.epochs=20"), run_dir)
     before = folder_bytes(run_dir)
     use = use_by_epoch(make_config(data, "tedrec", *settings, "train.epochs=200"), run_dir)

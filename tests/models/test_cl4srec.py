@@ -346,7 +346,8 @@ def test_mealrec_on_cl4srec_keeps_its_contrast() -> None:
     options = MealRecOptions(backbone="cl4srec", cl4srec=replace(NO_DROPOUT, lambda_contrast=0.3))
     model, batch = MealRec(options, model_context()).train(), make_batch(HISTORIES)
     losses = model(batch)
-    assert set(losses) == set(model.loss_weights) == {"ranking", "contrast", "tcd", "npd"}
+    assert set(model.loss_weights) == {"ranking", "contrast", "tcd", "npd"}
+    assert set(losses) > set(model.loss_weights), "what the denoisers explain has no weight"
     assert model.loss_weights["contrast"] == 0.3
     assert torch.equal(losses["contrast"], model.backbone.auxiliary_losses(batch)["contrast"])
     assert model.similarity == "dot"

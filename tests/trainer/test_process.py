@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -84,6 +85,7 @@ def test_what_a_large_step_needed_is_returned_and_a_lasting_need_is_followed() -
 
 
 def heap_by_default() -> list[float]:
+    os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)  # a training in the process of the tests has set it
     return [_heap_growth()]
 
 

@@ -61,9 +61,7 @@ def _submit(client: Any, entrypoint: str, wait_s: float = _AGENT_S) -> str:
     job, until = f"mealrec-{secrets.token_hex(8)}", time.monotonic() + wait_s
     while (refusal := _refused(client, job, entrypoint)) is not None:
         if time.monotonic() > until:
-            raise PreflightError(
-                f"the Ray head took no job for {wait_s:.0f} s: {refusal}; is the machine overloaded?"
-            )
+            raise PreflightError(f"the Ray head took no job for {wait_s:.0f} s: {refusal}; is the machine overloaded?")
         time.sleep(_POLL_S)
     return job
 

@@ -164,8 +164,10 @@ def write_export(
             seed=seed,
             content={
                 f: ContentSpec(
-                    shape=list(x.shape[1:]), kind=kinds[f],
-                    mean=moments[f].mean.tolist(), deviation=moments[f].deviation.tolist(),
+                    shape=list(x.shape[1:]),
+                    kind=kinds[f],
+                    mean=moments[f].mean.tolist(),
+                    deviation=moments[f].deviation.tolist(),
                 )
                 for f, x in content.items()
             },

@@ -53,7 +53,5 @@ def mermaid() -> str:
     assert found.origin is not None
     program = (Path(found.origin).parent / "assets/mermaid.js").read_bytes()
     if hashlib.sha256(program).hexdigest() != MERMAID:
-        raise ValueError(
-            "mmdc/assets/mermaid.js is not mermaid 11.12.0: compare it with the release, note its sha256"
-        )
+        raise ValueError("mmdc/assets/mermaid.js is not mermaid 11.12.0: compare it with the release, note its sha256")
     return program.decode()

@@ -35,4 +35,3 @@ def load_example(page: str, name: str, folder: Path) -> Any:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-

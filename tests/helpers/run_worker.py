@@ -32,9 +32,7 @@ POINTS: dict[str, list[tuple[type[Any], str]]] = {
 }
 
 
-def run_process(
-    config: RunConfig, run_dir: Path, kill: tuple[str, int] | None = None, timeout: float = 120
-) -> int:
+def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None = None, timeout: float = 120) -> int:
     """Train in a new process and return its exit code. kill: (kind, n) kills it just before the n-th event of the kind.
 
     If it is not killed, it writes the number of events of each kind to events.json.

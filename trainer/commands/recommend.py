@@ -122,7 +122,7 @@ def _parsed(text: str, known: Sequence[str]) -> list[str]:
             raise ValueError("an id is text or a whole number")
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"--history {text[:80]} begins like a list in JSON and is none ({error}); write '[\"a b\", \"c\"]', "
+            f'--history {text[:80]} begins like a list in JSON and is none ({error}); write \'["a b", "c"]\', '
             "or give each id with --item"
         ) from None
     return [str(each).strip() for each in ids]
@@ -140,9 +140,7 @@ def _answer_file(args: argparse.Namespace) -> int:
     progress = Progress("recommending", histories.rows)
     with answer_file(out, histories.user_type) as write:
         for users, batch in histories.batches(max(1, min(_USERS, _RECOMMENDATIONS // k))):
-            answers = recommender.recommend(
-                batch, args.k, exclude_history=not args.keep_history, popular_instead=True
-            )
+            answers = recommender.recommend(batch, args.k, exclude_history=not args.keep_history, popular_instead=True)
             items = [[each.item for each in answer.recommendations] for answer in answers]
             scores = [[each.score for each in answer.recommendations] for answer in answers]
             write(users, items, scores, [answer.remarks or None for answer in answers])

@@ -124,9 +124,16 @@ _LATEX_TABLE = r"""\begin{table}
 %s
 \end{tabular}
 \end{table}"""
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-          "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-          "[": "{[}"}  # fmt: skip -- after the end of a row a bare bracket would begin its argument
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",
+}  # fmt: skip -- after the end of a row a bare bracket would begin its argument
 
 
 def as_latex(comparison: Comparison) -> str:

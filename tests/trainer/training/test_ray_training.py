@@ -164,9 +164,7 @@ def _train_undisturbed(data: Path, run: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_killed_worker_changes_nothing(
-    data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str]
-) -> None:
+def test_a_killed_worker_changes_nothing(data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str]) -> None:
     rng = random.Random(11)
     rank, step = rng.randrange(2), rng.randint(STEPS + 1, 2 * STEPS)
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-worker"

@@ -97,6 +97,7 @@ plain_path() {
 run_tests() {
     export OMP_NUM_THREADS=1
     "$venv/bin/python" -m ruff check .
+    "$venv/bin/python" -m ruff format -q --check .
     "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
     # tests that need Ray run one at a time, after the others, which share the cores; no other file is imported for them

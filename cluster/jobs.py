@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -22,6 +23,8 @@ from cluster import head
 from cluster.failures import PreflightError, Stopped
 
 _POLL_S = 0.5
+#: what Ray writes into a job's log before the job's own first line
+_BANNER = re.compile(r"^(?:[^\n]*\tINFO job_manager\.py[^\n]*|Running entrypoint for job [^\n]*)\n", re.MULTILINE)
 _FAILED = 1
 _STOPPED = 75  # as `mealrec train` ends then
 _LAST_LINES = 3
@@ -83,7 +86,7 @@ def _refused(client: Any, job: str, entrypoint: str) -> Exception | None:
 
 async def _follow(client: Any, job: str) -> None:
     async for text in client.tail_job_logs(job):
-        print(text, end="", flush=True)
+        print(_BANNER.sub("", text), end="", flush=True)
 
 
 def _status(client: Any, job: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_a_submission_waits_for_the_agent_and_is_not_made_twice() -> None:
         jobs._submit(_BusyHead(late), "python x.py", wait_s=-1)
     with pytest.raises(RuntimeError, match="no such file"):
         jobs._submit(_BusyHead(RuntimeError("no such file")), "python x.py")
+
+
+class _Talking:
+    """A head whose job has this log."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:  # noqa: ARG002
+        for text in self.log:
+            yield text
+
+
+def test_a_job_s_log_is_shown_without_ray_s_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    ray = ["2026-11-26 09:07:20,351\tINFO job_manager.py:581 -- Runtime env is setting up.\n",
+           "Running entrypoint for job mealrec-8f: python trainer/run.py\nfirst line\n"]  # fmt: skip
+    asyncio.run(jobs._follow(_Talking([*ray, "epoch 1, INFO: ", "half a line\n"]), "mealrec-8f"))
+    assert capsys.readouterr().out == "first line\nepoch 1, INFO: half a line\n"
 
 
 @pytest.mark.ray

@@ -46,9 +46,12 @@ class _Table:
     left: int
 
 
-def _tables(comparison: Comparison) -> Iterator[_Table]:
+def _tables(comparison: Comparison, most: int | None = None) -> Iterator[_Table]:
+    """most: metrics in one table; further ones are in tables of their own (default: all in one)."""
+    keys = comparison.keys
     for ranking in comparison.rankings.values():
-        yield _metrics_table(ranking, comparison.keys)
+        for start in range(0, len(keys), most or len(keys)):
+            yield _metrics_table(ranking, keys[start : start + (most or len(keys))])
         if ranking.tests:
             yield _tests_table(ranking)
     costs = [
@@ -114,16 +117,19 @@ def _escape_markdown(text: str) -> str:
 
 
 _LATEX_HEAD = r"""% Needs no package. With \usepackage{booktabs} the rules are those of booktabs, else plain lines.
+% With \usepackage{graphicx} tables that are wider than the text are scaled to fit it.
 \providecommand{\toprule}{\hline}
 \providecommand{\midrule}{\hline}
-\providecommand{\bottomrule}{\hline}"""
+\providecommand{\bottomrule}{\hline}
+\providecommand{\resizebox}[3]{#3}"""
 _LATEX_TABLE = r"""\begin{table}
 \centering\footnotesize\setlength{\tabcolsep}{3pt}
 \caption{%s}
-\begin{tabular}{%s}
 %s
-\end{tabular}
 \end{table}"""
+#: the widest table that fits the text of LaTeX's article, in letters; each column counts as one and a half more
+_LATEX_WIDTH = 78
+_LATEX_METRICS = 4
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -139,12 +145,20 @@ _LATEX = {
 def as_latex(comparison: Comparison) -> str:
     """One table environment for each table, and the notes as comments."""
     parts = [_LATEX_HEAD, "\n".join(f"% {' '.join(line.split())}" for line in (comparison.head, *comparison.notes))]
-    for table in _tables(comparison):
+    for table in _tables(comparison, most=_LATEX_METRICS):
         header, *rows = (" & ".join(map(_escape_latex, row)) + r" \\" for row in table.rows)
         columns = "l" * table.left + "r" * (len(table.rows[0]) - table.left)
-        body = "\n".join([r"\toprule", header, r"\midrule", *rows, r"\bottomrule"])
-        parts.append(_LATEX_TABLE % (_escape_latex(table.title), columns, body))
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
+        body = "\n".join([*lines, r"\end{tabular}"])
+        if _letters(table) > _LATEX_WIDTH:
+            body = rf"\resizebox{{\linewidth}}{{!}}{{{body}}}"
+        parts.append(_LATEX_TABLE % (_escape_latex(table.title), body))
     return "\n\n".join(parts)
+
+
+def _letters(table: _Table) -> float:
+    columns = zip(*table.rows, strict=True)
+    return sum(1.5 + max(map(len, column)) for column in columns)
 
 
 def _escape_latex(text: str) -> str:

@@ -22,6 +22,8 @@ def read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_bytes())
         if not isinstance(report, dict):
             raise ValueError("it is not a JSON object")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; --resume of the run writes it") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); --resume of the run writes it anew") from None
     return report

@@ -69,14 +69,14 @@ def read_ranks(folder: Path, split: Literal["test", "valid"] = "test") -> RunRan
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    advice = f"test the run first: {finishing(path.parent)}"
+    command = finishing(path.parent)
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ("user", "target", "rank", "rank_masked", "cold")}
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; {advice}") from error
+        raise UserError(f"{path} does not exist; test the run first: {command}") from error
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({str(error)[:200]}); {advice}") from error
+        raise UserError(f"{path} cannot be read ({str(error)[:200]}); test the run again: {command}") from error
 
 
 def _require_same_figures(path: Path, ranks: RunRanks) -> None:
@@ -85,6 +85,8 @@ def _require_same_figures(path: Path, ranks: RunRanks) -> None:
     try:
         report = json.loads(path.read_bytes())
         figures = {key: float(value) for key, value in report.items() if "@" in key}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; {again}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); {again}") from error
     if not figures:

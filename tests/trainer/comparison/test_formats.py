@@ -98,3 +98,16 @@ def test_latex_has_no_bare_special_character_and_rows_of_equal_width(
     assert r"x\_1 \& 50\%\textbar{}\$\#\{\textasciitilde{}\textasciicircum{}\} & one" in text
     assert r"\providecommand{\toprule}{\hline}" in text, "without booktabs it compiles too"
     assert "{[}b & any" in printed(runs, capsys, "latex", "[b")[0]
+
+
+def test_latex_splits_and_scales_what_is_wider_than_the_text(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "a", NAME, "--runs-dir", str(runs), "--format", "latex", "--ks", "1,2,3,4,5"]
+    assert main([*command, "--metrics", "HR"]) == 0
+    text = capsys.readouterr().out
+    tables = re.findall(r"\\caption\{Test metrics.*?\n\n", text, re.DOTALL)
+    shown = [re.findall(r"HR@\d", table) for table in tables]
+    assert shown == [["HR@1", "HR@2", "HR@3", "HR@4"], ["HR@5"]] * 2
+    scaled = r"\resizebox{\linewidth}{!}{\begin{tabular}"
+    assert [scaled in table for table in tables] == [True, False] * 2
+    assert text.count(scaled) == text.count("\\end{tabular}}")
+    assert r"\providecommand{\resizebox}[3]{#3}" in text, "without graphicx it compiles too"

@@ -210,6 +210,11 @@ def load_export(path: Path) -> Export:
     return Export(card, weights, vectors, items, content, present, interactions)
 
 
+def index_folder(model_dir: Path, kind: str) -> Path:
+    """The folder of the index of `kind` for the model in `model_dir`."""
+    return model_dir / "index" / kind
+
+
 def _refuse_other_version(path: Path) -> None:
     try:
         version = json.loads(path.read_bytes())["schema_version"]

@@ -1,72 +1,45 @@
 """Recommend items for histories of raw item ids, with an exported model.
 
+    from retrieval import Recommender
+
+    recommender = Recommender.load("export/first")
+    answer = recommender.recommend(["item", "item"], k=20)
+
 Nothing is silently less than what was asked for: `Answer` names ids that are unknown and says why a list is short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models import systems
-from models.contract import Baseline, Batch, ModelContext, Moments, SequenceModel
+from models.contract import Baseline, Batch, SequenceModel
 from models.errors import UserError
-from models.options.base import SystemOptions
-from models.tensor_table import TensorTable
+from retrieval.answers import Answer, Influence, Recommendation
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
-from retrieval.export import Export, ModelCard, load_export
+from retrieval.export import Export, index_folder, load_export
 from retrieval.index.build import load_index
 from retrieval.index.faiss_index import Device, FaissIndex, Index
 from retrieval.index.kinds import KINDS
 from retrieval.index.search import index_topk
+from retrieval.rebuild import rebuild
 
 _BATCH = 256
 # The key of diffusion noise. It is constant, so that a history gets the same answer in every request and batch.
 _NOISE_KEY = 0
 _POPULAR = "popular items, because the history holds no item that the model knows"
-#: unknown ids that are named in remarks
-_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One recommended item: raw id, title (None if unknown), and the model's score (higher is better).
-
-    A popular item in place of a ranked one has no score (None).
-    """
-
-    item: str
-    title: str | None
-    score: float | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one history: recommendations, best first, and ids of the history that the model does not know.
-
-    note: why the recommendations are fewer than were asked for, or are popular items; "" if neither is so.
-    """
-
-    recommendations: list[Recommendation]
-    unknown: list[str]
-    note: str = ""
-
-    @property
-    def remarks(self) -> str:
-        """All that a reader of the recommendations should know, in words; "" if there is nothing."""
-        shown = ", ".join(map(repr, self.unknown[:_SHOWN]))
-        more = f" and {len(self.unknown) - _SHOWN:,} more" if len(self.unknown) > _SHOWN else ""
-        ignored = f"ignored, because the model does not know them: {shown}{more}" if self.unknown else ""
-        return "; ".join(filter(None, (ignored, self.note)))
 
 
 class Recommender:
-    """An exported model, ready to answer; made by `Recommender.load`."""
+    """An exported model, ready to answer; made by `Recommender.load`.
+
+    Nothing in it changes after it was made, so threads may share one.
+    """
 
     def __init__(
         self, export: Export, model: SequenceModel | Baseline, device: torch.device, index: Index | None
@@ -75,6 +48,7 @@ class Recommender:
         self.card = export.card
         self.items = export.items
         self.index = index
+        self._count, self._examples = len(export.items.ids), ", ".join(export.items.ids[:3])
         self._model = model
         self._device = device
         self._rows = {item: row for row, item in enumerate(export.items.ids, start=1)}
@@ -84,7 +58,7 @@ class Recommender:
     @classmethod
     def load(
         cls,
-        model_dir: Path,
+        model_dir: str | Path,
         index: str = "exact",
         device: str = "cpu",
         index_device: Device = "auto",
@@ -98,6 +72,7 @@ class Recommender:
         """
         if index != "exact":
             _ = KINDS[index]  # an unknown name is refused before it is used as a path
+        model_dir = Path(model_dir)
         export = load_export(model_dir)
         place = torch.device(device)
         ranker: FaissIndex | None = None
@@ -107,7 +82,7 @@ class Recommender:
             )
             if (ranker.record.count + 1, ranker.record.width) != tuple(export.item_vectors.shape):
                 raise UserError(f"the index {index} in {model_dir} does not hold its items; build it again")
-        return cls(export, _rebuild(export, place, model_dir), place, ranker)
+        return cls(export, rebuild(export, place, model_dir), place, ranker)
 
     @property
     def description(self) -> str:
@@ -120,11 +95,14 @@ class Recommender:
 
         Raises UserError for a system without vectors (a baseline).
         """
-        model = self._model
-        if isinstance(model, Baseline):
-            raise UserError(f"{self.card.system} ranks without vectors, so it cannot have an index; use it without")
+        model = self._require_vectors()
         vectors = torch.cat([model.user_vectors(batch) for batch in self._batches(histories)])
         return for_similarity(vectors, self.card.similarity)
+
+    def _require_vectors(self) -> SequenceModel:
+        if isinstance(self._model, Baseline):
+            raise UserError(f"{self.card.system} ranks without vectors, so it has no index and no similar items")
+        return self._model
 
     def _batches(self, histories: Sequence[Sequence[int]]) -> Iterator[Batch]:
         length = self.card.max_length
@@ -143,123 +121,184 @@ class Recommender:
             yield batch.to(self._device)
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], k: int, exclude_history: bool = True, *, popular_instead: bool = False
+        self,
+        history: Sequence[str],
+        k: int = 20,
+        *,
+        exclude: Iterable[str] = (),
+        among: Iterable[str] | None = None,
+        exclude_history: bool = True,
+    ) -> Answer:
+        """The k best items for one history of raw item ids, oldest first; see `recommend_all`.
+
+        Raises UserError if k < 1, and if the history holds no item that the model knows.
+        """
+        (answer,) = self.recommend_all(
+            [history], k, exclude=exclude, among=among, exclude_history=exclude_history, popular_instead=False
+        )
+        return answer
+
+    def recommend_all(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 20,
+        *,
+        exclude: Iterable[str] = (),
+        among: Iterable[str] | None = None,
+        exclude_history: bool = True,
+        popular_instead: bool = True,
     ) -> list[Answer]:
         """The k best items for each history of raw item ids, oldest first; fewer, with a note, if no more are left.
 
-        Unknown ids are left out of the history and reported in the answer; the whole history is excluded from the
-        answer unless `exclude_history` is False. popular_instead: a history without a known id gets the most popular
-        items of the training data, and a note. Otherwise raises UserError for it; and if k < 1.
+        exclude: ids that nobody gets. among: ids of which everybody gets some, such as the items of one channel; they
+        are ranked exactly, without the index. Ids in `exclude` and `among` that the model does not know change nothing.
+        exclude_history: leave out all items of the history, too. Unknown ids of a history are ignored, and reported in
+        its answer. popular_instead: a history without a known id gets the most popular items of the training data, and
+        a note; else it raises UserError. Raises UserError if k < 1, or if `among` holds no item that the model knows.
         """
         if k < 1:
             raise UserError(f"{k} recommendations were asked for; ask for at least 1")
+        for history in histories:
+            if isinstance(history, str) or not all(isinstance(item, str) for item in history):
+                raise UserError(
+                    f"a history is a list of ids, each a text, such as ['8245', '1903']; not {history!r:.80}"
+                )
         known = [[self._rows[item] for item in history if item in self._rows] for history in histories]
         if not popular_instead:
             self._require_known(histories, known)
-        usable = [rows for rows in known if rows]
-        ranked = iter(self._ranked(usable, usable if exclude_history else [[] for _ in usable], k))
+        excluded = self._known(exclude)
+        candidates = None if among is None else self._candidates(among, excluded)
+        out = [[*excluded, *(rows if exclude_history else ())] for rows in known]
+        usable = [n for n, rows in enumerate(known) if rows]
+        ranked = iter(self._ranked([known[n] for n in usable], [out[n] for n in usable], k, candidates))
         answers = []
-        for history, rows in zip(histories, known, strict=True):
-            found = next(ranked) if rows else self._popular(k)
+        for history, rows, left_out in zip(histories, known, out, strict=True):
+            found = next(ranked) if rows else self._popular(k, {*left_out}, candidates)
             unknown = [item for item in history if item not in self._rows]
-            left_out = len(set(rows)) if exclude_history else 0
-            notes = ("" if rows else _POPULAR, self._shortfall(k, len(found), left_out))
+            notes = ("" if rows else _POPULAR, self._shortfall(k, len(found), {*left_out}, candidates))
             answers.append(Answer(found, unknown, "; ".join(filter(None, notes))))
         return answers
+
+    def similar(self, item: str, k: int = 20) -> list[Recommendation]:
+        """The k items whose vectors are nearest to the item's by the model's similarity, the item left out.
+
+        Raises UserError if the model does not know the item, or ranks without vectors (a baseline); and if k < 1.
+        """
+        row = self.row(item)
+        self._require_vectors()
+        if k < 1:
+            raise UserError(f"{k} similar items were asked for; ask for at least 1")
+        found = exact_topk(
+            self.item_vectors[row : row + 1], self.item_vectors, min(k, self._count), Histories.of([[row]])
+        )
+        return self._all_named(*found)[0]
+
+    def explain(self, history: Sequence[str], item: str) -> list[Influence]:
+        """How much each item of the history adds to the score of `item`: the score falls by that without it.
+
+        One entry for each known item of the history, in its order. The effect is None where nothing else is in the
+        history. Only the last items count, as many as the model reads; older ones have the effect 0. Raises UserError
+        if the model knows none of the history, or does not know the item.
+        """
+        target = self.row(item)
+        rows = [self._rows[each] for each in history if each in self._rows]
+        self._require_known([history], [rows])
+        without = [rows[:n] + rows[n + 1 :] for n in range(len(rows))]
+        scores = self._scores_of([rows, *filter(None, without)], target).tolist()
+        effects = [scores[0] - score for score in scores[1:]] or [None]
+        return [
+            Influence(self.items.ids[row - 1], self.items.titles[row - 1], effect)
+            for row, effect in zip(rows, effects, strict=True)
+        ]
+
+    def row(self, item: str) -> int:
+        """The row of an item in `item_vectors`; entry row - 1 of `items` is its name. Raises UserError if unknown."""
+        if item not in self._rows:
+            raise UserError(f"the model does not know the item {item!r}; known ids are {self._examples} and others")
+        return self._rows[item]
 
     def _require_known(self, histories: Sequence[Sequence[str]], known: Sequence[Sequence[int]]) -> None:
         for number, (history, rows) in enumerate(zip(histories, known, strict=True), start=1):
             if not rows:
-                example = ", ".join(self.items.ids[:3])
                 raise UserError(
                     f"history {number} ({', '.join(history) or 'empty'}) holds no item that the model knows; "
-                    f"give raw item ids as in the training data, such as {example}"
+                    f"give raw item ids as in the training data, such as {self._examples}"
                 )
 
-    def _ranked(self, known: list[list[int]], excluded: list[list[int]], k: int) -> list[list[Recommendation]]:
+    def _known(self, items: Iterable[str]) -> set[int]:
+        return {self._rows[item] for item in items if item in self._rows}
+
+    def _candidates(self, among: Iterable[str], excluded: set[int]) -> Tensor:
+        """(C,) int64 ascending item rows of `among` that are not excluded."""
+        rows = self._known(among)
+        if not rows:
+            raise UserError("among holds no item that the model knows, so nothing can be recommended")
+        return torch.tensor(sorted(rows - excluded), dtype=torch.int64, device=self._device)
+
+    def _ranked(
+        self, known: list[list[int]], excluded: list[list[int]], k: int, candidates: Tensor | None
+    ) -> list[list[Recommendation]]:
         if not known:
             return []
-        scores, ids = self._rank(known, excluded, min(k, len(self.items.ids)))
+        return self._all_named(*self._rank(known, excluded, min(k, self._count), candidates))
+
+    def _all_named(self, scores: Tensor, ids: Tensor) -> list[list[Recommendation]]:
         return [
             [self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0]
             for row, values in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _popular(self, k: int) -> list[Recommendation]:
-        return [self._named(row, None) for row in self._by_popularity[:k]]
+    def _popular(self, k: int, left_out: set[int], candidates: Tensor | None) -> list[Recommendation]:
+        allowed = None if candidates is None else {*candidates.tolist()}
+        rows = (row for row in self._by_popularity if row not in left_out and (allowed is None or row in allowed))
+        return [self._named(row, None) for row in itertools.islice(rows, k)]
 
     @cached_property
     def _by_popularity(self) -> list[int]:
         counts = self.items.train_counts
         return sorted(range(1, len(counts) + 1), key=lambda row: -counts[row - 1])
 
-    def _shortfall(self, asked: int, found: int, left_out: int) -> str:
+    def _shortfall(self, asked: int, found: int, left_out: set[int], candidates: Tensor | None) -> str:
         if found == asked:
             return ""
-        history = f", and {left_out:,} of the history are left out" if left_out else ""
-        return f"{found:,} items, not {asked:,}: the catalogue has {len(self.items.ids):,}{history}"
+        out = f", and {len(left_out):,} that were watched or excluded are left out" if left_out else ""
+        given = "" if candidates is None else f", of which {len(candidates):,} may be recommended"
+        return f"{found:,} items, not {asked:,}: the catalogue has {self._count:,}{given}{out}"
 
     @torch.no_grad()
-    def _rank(self, known: list[list[int]], excluded: list[list[int]], k: int) -> tuple[Tensor, Tensor]:
+    def _rank(
+        self, known: list[list[int]], excluded: list[list[int]], k: int, candidates: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and item rows, (B, k) each; `candidates` are ranked as a catalogue of their own."""
+        columns = None if candidates is None else torch.cat([candidates.new_zeros(1), candidates])
+        if columns is not None:
+            places = {row: place for place, row in enumerate(columns.tolist())}
+            excluded = [[places[row] for row in rows if row in places] for rows in excluded]
         if isinstance(self._model, Baseline):
-            parts = [
-                score_topk(self._model.scores(batch), k, Histories.of(excluded[start : start + _BATCH]))
-                for start, batch in zip(range(0, len(known), _BATCH), self._batches(known), strict=True)
-            ]
-            return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
-        users = self.encode(known)
-        if self.index is None:
-            return exact_topk(users, self.item_vectors, k, Histories.of(excluded))
-        return index_topk(self.index, users, self.item_vectors, k, Histories.of(excluded))
+            scores, ids = self._rank_by_scores(self._model, known, excluded, k, columns)
+        elif self.index is None or columns is not None:
+            vectors = self.item_vectors if columns is None else self.item_vectors[columns]
+            scores, ids = exact_topk(self.encode(known), vectors, k, Histories.of(excluded))
+        else:
+            scores, ids = index_topk(self.index, self.encode(known), self.item_vectors, k, Histories.of(excluded))
+        return scores, ids if columns is None else columns[ids]
+
+    def _rank_by_scores(
+        self, model: Baseline, known: list[list[int]], excluded: list[list[int]], k: int, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        parts = []
+        for start, batch in zip(range(0, len(known), _BATCH), self._batches(known), strict=True):
+            scores = model.scores(batch)
+            scores = scores if columns is None else scores[:, columns]
+            parts.append(score_topk(scores, k, Histories.of(excluded[start : start + _BATCH])))
+        return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
+
+    @torch.no_grad()
+    def _scores_of(self, known: list[list[int]], row: int) -> Tensor:
+        """(B,) the score of one item for each history."""
+        if isinstance(self._model, Baseline):
+            return torch.cat([self._model.scores(batch)[:, row] for batch in self._batches(known)])
+        return self.encode(known) @ self.item_vectors[row]
 
     def _named(self, row: int, score: float | None) -> Recommendation:
         return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)
-
-
-def index_folder(model_dir: Path, kind: str) -> Path:
-    """The folder of the index of `kind` for the model in `model_dir`."""
-    return model_dir / "index" / kind
-
-
-def _options(card: ModelCard, model_dir: Path) -> SystemOptions:
-    try:
-        return systems.options_of(card.system, card.options)
-    except UserError as error:  # the checksums agreed, so the files are as written, and the code has changed
-        raise UserError(
-            f"the options in {model_dir} do not fit this version of MealRec:\n{error}\n"
-            "If an earlier version exported it, use it with that version, or train and export again with this one"
-        ) from None
-
-
-def _rebuild(export: Export, device: torch.device, model_dir: Path) -> SequenceModel | Baseline:
-    card = export.card
-    table = TensorTable(
-        fields={field: x.to(device) for field, x in export.content.items()},
-        present={field: x.to(device) for field, x in export.present.items()},
-        kinds={field: spec.kind for field, spec in card.content.items()},
-        n_items=len(export.item_vectors),
-        moments={
-            name: Moments(torch.tensor(spec.mean), torch.tensor(spec.deviation)) for name, spec in card.content.items()
-        },
-    )
-    context = ModelContext(
-        table, export.interactions, card.max_length, card.seed, tuple(card.behaviours), export.items.titles
-    )
-    model = systems.build(card.system, _options(card, model_dir), context)
-    if isinstance(model, Baseline):
-        return model
-    try:
-        model.load_state_dict(dict(export.weights))
-    except RuntimeError as error:  # names or shapes differ; the checksums agreed, so the code has changed
-        first = str(error).splitlines()[-1].strip()
-        raise UserError(
-            f"the weights in {model_dir} do not fit this version of {card.system} ({first}); "
-            "export the run again with this version"
-        ) from None
-    if card.inference not in model.inference_choices:
-        raise UserError(
-            f"{model_dir} was exported with inference {card.inference!r}, but this version of {card.system} has only "
-            f"{', '.join(model.inference_choices)}; export the run again with this version"
-        )
-    model.inference = card.inference
-    return model.to(device).eval()

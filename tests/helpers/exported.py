@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from models import systems
-from models.contract import ModelContext, Moments, SequenceModel, TrainingInteractions
+from models.contract import Baseline, ModelContext, Moments, SequenceModel, TrainingInteractions
 from models.options.base import ContentField
 from models.tensor_table import TensorTable
 from retrieval.export import write_export
@@ -27,10 +27,12 @@ NEEDS: dict[str, tuple[ContentField, ...]] = {
     "sasrec": (),
     "tedrec": ("text", "visual"),
     "mealrec": ("text", "visual", "sequence"),
+    "transition-knn": (),
 }
+WATCHED = TrainingInteractions(torch.tensor([0, 3, 7]), torch.tensor([1, 2, 3, 3, 5, 7, 9]))
 
 
-def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
+def make_model(system: str) -> tuple[SequenceModel | Baseline, Content, Content]:
     """The system in eval mode, its content, and which items have it."""
     torch.manual_seed(0)
     present = torch.rand(N_ITEMS) > 0.2
@@ -41,29 +43,28 @@ def make_model(system: str) -> tuple[SequenceModel, Content, Content]:
     content = {field: every[field] for field in NEEDS[system]}
     kinds, moments = dict.fromkeys(content, "segments"), {field: MOMENTS[field] for field in content}
     table = TensorTable(N_ITEMS, content, dict.fromkeys(content, present), kinds, moments)
-    interactions = TrainingInteractions(torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
-    model = systems.build(
-        system, systems.options_of(system, {}), ModelContext(table, interactions, MAX_LENGTH, seed=3)
-    ).eval()
-    return model, content, dict.fromkeys(content, present)
+    context = ModelContext(table, WATCHED, MAX_LENGTH, seed=3)
+    model = systems.build(system, systems.options_of(system, {}), context)
+    return model if isinstance(model, Baseline) else model.eval(), content, dict.fromkeys(content, present)
 
 
 def export_model(
     out: Path, system: str = "sasrec", ids: Sequence[str] = IDS, provenance: Mapping[str, object] | None = None
-) -> SequenceModel:
+) -> SequenceModel | Baseline:
     """Export an untrained system with 59 items. Items 1, 2, 3 were watched 1, 2, 3 times, the others never."""
     model, content, present = make_model(system)
+    learned = isinstance(model, SequenceModel)
     with torch.no_grad():
-        vectors = model.item_vectors()
+        vectors = model.item_vectors() if learned else torch.zeros(N_ITEMS, 0)
     write_export(
         out,
         system=system,
         options={},
-        similarity=model.similarity,
+        similarity=model.similarity if learned else "dot",
         max_length=MAX_LENGTH,
-        inference=model.inference_choices[-1],
+        inference=model.inference_choices[-1] if learned else "default",
         seed=3,
-        weights=model.state_dict(),
+        weights=model.state_dict() if learned else {},
         item_vectors=vectors,
         item_ids=ids,
         train_counts=[1, 2, 3] + [0] * (N_ITEMS - 4),
@@ -73,6 +74,8 @@ def export_model(
         present=present,
         content_kinds=dict.fromkeys(content, "segments"),
         moments={field: MOMENTS[field] for field in content},
+        interactions=None if learned else WATCHED,
     )
-    model.inference = model.inference_choices[-1]
+    if learned:
+        model.inference = model.inference_choices[-1]
     return model

@@ -10,9 +10,9 @@ import torch
 from models.contract import Batch
 from models.errors import UserError
 from retrieval.exact import Histories, exact_topk, for_similarity
-from retrieval.export import load_export, write_export
+from retrieval.export import index_folder, load_export, write_export
 from retrieval.index.build import build_index
-from retrieval.recommender import Recommender, index_folder
+from retrieval.recommender import Recommender
 from tests.helpers.exported import IDS, MAX_LENGTH, N_ITEMS, export_model, make_model
 from trainer.commands import index as index_command
 from trainer.commands import recommend as recommend_command
@@ -41,45 +41,45 @@ def test_an_exported_model_ranks_as_the_model_itself(tmp_path: Path, system: str
         users = for_similarity(model.user_vectors(batch), model.similarity)
         items = for_similarity(model.item_vectors(), model.similarity)
     scores, ids = exact_topk(users, items, 8, Histories.of(rows))
-    answers = Recommender.load(tmp_path / "model").recommend([[IDS[r - 1] for r in row] for row in rows], 8)
+    answers = Recommender.load(tmp_path / "model").recommend_all([[IDS[r - 1] for r in row] for row in rows], 8)
     assert [[r.item for r in a.recommendations] for a in answers] == [[IDS[i - 1] for i in row] for row in ids.tolist()]
     assert [r.score for r in answers[0].recommendations] == pytest.approx(scores[0].tolist(), rel=1e-5)
 
 
 def test_unknown_ids_are_reported_and_history_is_excluded(model_dir: Path) -> None:
     recommender = Recommender.load(model_dir)
-    (answer,) = recommender.recommend([["nope", "v7", "v14", "v7", "who"]], k=1000)
-    (clean,) = recommender.recommend([["v7", "v14", "v7"]], k=1000)
+    answer = recommender.recommend(["nope", "v7", "v14", "v7", "who"], k=1000)
+    clean = recommender.recommend(["v7", "v14", "v7"], k=1000)
     assert answer.unknown == ["nope", "who"]
     assert answer.recommendations == clean.recommendations
     assert {r.item for r in answer.recommendations} == set(IDS) - {"v7", "v14"}
     assert {r.item: r.title for r in answer.recommendations}["v28"] == "title 4"
     assert {r.item: r.title for r in answer.recommendations}["v21"] is None
-    (kept,) = recommender.recommend([["v7", "v14"]], k=1000, exclude_history=False)
+    kept = recommender.recommend(["v7", "v14"], k=1000, exclude_history=False)
     assert {r.item for r in kept.recommendations} == set(IDS)
 
 
 def test_items_older_than_the_models_memory_are_excluded_too(model_dir: Path) -> None:
     history = IDS[:20]
-    (answer,) = Recommender.load(model_dir).recommend([history], k=1000)
+    answer = Recommender.load(model_dir).recommend(history, k=1000)
     assert {r.item for r in answer.recommendations} == set(IDS[20:])
 
 
 def test_a_history_without_known_items_is_refused(model_dir: Path) -> None:
     recommender = Recommender.load(model_dir)
     with pytest.raises(UserError, match=r"history 2 \(a, b\) holds no item.*such as v7, v14"):
-        recommender.recommend([["v7"], ["a", "b"]], k=3)
+        recommender.recommend_all([["v7"], ["a", "b"]], k=3, popular_instead=False)
     with pytest.raises(UserError, match=r"history 1 \(empty\)"):
-        recommender.recommend([[]], k=3)
+        recommender.recommend([], k=3)
     with pytest.raises(UserError, match="at least 1"):
-        recommender.recommend([["v7"]], k=0)
-    assert recommender.recommend([], k=3) == []
+        recommender.recommend(["v7"], k=0)
+    assert recommender.recommend_all([], k=3) == []
 
 
 def test_a_bad_history_gets_the_popular_items_if_asked(model_dir: Path) -> None:
     recommender = Recommender.load(model_dir)
-    good, unknown, empty = recommender.recommend([["v7"], ["a", "b"], []], k=4, popular_instead=True)
-    assert recommender.recommend([["v7"]], k=4) == [good]
+    good, unknown, empty = recommender.recommend_all([["v7"], ["a", "b"], []], k=4)
+    assert recommender.recommend(["v7"], k=4) == good
     assert [r.item for r in unknown.recommendations] == ["v21", "v14", "v7", "v28"], "most popular first"
     assert {r.score for r in unknown.recommendations} == {None}
     assert unknown.recommendations == empty.recommendations
@@ -89,7 +89,7 @@ def test_a_bad_history_gets_the_popular_items_if_asked(model_dir: Path) -> None:
     )
     assert empty.remarks == empty.note
     assert good.remarks == ""
-    (every,) = recommender.recommend([["a"]], k=100, popular_instead=True)
+    (every,) = recommender.recommend_all([["a"]], k=100)
     assert every.note.endswith("; 59 items, not 100: the catalogue has 59")
 
 
@@ -105,9 +105,9 @@ def test_an_index_of_another_size_than_the_catalogue_is_refused(model_dir: Path)
 def test_an_answer_does_not_depend_on_its_batch(model_dir: Path) -> None:
     recommender = Recommender.load(model_dir)
     histories = [[IDS[n % 59], IDS[(3 * n) % 59]] for n in range(300)]
-    together = recommender.recommend(histories, 5)
+    together = recommender.recommend_all(histories, 5)
     for n in (0, 255, 256, 299):
-        (alone,) = recommender.recommend([histories[n]], 5)
+        alone = recommender.recommend(histories[n], 5)
         assert [r.item for r in alone.recommendations] == [r.item for r in together[n].recommendations]
 
 
@@ -116,14 +116,14 @@ def test_a_list_that_is_short_says_why(model_dir: Path, index: str) -> None:
     if index != "exact":
         run_command(index_command, "--model", str(model_dir), "--kind", index, "--device", "cpu")
     recommender = Recommender.load(model_dir, index=index)
-    whole, none, rest = recommender.recommend([IDS[:4], IDS, IDS[:49]], k=20)
+    whole, none, rest = recommender.recommend_all([IDS[:4], IDS, IDS[:49]], k=20)
     assert (len(whole.recommendations), whole.note) == (20, "")
     assert (none.recommendations, none.note) == (
-        [], "0 items, not 20: the catalogue has 59, and 59 of the history are left out"
+        [], "0 items, not 20: the catalogue has 59, and 59 that were watched or excluded are left out"
     )  # fmt: skip
     assert {r.item for r in rest.recommendations} == set(IDS[49:])
-    assert rest.note == "10 items, not 20: the catalogue has 59, and 49 of the history are left out"
-    (bounded,) = recommender.recommend([IDS[:2]], k=10**12, exclude_history=False)
+    assert rest.note == "10 items, not 20: the catalogue has 59, and 49 that were watched or excluded are left out"
+    bounded = recommender.recommend(IDS[:2], k=10**12, exclude_history=False)
     assert {r.item for r in bounded.recommendations} == set(IDS)
     assert bounded.note == "59 items, not 1,000,000,000,000: the catalogue has 59"
 
@@ -143,7 +143,8 @@ def test_index_then_recommend_by_it(model_dir: Path, kind: str, capsys: pytest.C
     assert kind in report
     assert "recall@10 1.0000  recall@20 1.0000" in report  # 59 items: even ivf (one list) and hnsw find all
     exact, by_index = (
-        Recommender.load(model_dir, index=choice).recommend([["v7", "v70"], ["v21"]], 10) for choice in ("exact", kind)
+        Recommender.load(model_dir, index=choice).recommend_all([["v7", "v70"], ["v21"]], 10)
+        for choice in ("exact", kind)
     )
     for a, b in zip(exact, by_index, strict=True):
         assert [r.item for r in a.recommendations] == [r.item for r in b.recommendations]
@@ -158,7 +159,7 @@ def test_an_index_that_misses_much_is_warned_about(
     assert "warning: recall@20 is below 0.95" in (printed := capsys.readouterr()).err
     assert "other options (--nprobe), or as flat" in printed.err
     for index in ("exact", "ivf"):
-        (answer,) = Recommender.load(model_dir, index=index).recommend([IDS[:9]], k=50)
+        answer = Recommender.load(model_dir, index=index).recommend(IDS[:9], k=50)
         assert {r.item for r in answer.recommendations} == set(IDS[9:]), "whole all the same"
 
 

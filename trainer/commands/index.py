@@ -9,9 +9,10 @@ from dataclasses import fields
 import numpy as np
 
 from cluster import console
+from retrieval.export import index_folder
 from retrieval.index.build import build_index, recall_against_exact
 from retrieval.index.kinds import KINDS, parse_options
-from retrieval.recommender import Recommender, index_folder
+from retrieval.recommender import Recommender
 from trainer.evaluation.report import LOW_RECALL
 from trainer.local_path import local_path
 

@@ -9,9 +9,10 @@ from dataclasses import asdict
 
 from cluster import console
 from models.errors import UserError
+from retrieval.answers import Answer
 from retrieval.folders import writable_file
 from retrieval.index.kinds import KINDS
-from retrieval.recommender import Answer, Recommender
+from retrieval.recommender import Recommender
 from trainer.data.format.dataset import Dataset
 from trainer.data.histories import HistoryFile, answer_file, of_user
 from trainer.local_path import local_path
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--json prints one answer; the answers to --histories are written to --out as Parquet")
         return _answer_file(args)
     recommender = Recommender.load(args.model, index=args.index)
-    (answer,) = recommender.recommend([_history(args, recommender)], args.k, exclude_history=not args.keep_history)
+    answer = recommender.recommend(_history(args, recommender), args.k, exclude_history=not args.keep_history)
     if args.json:
         ranked = [{"rank": n, **asdict(item)} for n, item in enumerate(answer.recommendations, start=1)]
         said = {"unknown": answer.unknown, "note": answer.note, "ranked_by": recommender.description}
@@ -140,7 +141,7 @@ def _answer_file(args: argparse.Namespace) -> int:
     progress = Progress("recommending", histories.rows)
     with answer_file(out, histories.user_type) as write:
         for users, batch in histories.batches(max(1, min(_USERS, _RECOMMENDATIONS // k))):
-            answers = recommender.recommend(batch, args.k, exclude_history=not args.keep_history, popular_instead=True)
+            answers = recommender.recommend_all(batch, args.k, exclude_history=not args.keep_history)
             items = [[each.item for each in answer.recommendations] for answer in answers]
             scores = [[each.score for each in answer.recommendations] for answer in answers]
             write(users, items, scores, [answer.remarks or None for answer in answers])

@@ -62,7 +62,10 @@ def test_a_table_or_json(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_warning_says_that_less_is_left_than_was_asked_for(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--model", str(model), "--history", "v7 v14", "--k", "58", "--quiet"]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "warning: 57 items, not 58: the catalogue has 59, and 2 of the history are left out\n"
+    assert (
+        printed.err
+        == "warning: 57 items, not 58: the catalogue has 59, and 2 that were watched or excluded are left out\n"
+    )
     assert len(printed.out.splitlines()) == 58
 
 
@@ -133,7 +136,7 @@ def test_a_file_of_users(
     }  # fmt: skip
     assert found["user"].to_list() == [*range(10, 17)]
     popular, none = ["v21", "v14", "v7"], "popular items, because the history holds no item that the model knows"
-    alone = Recommender.load(model).recommend([["v7", "v14"], ["v7"], ["v21"]], 3)
+    alone = Recommender.load(model).recommend_all([["v7", "v14"], ["v7"], ["v21"]], 3)
     best = [[each.item for each in answer.recommendations] for answer in alone]
     assert found["items"].to_list() == [best[0], popular, popular, popular, best[1], [], best[2]]
     assert found["scores"].to_list()[1] == [None] * 3
@@ -142,7 +145,7 @@ def test_a_file_of_users(
     assert found["note"].to_list() == [
         None, none, none, f"ignored, because the model does not know them: 'nope'; {none}",
         "ignored, because the model does not know them: '', 'nope'",
-        "0 items, not 3: the catalogue has 59, and 59 of the history are left out", None,
+        "0 items, not 3: the catalogue has 59, and 59 that were watched or excluded are left out", None,
     ]  # fmt: skip
 
 

@@ -1,0 +1,52 @@
+"""What a recommender answers. Imports no torch, so that a program can name these types before a model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: unknown ids that are named in remarks
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item: raw id, title (None if unknown), and the model's score (higher is better).
+
+    A popular item in place of a ranked one has no score (None).
+    """
+
+    item: str
+    title: str | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one history: recommendations, best first, and ids of the history that the model does not know.
+
+    note: why the recommendations are fewer than were asked for, or are popular items; "" if neither is so.
+    """
+
+    recommendations: list[Recommendation]
+    unknown: list[str]
+    note: str = ""
+
+    @property
+    def remarks(self) -> str:
+        """All that a reader of the recommendations should know, in words; "" if there is nothing."""
+        shown = ", ".join(map(repr, self.unknown[:_SHOWN]))
+        more = f" and {len(self.unknown) - _SHOWN:,} more" if len(self.unknown) > _SHOWN else ""
+        ignored = f"ignored, because the model does not know them: {shown}{more}" if self.unknown else ""
+        return "; ".join(filter(None, (ignored, self.note)))
+
+
+@dataclass(frozen=True)
+class Influence:
+    """An item of a history, and by how much it raises the score of a recommendation (below 0: it lowers it).
+
+    effect: None if the history holds nothing else, so that there is no score without the item.
+    """
+
+    item: str
+    title: str | None
+    effect: float | None

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -103,38 +102,44 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else "?"
 
 
-def parse(path: Path) -> ast.AST:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.AST]:
+    """The parsed source of each file."""
+    return {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in zip(NAMES, FILES, strict=True)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_layers(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    ours = {name.partition(".")[0] for name in imported(parse(path))} & set(PACKAGES)
-    assert ours <= LAYERS[package], f"{package} imports {ours - LAYERS[package]}"
+@pytest.fixture(scope="module")
+def imports(trees: dict[str, ast.AST]) -> list[tuple[str, str]]:
+    """(file, full name of what it imports)."""
+    return [(here, name) for here, tree in trees.items() for name in imported(tree)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_layers_within_trainer(path: Path) -> None:
-    here = path.relative_to(ROOT).as_posix()
-    unknown = next((others for folder, others in INNER.items() if here.startswith(folder)), ())
-    found = [name for name in imported(parse(path)) if name.startswith(tuple(f"{other}." for other in unknown))]
-    assert found == [], here
+def top(name: str) -> str:
+    return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_heavy_libraries_have_one_home(path: Path) -> None:
-    here = path.relative_to(ROOT).as_posix()
-    for name in imported(parse(path)):
-        home = HOMES.get(name.partition(".")[0])
-        assert home is None or here.startswith(home), f"{name} belongs in {home}"
+def test_layers(imports: list[tuple[str, str]]) -> None:
+    ours = [(here, name) for here, name in imports if top(name) in PACKAGES]
+    assert len(ours) > len(FILES)
+    assert [(here, name) for here, name in ours if top(name) not in LAYERS[here.partition("/")[0]]] == []
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "models"],
-                         ids=lambda p: p.relative_to(ROOT).as_posix())  # fmt: skip
-def test_models_need_torch_alone(path: Path) -> None:
-    outside = {name.partition(".")[0] for name in imported(parse(path))} - set(sys.stdlib_module_names)
-    assert outside <= {"torch", "models"}
+def test_layers_within_trainer(imports: list[tuple[str, str]]) -> None:
+    for folder, others in INNER.items():
+        inside = [(here, name) for here, name in imports if here.startswith(folder)]
+        assert inside
+        assert [each for each in inside if f"{each[1]}.".startswith(tuple(f"{other}." for other in others))] == []
+
+
+def test_heavy_libraries_have_one_home(imports: list[tuple[str, str]]) -> None:
+    heavy = [(here, name) for here, name in imports if top(name) in HOMES]
+    assert {top(name) for _, name in heavy} == set(HOMES)
+    assert [(here, name) for here, name in heavy if not here.startswith(HOMES[top(name)])] == []
+
+
+def test_models_need_torch_alone(imports: list[tuple[str, str]]) -> None:
+    known = {*sys.stdlib_module_names, "torch", "models"}
+    assert [(here, name) for here, name in imports if here.startswith("models/") and top(name) not in known] == []
 
 
 def test_models_import_without_the_other_libraries() -> None:
@@ -149,14 +154,10 @@ def test_models_import_without_the_other_libraries() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_nothing_executes_what_it_reads(path: Path) -> None:
-    found = list(unsafe(parse(path)))
-    if path.relative_to(ROOT).as_posix() == WEIGHTS_OF_A_PACKAGE:
-        assert [name.partition(": ")[2] for name in found] == ["torch.load"]
-        assert "weights_only=True)" in path.read_text(encoding="utf-8")
-    else:
-        assert found == []
+def test_nothing_executes_what_it_reads(trees: dict[str, ast.AST]) -> None:
+    found = [(here, why.partition(": ")[2] or why) for here, tree in trees.items() for why in unsafe(tree)]
+    assert found == [(WEIGHTS_OF_A_PACKAGE, "torch.load")]
+    assert "weights_only=True)" in (ROOT / WEIGHTS_OF_A_PACKAGE).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -202,13 +203,14 @@ def test_the_reader_finds_imports(source: str, name: str) -> None:
     assert name in list(imported(ast.parse(source)))
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_paths_are_not_patterns(path: Path) -> None:
+def test_paths_are_not_patterns(trees: dict[str, ast.AST]) -> None:
     """polars takes `[1]`, `*` and `?` in a path for a pattern unless it is told not to."""
-    for node in ast.walk(parse(path)):
-        name = _name(node.func) if isinstance(node, ast.Call) else ""
-        if not isinstance(node, ast.Call) or not re.fullmatch(r"pl\.(read|scan)_\w+", name) or name.endswith("_schema"):
-            continue
+    calls = [(here, node) for here, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    readers = [
+        (here, node) for here, node in calls if re.fullmatch(r"pl\.(read|scan)_\w+(?<!_schema)", _name(node.func))
+    ]
+    assert readers
+    for here, node in readers:
         literal = any(word.arg == "glob" and ast.unparse(word.value) == "False" for word in node.keywords)
         stream = ast.unparse(node.args[0]).startswith("io.BytesIO(")
-        assert literal or stream, f"line {node.lineno}: {name} without glob=False"
+        assert literal or stream, f"{here}, line {node.lineno}: {_name(node.func)} without glob=False"

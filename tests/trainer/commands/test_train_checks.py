@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,36 +30,60 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--set", "model.hiden=3", "--model", "sasrec"], "unknown option model.hiden: did you mean 'hidden'?"),
-        (["--set", "model.hidden=many", "--model", "sasrec"], "model.hidden: it must be a whole number"),
-        (["--set", "model.heads=3", "--model", "sasrec"], "heads is 3"),
-        (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
-        (["--set", "engine.zero_stage=1", "--set", "engine.name=torch"], "needs DeepSpeed"),
-        (["--model", "sasrek"], "did you mean 'sasrec'?"),
-        (["--model", "popularity", "--set", "eval.index=flat"], "no item vectors"),
-        (["--model", "iisan"], "visual_layers: prepare it with"),
-        (["--recipe", "dmeo"], "did you mean 'demo'?"),
-        (["--seeds", "1,one"], "--seeds"),
-        (["--data", "nowhere"], "nowhere"),
-        (["--name", "old"], "run 'old' exists"),
-        (["--name", "a/b"], "not a plain folder name"),
-        (["--name", "new", "--resume"], "nothing to resume"),
-        (["--name", "old", "--resume"], "If an earlier version wrote it, use the run with that version"),
-        (["--recipe", "runs/old/config.yaml"], "If an earlier version wrote it, use the run with that version"),
-    ],
-)
-def test_a_mistake_is_told_before_anything_heavy_is_imported(root: Path, arguments: list[str], said: str) -> None:
+#: (arguments of `mealrec train`, what the message says)
+CASES = [
+    (["--set", "model.hiden=3", "--model", "sasrec"], "unknown option model.hiden: did you mean 'hidden'?"),
+    (["--set", "model.hidden=many", "--model", "sasrec"], "model.hidden: it must be a whole number"),
+    (["--set", "model.heads=3", "--model", "sasrec"], "heads is 3"),
+    (["--set", "train.epoch=3"], "did you mean 'epochs'?"),
+    (["--set", "engine.zero_stage=1", "--set", "engine.name=torch"], "needs DeepSpeed"),
+    (["--model", "sasrek"], "did you mean 'sasrec'?"),
+    (["--model", "popularity", "--set", "eval.index=flat"], "no item vectors"),
+    (["--model", "iisan"], "visual_layers: prepare it with"),
+    (["--recipe", "dmeo"], "did you mean 'demo'?"),
+    (["--seeds", "1,one"], "--seeds"),
+    (["--data", "nowhere"], "nowhere"),
+    (["--name", "old"], "run 'old' exists"),
+    (["--name", "a/b"], "not a plain folder name"),
+    (["--name", "new", "--resume"], "nothing to resume"),
+    (["--name", "old", "--resume"], "If an earlier version wrote it, use the run with that version"),
+    (["--recipe", "runs/old/config.yaml"], "If an earlier version wrote it, use the run with that version"),
+]
+#: gives every case to the command line, in one process
+SCRIPT = """
+import io, json, sys
+from contextlib import redirect_stderr
+from trainer.cli import main
+told = []
+for arguments in json.loads(sys.argv[1]):
+    with redirect_stderr(io.StringIO()) as said:
+        told.append((main(arguments), said.getvalue(), sorted({*json.loads(sys.argv[2])} & {*sys.modules})))
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(root: Path) -> list[tuple[int, str, list[str]]]:
+    """Of each case the exit status, the message, and the heavy libraries that have been imported by then."""
     base = ["train", "--recipe", "demo", "--data", "data", "--model", "sasrec", "--name", "new"]
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from trainer.cli import main\n"
-        f"code = main({[*base, *arguments]!r})\n"
-        f"print(code, sorted({{*{HEAVY!r}}} & {{*sys.modules}}))"
+    given = json.dumps([[*base, *arguments] for arguments, _ in CASES])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, given, json.dumps(HEAVY)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert done.stdout == "2 []\n", done.stderr
-    assert said in done.stderr
+    assert done.returncode == 0, done.stderr
+    return [(code, said, heavy) for code, said, heavy in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[" ".join(arguments) for arguments, _ in CASES])
+def test_a_mistake_is_told_before_anything_heavy_is_imported(
+    root: Path, told: list[tuple[int, str, list[str]]], case: int
+) -> None:
+    code, said, heavy = told[case]
+    assert (code, heavy) == (2, []), said
+    assert CASES[case][1] in said
     assert not (root / "runs/new").exists()

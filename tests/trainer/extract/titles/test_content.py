@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
+if importlib.util.find_spec("sentence_transformers") is None:  # its import takes long, also for all other tests
+    pytest.skip("the extra `text` is not installed", allow_module_level=True)
 
 from models.errors import UserError
 from tests.helpers.small_text import LAYERS, WIDTH, save_small_text

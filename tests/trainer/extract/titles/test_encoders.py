@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
+if importlib.util.find_spec("sentence_transformers") is None:  # its import takes long, also for all other tests
+    pytest.skip("the extra `text` is not installed", allow_module_level=True)
 
 import huggingface_hub
 import torch

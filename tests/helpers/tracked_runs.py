@@ -79,6 +79,15 @@ def client_of(uri: str) -> Any:
     return MlflowClient(uri)
 
 
+def published(run_dir: Path, uri: str, experiment: str = "mealrec", started: float | None = None) -> None:
+    """Bring MLflow up to date with a run that has ended, in this process: `tracked` takes seconds to start its own."""
+    from trainer.tracking.publisher import Publisher  # imports MLflow
+
+    publisher = Publisher(run_dir, uri, experiment, started)
+    publisher.sync()
+    publisher.finish("FINISHED")
+
+
 def tracked(run_dir: Path, *options: str) -> int:
     parser = argparse.ArgumentParser()
     track.add_arguments(parser)

@@ -21,6 +21,7 @@ from tests.helpers.tracked_runs import (
     assert_epochs,
     client_of,
     history,
+    published,
     recorded,
     tracked,
     until,
@@ -121,7 +122,7 @@ def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "mlflow.db").exists()
     run_dir, log = write_run(tmp_path / "runs")
     append_epochs(log, 1)
-    assert start_mirror(run_dir, uri, "mealrec").close(120, "FINISHED")
+    published(run_dir, uri)
     assert recorded(run_dir)["posted"]["epoch"] == 10
     assert not new.exists()
 
@@ -149,22 +150,22 @@ def test_a_new_run_takes_the_place_of_a_deleted_one_and_a_copy_has_its_own(
     run_dir, log = write_run(tmp_path / "runs")
     append_epochs(log, 1, 2)
     log.append("end", 2, 20, {})
-    assert tracked(run_dir) == 0
+    published(run_dir, store)
     client, first = client_of(store), recorded(run_dir)["run_id"]
     ended = client.get_run(first).info.end_time
-    assert tracked(run_dir) == 0  # again: as it was
+    published(run_dir, store)  # again: as it was
     assert run_ids(client, "mealrec") == [first]
     assert client.get_run(first).info.end_time == ended == round(1000 * log.lines()[-1]["time"])
 
     copy = run_dir.with_name("copy")
     shutil.copytree(run_dir, copy)
-    assert tracked(copy) == 0
+    published(copy, store)
     second = recorded(copy)["run_id"]
     assert set(run_ids(client, "mealrec")) == {first, second}
     assert_epochs(client, second, 2)
 
     client.delete_run(first)
-    assert tracked(run_dir) == 0
+    published(run_dir, store)
     third = recorded(run_dir)["run_id"]
     assert set(run_ids(client, "mealrec")) == {second, third}
     assert_epochs(client, third, 2)
@@ -188,7 +189,7 @@ def test_runs_of_one_train_have_a_parent_that_ends_with_the_last(tmp_path: Path,
         append_epochs(log, 1)
         (run_dir / "test.json").write_text(json.dumps({"HR@10": 0.25}))
         log.append("end", 1, 10, {})
-        assert start_mirror(run_dir, store, "shelf").close(60)
+        published(run_dir, store, "shelf", time.time())
         parent = client.get_run(client.get_run(recorded(run_dir)["run_id"]).data.tags["mlflow.parentRunId"])
         seen.append((parent.info.run_id, parent.info.status))
     assert seen == [(seen[0][0], "RUNNING"), (seen[0][0], "FINISHED")]
@@ -197,28 +198,38 @@ def test_runs_of_one_train_have_a_parent_that_ends_with_the_last(tmp_path: Path,
     assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["comparison.png"]
 
 
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [
-        ("http://ann:s3cret@127.0.0.1:1", "nobody listens there"),
-        ("nonsense://ann:s3cret@host", "unsupported URI"),
-        ("sqlite:////absent/folder/mlflow.db", "there is no folder /absent/folder"),
-    ],
-)
-def test_an_address_that_cannot_work_is_told_with_its_reason_and_no_password(
-    tmp_path: Path, uri: str, reason: str
-) -> None:
+def test_an_address_where_nobody_listens_is_told_with_its_reason_and_no_password(tmp_path: Path) -> None:
     run_dir, log = write_run(tmp_path / "runs")
     told = list[str]()
-    mirror = start_mirror(run_dir, uri, "shelf", warn=told.append)
+    mirror = start_mirror(run_dir, "http://ann:s3cret@127.0.0.1:1", "shelf", warn=told.append)
     process = mirror._process
     assert process is not None
     assert b"s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
     append_epochs(log, 1)
-    until(lambda: any(reason in each for each in told))  # while the run goes on
+    until(lambda: any("nobody listens there" in each for each in told))  # while the run goes on
     began = time.monotonic()
     assert not mirror.close(60)
     assert time.monotonic() - began < 30
     written = "".join(path.read_text() for path in run_dir.iterdir())
-    assert reason in written
+    assert "nobody listens there" in written
     assert "s3cret" not in written + "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("nonsense://ann:s3cret@host", "unsupported URI"),
+        ("sqlite:////absent/folder/mlflow.db", "there is no folder /absent/folder"),
+    ],
+)
+def test_an_address_that_can_never_work_is_not_tried_again(tmp_path: Path, uri: str, said: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from trainer.tracking.store import PermanentError, permanent, reason
+
+    run_dir, _ = write_run(tmp_path / "runs")
+    with pytest.raises((MlflowException, PermanentError)) as error:
+        published(run_dir, uri)
+    assert permanent(error.value)
+    assert said in reason(error.value, uri)
+    assert "s3cret" not in reason(error.value, uri)

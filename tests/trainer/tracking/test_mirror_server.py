@@ -19,6 +19,7 @@ from tests.helpers.tracked_runs import (
     assert_epochs,
     client_of,
     outages,
+    published,
     recorded,
     tracked,
     until,
@@ -121,7 +122,7 @@ def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
         tracked(run_dir, "--timeout", "3")
     server.mode = "ok"
     server.release()
-    assert tracked(run_dir) == 0
+    published(run_dir, server.uri, "shelf")
     client, run_id = client_of(server.uri), recorded(run_dir)["run_id"]
     assert_epochs(client, run_id, 1)
     assert client.get_run(run_id).info.status == "FINISHED"

@@ -17,9 +17,9 @@ _CONTRAST = "model.lambda_contrast=0.1"
 
 
 def test_it_beats_popularity(tmp_path: Path) -> None:
-    data = make_world(tmp_path / "world")
+    data = make_world(tmp_path / "world", users=600)
     popularity = train(data, tmp_path / "popularity", "popularity")
-    report = train(data, tmp_path / "run", "cl4srec", *_SETTINGS, _CONTRAST, "train.epochs=3")
+    report = train(data, tmp_path / "run", "cl4srec", *_SETTINGS, _CONTRAST, "train.epochs=3", "train.batch_size=128")
     assert report["HR@10"] > 1.5 * popularity["HR@10"]
 
 

@@ -45,8 +45,8 @@ def test_every_way_of_evaluating_is_reported(told: dict[str, Any]) -> None:
 
 
 def test_one_behaviour_is_learned_from_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    world = make_world(tmp_path / "data")
+    world = make_world(tmp_path / "data", users=600)
     popularity = train(world, tmp_path / "popularity", "popularity")
-    report = train(world, tmp_path / "run", "m3bsr", *SETTINGS, "train.epochs=2")
+    report = train(world, tmp_path / "run", "m3bsr", *SETTINGS, "train.epochs=2", "train.batch_size=128")
     assert "M3BSR (single-behaviour): this dataset has one behaviour" in capsys.readouterr().out
     assert report["HR@10"] > 1.5 * popularity["HR@10"]

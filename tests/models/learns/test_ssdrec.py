@@ -13,6 +13,6 @@ from tests.helpers.learning import make_world, train
 
 def test_it_beats_popularity_among_accidents(tmp_path: Path) -> None:
     data = make_world(tmp_path / "world", accident=0.4)
-    whole = train(data, tmp_path / "whole", "ssdrec", "model.hidden=32", "model.inner=32", "train.epochs=5")
+    whole = train(data, tmp_path / "whole", "ssdrec", "model.hidden=32", "model.inner=32", "train.epochs=4")
     popularity = train(data, tmp_path / "popularity", "popularity")
     assert whole["HR@10"] > 1.5 * popularity["HR@10"]

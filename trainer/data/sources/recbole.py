@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from models.errors import UserError
 from trainer.data.sources.base import Log, make_log
 from trainer.data.sources.checks import require_column
+from trainer.data.sources.one_file import OneFile
 from trainer.data.sources.reading import read_columns, read_header
-from trainer.data.sources.times import add_time_format
-from trainer.local_path import local_path
-
-
-class RecBole:
-    """`mealrec prepare recbole`."""
-
-    help = "RecBole atomic file with user_id, item_id, timestamp"
-    example = "mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--inter", type=local_path, required=True, help="the .inter file")
-        add_time_format(parser)
-
-    def read(self, args: argparse.Namespace) -> Log:
-        return read_recbole(args.inter, args.time_format)
 
 
 def read_recbole(inter: Path, time_format: str | None = None) -> Log:
@@ -44,3 +28,12 @@ def read_recbole(inter: Path, time_format: str | None = None) -> Log:
     wanted = {"user": "user_id", "item": "item_id", "time": "timestamp"}
     names = {ours: typed[require_column(inter, theirs, typed)] for ours, theirs in wanted.items()}
     return make_log(read_columns(inter, "\t", names), inter, time_format)
+
+
+RECBOLE = OneFile(
+    help="RecBole atomic file with user_id, item_id, timestamp",
+    example="mealrec prepare recbole --inter ml-1m.inter --core-on none --out data/ml-1m",
+    option="inter",
+    is_for="the .inter file",
+    reader=read_recbole,
+)

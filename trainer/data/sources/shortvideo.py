@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,27 +9,12 @@ import polars as pl
 
 from trainer.data.sources.base import Log, make_log
 from trainer.data.sources.checks import refuse_where
+from trainer.data.sources.one_file import OneFile
 from trainer.data.sources.reading import read_columns, read_header
-from trainer.data.sources.times import add_time_format
-from trainer.local_path import local_path
 
 #: shortvideo's behaviour columns, in bit order
 SHORTVIDEO_BEHAVIOURS = ("cvm_like", "comment", "follow", "collect", "forward", "effective_view", "hate")
 _TRUE, _FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
-
-
-class Shortvideo:
-    """`mealrec prepare shortvideo`."""
-
-    help = "Shortvideo: user_id, pid, exposed_time and behaviour columns"
-    example = "mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--interactions", type=local_path, required=True, help="the CSV of interactions")
-        add_time_format(parser)
-
-    def read(self, args: argparse.Namespace) -> Log:
-        return read_shortvideo(args.interactions, args.time_format)
 
 
 def read_shortvideo(interactions: Path, time_format: str | None = None) -> Log:
@@ -47,3 +31,12 @@ def read_shortvideo(interactions: Path, time_format: str | None = None) -> Log:
     if names:
         frame = frame.with_columns(bits.alias("behaviours"))
     return replace(make_log(frame, interactions, time_format), behaviour_names=names)
+
+
+SHORTVIDEO = OneFile(
+    help="Shortvideo: user_id, pid, exposed_time and behaviour columns",
+    example="mealrec prepare shortvideo --interactions interaciton.csv --features arrays/ --out data/short",
+    option="interactions",
+    is_for="the CSV of interactions",
+    reader=read_shortvideo,
+)

@@ -59,7 +59,7 @@ follow_pip() {
 
 install() {
     local python extras stamp
-    extras="$(accelerator),text,video,docs,dev"
+    extras="$(accelerator),text,video,serve,docs,dev"
     stamp="$extras $(cksum <pyproject.toml) $root"
     if [ -f .venv/stamp ] && [ "$(cat .venv/stamp)" = "$stamp" ]; then
         return

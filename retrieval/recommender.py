@@ -10,6 +10,7 @@ Nothing is silently less than what was asked for: `Answer` names ids that are un
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -83,6 +84,12 @@ class Recommender:
             if (ranker.record.count + 1, ranker.record.width) != tuple(export.item_vectors.shape):
                 raise UserError(f"the index {index} in {model_dir} does not hold its items; build it again")
         return cls(export, rebuild(export, place, model_dir), place, ranker)
+
+    def exactly(self) -> Recommender:
+        """The same model, ranking exactly instead of by the index."""
+        other = copy.copy(self)
+        other.index = None
+        return other
 
     @property
     def description(self) -> str:

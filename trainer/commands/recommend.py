@@ -14,7 +14,7 @@ from retrieval.folders import writable_file
 from retrieval.index.kinds import KINDS
 from retrieval.recommender import Recommender
 from trainer.data.format.dataset import Dataset
-from trainer.data.histories import HistoryFile, answer_file, of_user
+from trainer.data.histories import HistoryFile, UserHistories, answer_file
 from trainer.local_path import local_path
 from trainer.progress import Progress
 
@@ -97,7 +97,7 @@ def _history(args: argparse.Namespace, recommender: Recommender) -> list[str]:
     dataset = Dataset.open(args.data)
     if dataset.manifest.fingerprint != recommender.card.provenance.get("data"):
         console.warn(f"{args.data} is not the dataset that {args.model} was trained on; only ids that it knows count")
-    history = of_user(dataset, args.user)
+    history = UserHistories(dataset).of(args.user)
     console.note(f"{args.user} watched {len(history):,} items, the last one {history[-1]!r}")
     return history
 

@@ -21,6 +21,7 @@ VERBS = (
     "export",
     "index",
     "recommend",
+    "serve",
     "compare",
     "systems",
     "settings",

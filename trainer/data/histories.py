@@ -29,19 +29,24 @@ _READ_BYTES = 1 << 20
 Write = Callable[[pa.Array, Sequence[Sequence[str]], Sequence[Sequence[float | None]], Sequence[str | None]], None]
 
 
-def of_user(dataset: Dataset, user: str) -> list[str]:
-    """Raw ids of all that a user watched, oldest first, the targets of validation and test included.
+class UserHistories:
+    """What the users of a dataset watched, by their ids; the targets of validation and test included."""
 
-    Raises UserError for a user that the dataset does not hold.
-    """
-    users = dataset.user_ids()
-    if user not in users:
-        raise UserError(
-            f"{dataset.source} holds no user {user!r} (a user is {users[0]!r}); `mealrec prepare` leaves out users "
-            "with few interactions: give the history of such a user with --item"
-        )
-    row, names = users.index(user), dataset.item_ids()
-    return [names[item - 1] for item in dataset.items[dataset.offsets[row] : dataset.offsets[row + 1]].tolist()]
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset, self._names = dataset, dataset.item_ids()
+        self._rows = {user: row for row, user in enumerate(dataset.user_ids())}
+
+    def of(self, user: str) -> list[str]:
+        """Raw ids of all that a user watched, oldest first. Raises UserError for a user that is not in the dataset."""
+        row = self._rows.get(user)
+        if row is None:
+            example = next(iter(self._rows))
+            raise UserError(
+                f"{self._dataset.source} holds no user {user!r} (a user is {example!r}); `mealrec prepare` leaves out "
+                "users with few interactions: give the history of such a user instead"
+            )
+        start, stop = self._dataset.offsets[row : row + 2].tolist()
+        return [self._names[item - 1] for item in self._dataset.items[start:stop].tolist()]
 
 
 @dataclass(frozen=True)

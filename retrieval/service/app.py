@@ -1,0 +1,177 @@
+"""The service as an ASGI application: recommendations, similar items and explanations as JSON over HTTP.
+
+Every error is `{"error": "a sentence"}`: 401 without the token, 404 for an unknown item, 413 and 429 beyond the limits,
+422 for a question that cannot be answered. Nothing here knows Ray: `cluster.serving` runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from models.errors import UserError
+from retrieval.answers import Answer
+from retrieval.recommender import Recommender
+from retrieval.service.answering import Answering, UnknownItem
+from retrieval.service.batcher import Batcher
+from retrieval.service.guard import Guard, Limits
+from retrieval.service.measures import Measures
+from retrieval.service.schema import (
+    ErrorResponse,
+    ExplainRequest,
+    ExplainResponse,
+    FoundResponse,
+    Influenced,
+    Item,
+    ModelResponse,
+    RecommendRequest,
+    RecommendResponse,
+    Scored,
+    SimilarResponse,
+)
+from retrieval.service.watched import Watched
+
+_UNPROCESSABLE, _NOT_FOUND = 422, 404
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (401, _NOT_FOUND, 413, _UNPROCESSABLE, 429, 503)
+}
+_Id = Annotated[str, Query(min_length=1, max_length=256)]
+
+
+class Service:
+    """One replica. asgi: the application. Raises what `load` raises.
+
+    load: makes the recommender, again at each `reload`. histories: see `Answering`. watch: a file of the model; if
+    another one takes its place, the model is loaded anew, within seconds.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Recommender],
+        histories: Callable[[str], Sequence[str]] | None = None,
+        limits: Limits | None = None,
+        watch: Path | None = None,
+    ) -> None:
+        measures = Measures()
+        watched = None if watch is None else Watched(watch)  # before it is loaded, so that no change is missed
+        self._answering = Answering(load, histories, measures)
+        if watched is not None:
+            threading.Thread(target=watched.follow, args=(self.reload,), daemon=True, name="watch").start()
+        self.asgi = Guard(_application(self._answering, measures), limits or Limits(), measures)
+
+    def reload(self) -> bool:
+        """Load the model anew; requests are answered meanwhile. Whether it could be; else the old one goes on."""
+        return self._answering.reload()
+
+    def describe(self) -> str:
+        """What is served, in words."""
+        recommender = self._answering.recommender
+        return f"{recommender.card.system}, ranking by {recommender.description}"
+
+
+def _application(answering: Answering, measures: Measures) -> FastAPI:
+    # no pages that fetch scripts from elsewhere; /openapi.json is the schema
+    app = FastAPI(title="MealRec", version="1", docs_url=None, redoc_url=None, responses=_ERRORS)
+    _add_questions(app, answering, Batcher[RecommendRequest, tuple[Answer, str]](answering.answer))
+    _add_catalogue(app, answering)
+    _add_operations(app, measures)
+    for kind, handler in ((UserError, _user_error), (RequestValidationError, _invalid), (HTTPException, _http_error)):
+        app.add_exception_handler(kind, handler)
+    return app
+
+
+def _add_questions(app: FastAPI, answering: Answering, batcher: Batcher[RecommendRequest, tuple[Answer, str]]) -> None:
+    @app.post("/v1/recommend")
+    async def recommend(asked: RecommendRequest) -> RecommendResponse:
+        """The best items for a history, or for a user that the service knows."""
+        answer, model = await batcher.ask(asked)
+        scored = [Scored(**asdict(each)) for each in answer.recommendations]
+        return RecommendResponse(recommendations=scored, unknown=answer.unknown, note=answer.note, model=model)
+
+    @app.post("/v1/explain")
+    async def explain(asked: ExplainRequest) -> ExplainResponse:
+        """By how much each item of a history raises the score of an item."""
+        influences, model = await asyncio.to_thread(answering.explain, asked.history, asked.item)
+        return ExplainResponse(influences=[Influenced(**asdict(each)) for each in influences], model=model)
+
+    @app.get("/v1/similar")
+    async def similar(item: _Id, k: Annotated[int, Query(ge=1, le=1000)] = 20) -> SimilarResponse:
+        """The items whose vectors are nearest to the item's."""
+        found, model = await asyncio.to_thread(answering.similar, item, k)
+        return SimilarResponse(similar=[Scored(**asdict(each)) for each in found], model=model)
+
+
+def _add_catalogue(app: FastAPI, answering: Answering) -> None:
+    @app.get("/v1/item")
+    async def item(id: _Id) -> Item:
+        """An item by its id."""
+        return answering.item(id)
+
+    @app.get("/v1/items")
+    async def items(
+        text: Annotated[str, Query(min_length=1, max_length=100)], most: Annotated[int, Query(ge=1, le=50)] = 20
+    ) -> FoundResponse:
+        """Items whose id or title holds a text."""
+        return FoundResponse(items=await asyncio.to_thread(answering.find, text, most))
+
+    @app.get("/v1/model")
+    async def model() -> ModelResponse:
+        """What is served."""
+        recommender = answering.recommender
+        card = recommender.card
+        return ModelResponse(
+            system=card.system, items=len(recommender.items.ids), model=card.checksum,
+            ranked_by=recommender.description, knows_users=answering.histories is not None, metrics=card.metrics,
+            trouble=answering.trouble,
+        )  # fmt: skip
+
+
+def _add_operations(app: FastAPI, measures: Measures) -> None:
+    @app.get("/health", include_in_schema=False)
+    async def health() -> PlainTextResponse:
+        return PlainTextResponse("ok\n")
+
+    @app.get("/ready", include_in_schema=False)
+    async def ready() -> PlainTextResponse:
+        return PlainTextResponse("ready\n")  # a replica takes requests only once its model is loaded
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(measures.text(), media_type="text/plain; version=0.0.4")
+
+
+def _error(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"error": sentence}, status)
+
+
+async def _user_error(request: Request, error: Exception) -> JSONResponse:
+    del request
+    return _error(_NOT_FOUND if isinstance(error, UnknownItem) else _UNPROCESSABLE, str(error))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, RequestValidationError)
+    first, *others = error.errors()
+    place = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, int)) or "the request"
+    if first["type"] == "json_invalid":
+        return _error(_UNPROCESSABLE, f"the body is not JSON: {first['ctx']['error']}")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" ({len(others)} more fields are wrong)" if others else ""
+    return _error(_UNPROCESSABLE, f"{place}: {message}{more}")
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == _NOT_FOUND:
+        return _error(_NOT_FOUND, f"there is nothing at {request.url.path[:100]}; see /openapi.json")
+    return _error(error.status_code, str(error.detail))

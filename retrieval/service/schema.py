@@ -1,0 +1,114 @@
+"""The JSON of the service: what is asked, what is answered, and the limits of both. Unknown fields are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: most items that are recommended at a time, and most that a history, `exclude` or `among` may hold
+MOST_ITEMS, LONGEST_HISTORY, LONGEST_FILTER = 1000, 1000, 10_000
+Id = Annotated[str, Field(min_length=1, max_length=256, description="a raw item id, as in the training data")]
+Count = Annotated[int, Field(ge=1, le=MOST_ITEMS, description="how many items, at most the catalogue")]
+
+
+class Asked(BaseModel):
+    """What a client sends. Types are not converted: 7 is no id, and "20" no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RecommendRequest(Asked):
+    """Whom to recommend for: `history`, or `user` where the service knows users; and what may be recommended."""
+
+    history: Annotated[list[Id], Field(max_length=LONGEST_HISTORY, description="oldest first")] | None = None
+    user: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    k: Count = 20
+    exclude: Annotated[list[Id], Field(max_length=LONGEST_FILTER, description="never recommended")] = []
+    among: Annotated[list[Id], Field(max_length=LONGEST_FILTER, description="only some of these")] | None = None
+    exclude_history: bool = True
+    popular_instead: Annotated[
+        bool, Field(description="popular items, with a note, for a history without an id that the model knows")
+    ] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_two(cls, values: Any) -> Any:
+        # before the fields are checked, and by hand, so that the message is about both of them
+        if isinstance(values, dict) and (values.get("history") is None) == (values.get("user") is None):
+            raise ValueError("give either history, a list of item ids, or user")
+        return values
+
+
+class ExplainRequest(Asked):
+    """A history, oldest first, and an item whose score is to be explained by it."""
+
+    history: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_HISTORY)]
+    item: Id
+
+
+class Item(BaseModel):
+    """An item of the catalogue. title: null if unknown."""
+
+    item: str
+    title: str | None
+
+
+class Scored(Item):
+    """score: the model's, higher is better; null for a popular item in place of a ranked one."""
+
+    score: float | None
+
+
+class RecommendResponse(BaseModel):
+    """recommendations: best first. unknown: ids of the history that the model does not know. note: why the list is
+    short, or has popular items; else empty. model: the checksum of the model that answered."""
+
+    recommendations: list[Scored]
+    unknown: list[str]
+    note: str
+    model: str
+
+
+class SimilarResponse(BaseModel):
+    """The nearest items, best first."""
+
+    similar: list[Scored]
+    model: str
+
+
+class Influenced(Item):
+    """effect: by how much the score falls without this item of the history; null if the history holds nothing else."""
+
+    effect: float | None
+
+
+class ExplainResponse(BaseModel):
+    """One entry for each item of the history that the model knows, in its order."""
+
+    influences: list[Influenced]
+    model: str
+
+
+class FoundResponse(BaseModel):
+    """Items whose id or title holds the searched text."""
+
+    items: list[Item]
+
+
+class ModelResponse(BaseModel):
+    """What is served. ranked_by: exactly or by an index. trouble: why the last reload failed; else empty."""
+
+    system: str
+    items: int
+    model: str
+    ranked_by: str
+    knows_users: bool
+    metrics: dict[str, Any]
+    trouble: str
+
+
+class ErrorResponse(BaseModel):
+    """What was wrong, in a sentence."""
+
+    error: str

@@ -1,0 +1,126 @@
+"""Answer over HTTP with an exported model: recommendations, similar items, explanations; on Ray Serve.
+
+Example: mealrec serve --model export/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster import console
+from cluster.serving import Serving, served
+from models.errors import UserError
+from retrieval.index.kinds import KINDS
+from trainer.local_path import local_path
+
+if TYPE_CHECKING:
+    from retrieval.service.app import Service
+
+TOKEN = "MEALREC_TOKEN"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mealrec serve`."""
+    parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
+    parser.add_argument("--index", default="exact", choices=["exact", *KINDS], metavar="KIND",
+                        help="how to rank: exact, or by an index that `mealrec index` made (exact)")  # fmt: skip
+    parser.add_argument("--data", type=local_path, metavar="DIR",
+                        help="a prepared dataset, to answer for its users by their ids")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1",
+                        help=f"address to listen on (127.0.0.1); any other needs a token in {TOKEN}")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8000, help="(8000)")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="copies of the model (1)")
+    parser.add_argument("--cpus", type=int, default=1, metavar="N", help="CPUs and threads of each replica (1)")
+    parser.add_argument("--queue", type=int, default=256, metavar="N",
+                        help="requests that wait when all replicas are busy; more are answered 503 (256)")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds a request may take (10)")
+    parser.add_argument("--rate", type=float, default=0.0, metavar="N",
+                        help="requests per second and replica; more are answered 429 (0: any number)")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C; return the exit code."""
+    token = os.environ.get(TOKEN) or None
+    _check(args, token)
+    make = partial(
+        _service, Path.cwd() / args.model, args.index, args.data and Path.cwd() / args.data, args.cpus, token, args.rate
+    )
+    described = make().describe()  # refuses a model that cannot be loaded before Ray starts
+    serving = Serving(args.host, args.port, args.replicas, args.cpus, queued=args.queue, timeout_s=args.timeout)
+    console.say(f"starting Ray Serve for {described}")
+    try:
+        with served(make, serving), _sigterm() as sigterm:
+            url = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
+            console.say(f"serving {args.model} at {url}; Ctrl-C stops it\n{_try(url)}")
+            sigterm.wait()
+            console.say("SIGTERM: requests that have begun are answered, then this ends")
+    except KeyboardInterrupt:
+        console.say("stopped")
+    return 0
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Set once SIGTERM has come in the block; to be entered after Ray was started, which has a handler of its own."""
+    come = threading.Event()
+    former = signal.signal(signal.SIGTERM, lambda *_: come.set())
+    try:
+        yield come
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _check(args: argparse.Namespace, token: str | None) -> None:
+    for name, least in (("replicas", 1), ("cpus", 1), ("queue", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: give at least {least}")
+    if not 0 < args.port < 1 << 16:
+        raise UserError(f"--port {args.port}: a port is a number from 1 to 65535")
+    if not args.timeout > 0 or not args.rate >= 0:
+        raise UserError("--timeout is above 0 and --rate not below 0")
+    try:
+        loopback = ipaddress.ip_address(args.host).is_loopback
+    except ValueError:
+        raise UserError(f"--host {args.host}: give an address such as 127.0.0.1 or 0.0.0.0") from None
+    if not loopback and token is None:
+        raise UserError(
+            f"--host {args.host} can be reached from other machines, and everybody there could ask; put a secret into "
+            f"the variable {TOKEN}, which clients send as the header Authorization: Bearer SECRET"
+        )
+
+
+def _try(url: str) -> str:
+    return (
+        f"try it:  curl {url}/v1/model\n"
+        f'         curl {url}/v1/recommend -H \'content-type: application/json\' -d \'{{"history": ["ITEM"], "k": 5}}\''
+    )
+
+
+def _service(model: Path, index: str, data: Path | None, threads: int, token: str | None, rate: float) -> Service:
+    """What runs in a replica. Imported there, so it must be a function of a module."""
+    import torch
+
+    from retrieval.recommender import Recommender
+    from retrieval.service.app import Service
+    from retrieval.service.guard import Limits
+
+    torch.set_num_threads(threads)
+    histories = None if data is None else _histories(data)
+    load = partial(Recommender.load, model, index, threads=threads)
+    return Service(load, histories, Limits(token=token, rate=rate), watch=model / "model.json")
+
+
+def _histories(data: Path) -> Callable[[str], Sequence[str]]:
+    from trainer.data.format.dataset import Dataset
+    from trainer.data.histories import UserHistories
+
+    return UserHistories(Dataset.open(str(data))).of

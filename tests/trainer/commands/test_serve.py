@@ -155,6 +155,7 @@ def _replaces_a_killed_replica(mark: str, url: str) -> None:
     assert ask(f"{url}/recommend", {"history": ["w7"]})[0] == 200
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_more_requests_than_the_queue_holds_are_refused_at_once(ray_head: dict[str, str]) -> None:
     (port,) = free_ports(1)

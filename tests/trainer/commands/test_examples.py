@@ -1,7 +1,7 @@
 """The examples in every --help run, one after the other, in a folder as `./launch.sh` leaves it.
 
-What belongs to the user (a log, videos) is made here under the names that the examples use. Trainings are stopped after
-all checks, extraction of videos before its work; titles are extracted in this process.
+What belongs to the user (a log, videos) is made here under the names that the examples use. Trainings and the
+service are stopped after all checks, extraction of videos before its work; titles are extracted in this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
 from trainer.cli import main
-from trainer.commands import extract, train
+from trainer.commands import extract, serve, train
 from trainer.commands.verbs import VERBS, parser_of
 
 
@@ -96,6 +96,7 @@ def test_every_example_runs(world: Path, monkeypatch: pytest.MonkeyPatch, capsys
         return work(job, *rest, **{**options, "where": extract.Where("inline")})
 
     monkeypatch.setattr(train, "_train", reach)
+    monkeypatch.setattr(serve, "served", reach)
     monkeypatch.setattr(extract, "extract", extracted)
     ran = []
     for verb in VERBS:

@@ -71,6 +71,10 @@ class _Plain(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write out the value", mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if (getattr(event, "tag", None) or "!") != "!":
+            problem = f"tags ({event.tag}) are not read; write the value alone"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -90,13 +94,14 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MOST_YAML:
         raise UserError(f"it has more than {MOST_YAML:,} characters")
-    loader = _Plain(text)
     try:
-        return loader.get_single_data()
+        loader = _Plain(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # a date such as 2026-99-99, too
         raise UserError(f"it is not YAML that is read: {error}") from None
-    finally:
-        loader.dispose()
 
 
 def _refuse_packed(file: Path, begin: bytes) -> None:

@@ -62,8 +62,14 @@ def test_yaml_gives_plain_values() -> None:
         ("[" * 5000, "recursion"),
         ("#" * (MOST_YAML + 1), "more than 262,144 characters"),
         ("a: [", "line 1"),
+        ("a: \x01", "special characters are not allowed"),
+        ("\ud800", "special characters are not allowed"),
+        ("a: !!bool x", r"tags \(tag:yaml.org,2002:bool\) are not read.*\n.*line 1"),
+        ("!!int ''", "tags"),
+        ("!!timestamp foo", "tags"),
+        ("!own {a: 1}", r"tags \(!own\)"),
     ],
-    ids=range(10),
+    ids=range(16),
 )
 def test_yaml_that_is_a_trap_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -35,15 +35,21 @@ def _verdict(choice: Choice, baselines: set[str]) -> list[str]:
     kept = f"Keep {best.best_run}: it has the best validation {CRITERION}, {best.value:.4f}"
     if others:
         kept += f" (next {others[0].best_run}, {others[0].value:.4f}"
-        kept += f"; p {choice.p:.2g} over {choice.users:,} users)" if choice.p is not None else ")"
+        p = others[0].p
+        kept += f"; p {p:.2g} over {choice.users:,} users)" if p is not None else ")"
     if choice.seeds > 1:
         kept += f". Figures are means of {choice.seeds} seeds; of these, the run is the best"
     told = [f"{kept}. Test figures say what to expect of it, and must not choose."]
-    if choice.p is not None and choice.p > _CHANCE:
+    if others and not _surely_below(others[0]):
         told.append("These users do not tell the two apart: the cheaper one is as good a choice.")
     if meaning := _meaning(best, others, baselines):
         told.append(meaning)
     return told
+
+
+def _surely_below(standing: Standing) -> bool:
+    """Whether the best system is above this one by more than chance; with one user, nothing is known."""
+    return standing.p is not None and standing.p <= _CHANCE
 
 
 def _meaning(best: Standing, others: Sequence[Standing], baselines: set[str]) -> str:
@@ -53,7 +59,7 @@ def _meaning(best: Standing, others: Sequence[Standing], baselines: set[str]) ->
             f"{best.system} is a baseline, fitted in seconds: on these data no trained system is worth its cost. More "
             "interactions, or videos and titles of the items, are what trained systems gain from."
         )
-    if best.system not in baselines and counting and counting.value > 0:
+    if best.system not in baselines and counting and counting.value > 0 and _surely_below(counting):
         gain = best.value / counting.value - 1
         return f"Training pays here: it is {gain:.0%} above the best baseline, {counting.best_run}."
     return ""

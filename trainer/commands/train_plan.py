@@ -67,7 +67,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             _check(config)
             configs.append(config)
     if size := recipe.size_for(args.recipe, manifest.train_rows):
-        told.insert(0, _about(args.recipe, size, manifest, [config.model.name for config in configs]))
+        told.insert(0, _about(args.recipe, size, manifest, configs))
     return Plan(_runs(args, configs, seeds), manifest, told)
 
 
@@ -136,26 +136,34 @@ def _runs(args: argparse.Namespace, configs: Sequence[RunConfig], seeds: Sequenc
     for config, seed in itertools.product(configs, seeds):
         name = f"{args.name}-{config.model.name}" if len(configs) > 1 else args.name
         name += "" if seed is None else f"-s{seed}"
-        seeded = config if seed is None else config.model_copy(update={"seed": seed})
+        seeded = config if seed is None else recipe.with_seed(config, seed)
         runs.append(PlannedRun(name, seeded, args.runs_dir.absolute() / name))
     return runs
 
 
-def _about(name: str, size: recipe.Size, manifest: Manifest, systems: Sequence[str]) -> str:
-    """One line: which settings the recipe chose for the size of the dataset, and why."""
-    own = {system: options for system, options in size.settings.get("systems", {}).items() if system in systems}
+def _about(name: str, size: recipe.Size, manifest: Manifest, configs: Sequence[RunConfig]) -> str:
+    """One line: which settings the recipe chose for the size of the dataset, as they came out, and why."""
+    plain = {config.model.name: config.model_dump(mode="json") for config in configs}
     common = {section: values for section, values in size.settings.items() if section != "systems"}
-    chosen = ", ".join([*_flat(common), *(f"{each} of {system}" for system in own for each in _flat(own[system]))])
+    chosen = _as_set(common, next(iter(plain.values()))) if plain else []
+    for system, options in size.settings["systems"].items():
+        if system in plain:
+            values = plain[system]
+            chosen += [f"{each} of {system}" for each in _as_set(options or {}, {**values, **values["model"]})]
     return (
-        f"recipe {name}, for {manifest.train_rows:,} training rows: {chosen} ({size.because}); --set changes any.\n"
-        f"Histories hold {manifest.max_length} items, as prepared (mealrec prepare --max-length)."
+        f"recipe {name}, for {manifest.train_rows:,} training rows: {', '.join(chosen)} ({size.because}); "
+        f"--set changes any.\nHistories hold {manifest.max_length} items, as prepared (mealrec prepare --max-length)."
     )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> list[str]:
-    """{"a": {"b": 1}} as ["a.b=1"], as --set takes them."""
+def _as_set(keys: Mapping[str, Any], values: Mapping[str, Any], before: str = "") -> list[str]:
+    """The keys of {"a": {"b": ...}}, with the value that `values` have for them, as --set takes them: ["a.b=1"]."""
     return [
         text
-        for key, value in values.items()
-        for text in (_flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [f"{before}{key}={value}"])
+        for key, value in keys.items()
+        for text in (
+            _as_set(value, values[key], f"{before}{key}.")
+            if isinstance(value, Mapping)
+            else [f"{before}{key}={values[key]}"]
+        )
     ]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.errors import UserError
 from models.registry import nearest
 from trainer.evaluation.run_ranks import finishing
+from trainer.text_files import parse_yaml
 
 #: a folder that holds one of these is a run, finished or not
 _FILES = ("config.yaml", "metrics.jsonl", "test.json", "ranks-test.npz")
@@ -38,7 +37,8 @@ def choose(arguments: Sequence[Path], runs_dir: Path) -> Chosen:
     """
     chosen, seen = Chosen(), set[Path]()
     for argument in arguments or [runs_dir]:
-        found = _finished(_members(argument, runs_dir), argument, chosen.notes)
+        members = _members(argument, runs_dir) if arguments else _all_in(runs_dir)
+        found = _finished(members, argument, chosen.notes)
         chosen.first = chosen.first or found
         chosen.folders += [folder for folder in found if folder.resolve() not in seen]
         seen |= {folder.resolve() for folder in found}
@@ -57,6 +57,12 @@ def family(folder: Path) -> list[Path]:
     """The runs beside `folder`, which need not exist, that the name of `folder` is the family of."""
     named = _runs_in(folder.parent, f"{folder.name}-")
     return [run for run in named if _rest(run.name[len(folder.name) + 1 :]) in ("", _system(run))]
+
+
+def _all_in(runs_dir: Path) -> list[Path]:
+    if runs := _runs_in(runs_dir):
+        return runs
+    raise UserError(f"there is no run in {runs_dir}; --runs-dir says where runs are")
 
 
 def _members(argument: Path, runs_dir: Path) -> list[Path]:
@@ -115,7 +121,6 @@ def _families(names: Iterable[str]) -> list[str]:
 def _system(run: Path) -> str:
     """The name of the system in config.yaml, which an earlier version may have written."""
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        return str(config["model"]["name"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return str(parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))["model"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
         return ""

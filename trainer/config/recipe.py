@@ -4,7 +4,8 @@ A recipe has the sections of `trainer.config.schema.RunConfig`, with three diffe
 system to train where the command names none, and may be left out. `systems` has a section for each system whose options
 differ from the defaults; the key `train` of such a section overrides the training settings for that system. `sizes` is
 a list of such settings for datasets of different size: the first entry whose `rows` is at least the number of training
-rows counts (the last has no `rows`), and its `because` tells the user why. A run's `config.yaml`, where `model` is a
+rows counts (the last has no `rows`), and its `because` tells the user why. What is said for a size overrides what the
+rest of the recipe says, also for a system. A run's `config.yaml`, where `model` is a
 section, is a recipe too.
 """
 
@@ -42,7 +43,7 @@ class Size:
 
 def size_for(recipe: str, rows: int) -> Size | None:
     """The entry of the recipe's `sizes` for a dataset with so many training rows; None if it has no `sizes`."""
-    return next((size for size in _sizes(recipe, _read(recipe)) if size.rows is None or rows <= size.rows), None)
+    return _size_for(_sizes(recipe, _read(recipe).get("sizes", [])), rows)
 
 
 def names_a_system(recipe: str) -> bool:
@@ -60,48 +61,71 @@ def load(
     Raises UserError for an unknown recipe, system, key or value.
     """
     values = _read(recipe)
-    _sizes(recipe, values)
-    values.pop("sizes", None)
-    if rows is not None and (size := size_for(recipe, rows)):
-        _merge(values, size.settings)
+    sizes = _sizes(recipe, values.pop("sizes", []))
+    layers = [values]
+    if rows is not None and (size := _size_for(sizes, rows)):
+        layers.append(dict(size.settings))
     if isinstance(values.get("model"), Mapping):
         _check_written_by_a_run(recipe, values)
     overrides = nest(settings)
     if not isinstance(overrides.get("model", {}), Mapping):  # model=NAME, as in recipes
         overrides["model"] = {"name": overrides["model"]}
     model = str(overrides.get("model", {}).pop("name", "")) or model
-    systems = values.pop("systems", None) or {}
-    if not isinstance(systems, Mapping) or not all(isinstance(options, Mapping | None) for options in systems.values()):
-        raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
-    for system in systems:
-        options_class(system)  # raises for an unknown name
+    systems = [_systems(recipe, layer.pop("systems", None)) for layer in layers]
     if not isinstance(values.get("model"), Mapping):
-        chosen = model or str(values.get("model", ""))
-        options = dict(systems.get(chosen) or {})
-        if training := options.pop("train", None):
-            _merge(values, {"train": training})
-        values["model"] = {"name": chosen, **options}
+        values["model"] = {"name": model or str(values.get("model", ""))}
     elif model and model != values["model"].get("name"):
         values["model"] = {"name": model}  # do not keep the options of another system
+    for layer, of_systems in zip(layers, systems, strict=True):
+        if layer is not values:
+            _merge(values, layer)
+        own = dict(of_systems.get(values["model"].get("name")) or {})
+        if training := own.pop("train", None):
+            _merge(values, {"train": training})
+        _merge(values, {"model": own})
     _merge(values, overrides)
     if data:
         _merge(values, {"data": {"path": data}})
     return parse(values)
 
 
-def _sizes(recipe: str, values: Mapping[str, Any]) -> list[Size]:
-    """The checked `sizes` of a recipe, smallest first."""
-    given = values.get("sizes", [])
+def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """The same configuration with another seed. Raises UserError for a seed out of range."""
+    return parse({**config.model_dump(mode="json"), "seed": seed})
+
+
+def _systems(recipe: str, given: object) -> Mapping[str, Mapping[str, Any] | None]:
+    """The section `systems`, checked."""
+    systems = given or {}
+    if not isinstance(systems, Mapping) or not all(isinstance(options, Mapping | None) for options in systems.values()):
+        raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
+    for system in systems:
+        options_class(system)  # raises for an unknown name
+    return systems
+
+
+def _sizes(recipe: str, given: object) -> list[Size]:
+    """The section `sizes`, checked, smallest first."""
     if not isinstance(given, list) or not all(isinstance(each, Mapping) for each in given):
         raise UserError(f"recipe {recipe}: `sizes` is a list of sections of settings, each with rows and because")
-    limits = [each.get("rows") for each in given[:-1]]
-    if not all(isinstance(rows, int) for rows in limits) or limits != sorted(limits):
+    limits = [each.get("rows") for each in given]
+    if not all(type(rows) is int for rows in limits[:-1]) or limits[:-1] != sorted(limits[:-1]):
         raise UserError(f"recipe {recipe}: the `rows` of its `sizes` are not whole numbers that grow")
+    if limits and limits[-1] is not None:
+        raise UserError(
+            f"recipe {recipe}: the last of its `sizes` is for any number of rows above, so it has no `rows`"
+        )
     own = ("rows", "because")
-    return [
-        Size(each.get("rows"), str(each.get("because", "")), {key: each[key] for key in each if key not in own})
-        for each in given
-    ]
+    sizes = []
+    for each in given:
+        settings = {key: value for key, value in each.items() if key not in own}
+        settings["systems"] = _systems(recipe, settings.get("systems"))
+        sizes.append(Size(each.get("rows"), str(each.get("because", "")), settings))
+    return sizes
+
+
+def _size_for(sizes: Iterable[Size], rows: int) -> Size | None:
+    return next((size for size in sizes if size.rows is None or rows <= size.rows), None)
 
 
 def _check_written_by_a_run(path: str, values: Mapping[str, Any]) -> None:

@@ -19,21 +19,23 @@ _CRITERION = MetricChoice(("NDCG",), (10,))
 
 @dataclass(frozen=True)
 class Standing:
-    """One system in the comparison. best_run: of its seeds. value: validation NDCG@10, the mean over its seeds."""
+    """One system in the comparison. best_run: of its seeds. value: validation NDCG@10, the mean over its seeds.
+
+    p: of a paired t-test of the best system against this one, over validation users; None for the best one itself, and
+    where there is one user.
+    """
 
     system: str
     best_run: str
     value: float
+    p: float | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """standings: the best first. p: of a paired t-test of the first against the second, over validation users (None
-    for one system alone). users, seeds: how many the values are means of.
-    """
+    """standings: the best first. users, seeds: how many the values are means of."""
 
     standings: tuple[Standing, ...]
-    p: float | None
     users: int
     seeds: int
 
@@ -47,11 +49,17 @@ def choose(folders: Mapping[str, Sequence[Path]]) -> Choice:
     read = {system: {run.name: read_ranks(run, "valid") for run in runs} for system, runs in folders.items()}
     values = {system: _per_user(list(runs.values())) for system, runs in read.items()}
     order = sorted(read, key=lambda system: -float(np.mean(values[system])))
-    standings = tuple(Standing(system, _best_seed(read[system]), float(np.mean(values[system]))) for system in order)
-    users = len(values[order[0]])
-    tested = len(order) > 1 and users > 1
-    p = paired_t_test(values[order[0]], values[order[1]]).p if tested else None
-    return Choice(standings, p, users, max(map(len, read.values())))
+    best = values[order[0]]
+    standings = tuple(
+        Standing(
+            system,
+            _best_seed(read[system]),
+            float(np.mean(values[system])),
+            paired_t_test(best, values[system]).p if values[system] is not best and len(best) > 1 else None,
+        )
+        for system in order
+    )
+    return Choice(standings, len(best), max(map(len, read.values())))
 
 
 def _per_user(runs: Sequence[RunRanks]) -> Values:

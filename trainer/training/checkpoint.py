@@ -143,11 +143,13 @@ class CheckpointStore:
     def _listing(self) -> list[tuple[int, Path, int]]:
         """`_folders`, with a number that is another one once a writer replaced the folder or its manifest.
 
-        Lists again when a folder is gone before it was looked at: the writer has put another one in place by then.
+        Lists again when a folder was replaced before it was looked at.
         """
         while True:
-            with contextlib.suppress(FileNotFoundError):
-                return [(step, folder, _inode(folder)) for step, folder in self._folders()]
+            folders = self._folders()
+            listing = [(step, folder, _inode(folder)) for step, folder in folders]
+            if folders == self._folders():
+                return listing
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of `step`. Raises UserError if it is missing or damaged, naming the file."""
@@ -235,8 +237,11 @@ class CheckpointStore:
 
 
 def _inode(folder: Path) -> int:
-    manifest = folder / MANIFEST
-    return (manifest if manifest.exists() else folder).stat().st_ino
+    """Of the manifest, or of the folder if it has none; 0 if there is neither, as behind a link that leads nowhere."""
+    for path in (folder / MANIFEST, folder):
+        with contextlib.suppress(OSError):
+            return path.stat().st_ino
+    return 0
 
 
 def _read(folder: Path, step: int) -> Checkpoint:

@@ -17,8 +17,11 @@ from trainer.evaluation.choice import Choice, Standing, choose
 BASELINES = {"popularity", "transition-knn"}
 
 
-def verdict(*standings: tuple[str, float], p: float | None = 0.001, seeds: int = 1) -> str:
-    return " ".join(_verdict(Choice(tuple(Standing(s, f"x-{s}", v) for s, v in standings), p, 1000, seeds), BASELINES))
+def verdict(*standings: tuple[str, float], p: float = 0.001, sure: float = 0.001, seeds: int = 1) -> str:
+    """p: of the second; sure: of those after it."""
+    ps = [None, p, *[sure] * len(standings)]
+    made = tuple(Standing(s, f"x-{s}", v, p) for (s, v), p in zip(standings, ps, strict=False))
+    return " ".join(_verdict(Choice(made, 1000, seeds), BASELINES))
 
 
 def test_a_baseline_that_wins_is_named_as_one() -> None:
@@ -37,6 +40,10 @@ def test_a_trained_system_that_wins_is_measured_by_the_best_baseline() -> None:
     assert "These users do not tell the two apart: the cheaper one is as good a choice." in said
     assert said.endswith("Training pays here: it is 50% above the best baseline, x-transition-knn.")
     assert "Training pays" not in verdict(("mealrec", 0.03), ("sasrec", 0.028)), "there is no baseline"
+    tied = verdict(("mealrec", 0.0301), ("transition-knn", 0.03), p=0.8)
+    assert tied.endswith("These users do not tell the two apart: the cheaper one is as good a choice.")
+    near = verdict(("mealrec", 0.0302), ("sasrec", 0.0301), ("transition-knn", 0.03), p=0.9, sure=0.7)
+    assert "Training pays" not in near
     assert "Figures are means of 3 seeds" in verdict(("mealrec", 0.03), ("sasrec", 0.028), seeds=3)
 
 

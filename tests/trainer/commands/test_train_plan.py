@@ -65,6 +65,18 @@ def test_a_system_that_is_named_is_refused_where_its_content_lacks(data: Path, t
         plan((tmp_path / "log").as_uri(), "--model", "mealrec")
 
 
+def test_each_seed_is_checked_before_the_first_is_trained(data: Path) -> None:
+    assert [run.config.seed for run in plan(data, "--model", "sasrec", "--seeds", "7,8").runs] == [7, 8]
+    with pytest.raises(UserError, match="seed"):
+        plan(data, "--model", "sasrec", "--seeds", "1,99999999999999999999999")
+
+
+def test_what_is_told_of_the_size_is_what_came_out(data: Path, tmp_path: Path) -> None:
+    large = with_content(data, tmp_path / "data", rows=50_000_000)
+    told = plan(large, "--model", "sasrec", "--set", "train.epochs=9", "--set", "model.hidden=32").told[0]
+    assert "train.epochs=9, train.patience=2, hidden=32 of sasrec, inner=512 of sasrec (" in told
+
+
 @pytest.mark.parametrize(("rows", "batch"), [(200, 64), (30_000, 256), (500_000, 1024), (50_000_000, 2048)])
 def test_the_default_recipe_suits_the_size_and_says_what_it_chose(
     rows: int, batch: int, data: Path, tmp_path: Path

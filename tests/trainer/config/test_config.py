@@ -180,25 +180,29 @@ def _round_trip(config: RunConfig, path: Path) -> None:
 
 SIZES = """
 train: {epochs: 7, batch_size: 64}
-systems: {sasrec: {hidden: 32, train: {patience: 4}}}
+systems: {sasrec: {hidden: 32, train: {patience: 4, learning_rate: 0.5}}}
 sizes:
   - {rows: 100, because: few, train: {batch_size: 8}}
-  - {rows: 1_000, because: more, train: {batch_size: 16}, systems: {sasrec: {hidden: 48}}}
+  - {rows: 1_000, because: more, train: {batch_size: 16}, systems: {sasrec: {hidden: 48, train: {patience: 6}}}}
+  - {rows: 2_000, because: none of its own, train: {learning_rate: 0.25}, systems: }
   - {because: many, train: {epochs: 3}}
 """
 
 
 @pytest.mark.parametrize(
-    ("rows", "settings", "batch", "epochs", "hidden"),
-    [(None, [], 64, 7, 32), (1, [], 8, 7, 32), (100, [], 8, 7, 32), (101, [], 16, 7, 48), (5000, [], 64, 3, 32),
-     (101, ["train.batch_size=5", "model.hidden=8"], 5, 7, 8)],
+    ("rows", "settings", "batch", "epochs", "hidden", "patience", "rate"),
+    [(None, [], 64, 7, 32, 4, 0.5), (1, [], 8, 7, 32, 4, 0.5), (100, [], 8, 7, 32, 4, 0.5),
+     (101, [], 16, 7, 48, 6, 0.5), (1001, [], 64, 7, 32, 4, 0.25), (5000, [], 64, 3, 32, 4, 0.5),
+     (101, ["train.batch_size=5", "model.hidden=8", "train.patience=9"], 5, 7, 8, 9, 0.5)],
 )  # fmt: skip
 def test_sizes_override_the_recipe_and_settings_override_them(
-    rows: int | None, settings: list[str], batch: int, epochs: int, hidden: int, tmp_path: Path
-) -> None:
+    rows: int | None, settings: list[str], batch: int, epochs: int, hidden: int, patience: int, rate: float,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     (tmp_path / "mine.yaml").write_text(SIZES)
     config = recipe.load(str(tmp_path / "mine.yaml"), "sasrec", settings, "data", rows)
-    assert (config.train.batch_size, config.train.epochs, config.train.patience) == (batch, epochs, 4)
+    train = config.train
+    assert (train.batch_size, train.epochs, train.patience, train.learning_rate) == (batch, epochs, patience, rate)
     assert options(config)["hidden"] == hidden
 
 
@@ -206,7 +210,9 @@ def test_sizes_override_the_recipe_and_settings_override_them(
     ("sizes", "said"),
     [("5", "list of sections"), ("[5]", "list of sections"), ("[{rows: many}, {}]", "whole numbers that grow"),
      ("[{rows: 9}, {rows: 8}, {}]", "whole numbers that grow"), ("[{}, {}]", "whole numbers that grow"),
-     ("[{trian: {}}]", "unknown key trian: did you mean 'train'?")],
+     ("[{rows: '10', because: x}]", "the last of its `sizes` is for any number"), ("[{rows: 10}]", "has no `rows`"),
+     ("[{rows: true}, {}]", "whole numbers that grow"), ("[{systems: 5}]", "`systems` holds a section of options"),
+     ("[{systems: {sasrek: {}}}]", "sasrek"), ("[{trian: {}}]", "unknown key trian: did you mean 'train'?")],
 )  # fmt: skip
 def test_wrong_sizes_are_refused(sizes: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"sizes: {sizes}")

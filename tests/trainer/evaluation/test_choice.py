@@ -32,8 +32,9 @@ def test_validation_chooses_and_never_test(tmp_path: Path) -> None:
     choice = choose({"bad": [bad], "good": [good]})
     assert [each.best_run for each in choice.standings] == ["good", "bad"]
     assert choice.standings[0].value == pytest.approx(np.mean([1, 1, 1 / np.log2(3), 1 / 2]))
-    assert choice.p is not None
-    assert choice.p < 0.05
+    assert choice.standings[0].p is None, "the best one is not compared with itself"
+    assert choice.standings[1].p is not None
+    assert choice.standings[1].p < 0.05
     assert (choice.users, choice.seeds) == (4, 1)
 
 
@@ -49,8 +50,8 @@ def test_systems_are_compared_by_the_mean_over_seeds(tmp_path: Path) -> None:
 def test_equal_systems_keep_their_order_and_one_has_no_test(tmp_path: Path) -> None:
     same = {name: [saved(tmp_path / name, [1, 5, 11, 0])] for name in ("first", "second")}
     assert [each.system for each in choose(same).standings] == ["first", "second"]
-    assert choose(same).p == 1
-    assert choose({"first": same["first"]}).p is None
+    assert [each.p for each in choose(same).standings] == [None, 1]
+    assert [each.p for each in choose({"first": same["first"]}).standings] == [None]
 
 
 def test_ranks_that_do_not_fit_their_report_are_refused(tmp_path: Path) -> None:

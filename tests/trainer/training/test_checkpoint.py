@@ -373,6 +373,17 @@ def test_a_checkpoint_that_is_replaced_before_it_is_looked_at(tmp_path: Path, mo
     assert latest.step == 2
 
 
+def test_a_checkpoint_behind_a_link_that_leads_nowhere_is_damaged(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    (tmp_path / "step-000000009").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"(?s)no checkpoint .* is whole.*step-000000009"):
+        store.latest()
+    store.commit(3, *content(3))
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == 3
+
+
 def _commit_for_ever(root: Path) -> None:
     store, step = CheckpointStore(root), 0
     while True:

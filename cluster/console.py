@@ -37,8 +37,8 @@ _PROCESS = _Process()
 
 
 def verbosity() -> Verbosity:
-    """The level of this process; NORMAL where nothing was chosen, as in a program that uses our modules."""
-    return Verbosity[os.environ.get(VARIABLE) or Verbosity.NORMAL.name]
+    """The level of this process; NORMAL where none was chosen that is known, as in a program that uses our modules."""
+    return Verbosity.__members__.get(os.environ.get(VARIABLE, ""), Verbosity.NORMAL)
 
 
 def shows(level: Verbosity) -> bool:

@@ -91,13 +91,23 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     _sweep(path)
     with _replacing(path) as new:
-        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = _own(new)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # until this process ends, others leave the file alone
             yield new
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _own(new: Path) -> int:
+    """A descriptor of the new file, locked: until this process ends, `_sweep` of others leaves the file alone."""
+    while True:
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if new.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)  # it was swept before it was locked
 
 
 def _sweep(path: Path) -> None:
@@ -105,7 +115,10 @@ def _sweep(path: Path) -> None:
     for left in path.parent.iterdir():
         if not re.fullmatch(temporaries(re.escape(path.name)), left.name):
             continue
-        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            descriptor = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:  # another call has swept it
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink(missing_ok=True)

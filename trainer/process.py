@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ _GROWTH = 1.25
 def world() -> tuple[int, int]:
     """(rank, world size) of this process; (0, 1) if there is no process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """The sums of each value over all ranks. Collective; every rank gets them."""
+    size = world()[1]
+    if size == 1:
+        return list(values)
+    shares: list[list[float]] = [[]] * size
+    dist.all_gather_object(shares, list(values))
+    return [sum(each) for each in zip(*shares, strict=True)]
 
 
 def keep_freed_memory() -> None:

@@ -104,6 +104,19 @@ def parse_yaml(text: str) -> Any:
         raise UserError(f"it is not YAML that is read: {error}") from None
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections in the YAML file at `path`. Raises UserError, naming the file: see `parse_yaml` and `open_text`."""
+    with open_text(path) as stream:
+        text = stream.read(MOST_YAML + 1)
+    try:
+        values = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a mapping of sections")
+    return values
+
+
 def _refuse_packed(file: Path, begin: bytes) -> None:
     for magic, (kind, advice) in _PACKED.items():
         if begin.startswith(magic):

@@ -117,7 +117,8 @@ class MealRec(SequenceModel):
         added_BD = self.preference(state, z_BKV, self.text(last_B))
         estimate_BD = self._direction(state + added_BD)
         if self.options.use_npd:
-            # L_N teaches g alone: through x_t it would send the noise itself into the backbone, as a gradient (D17)
+            # x_t is cut off where g only passes it on: there it would send the noise itself into the backbone, as a
+            # gradient (D17). Through what g reads of it, L_N does teach the backbone.
             detach = self.options.detach_preference
             target, kept = (x_BD.detach(), state.detach()) if detach else (x_BD, state)
             terms["npd"] = squared_distance(self._direction(kept + added_BD), target)

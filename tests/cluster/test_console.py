@@ -46,6 +46,11 @@ def test_each_level_adds_to_the_one_before(level: Verbosity, capsys: pytest.Capt
     assert capsys.readouterr() == PRINTED[Verbosity.NORMAL]
 
 
+def test_a_level_that_is_unknown_is_the_normal_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(console.VARIABLE, "loud")
+    assert console.verbosity() is Verbosity.NORMAL
+
+
 def test_processes_that_are_started_print_as_much() -> None:
     code = "from cluster import console; console.say('an epoch'); console.warn('trouble')"
     for level in (Verbosity.QUIET, Verbosity.NORMAL):

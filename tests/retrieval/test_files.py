@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from models.errors import UserError
-from retrieval import folders
+from retrieval import files, folders
 from retrieval.files import Digest, digest, digest_file, sole_writer, whole_file, write_bytes, write_json
 from retrieval.folders import present, scratch_folder, whole_folder
 from tests.helpers.paths import ROOT
@@ -266,3 +267,25 @@ def test_a_large_file_is_there_whole_and_what_was_killed_is_removed(tmp_path: Pa
         new.write_bytes(b"half" * (1 // 0))
     assert path.read_bytes() == b"first"
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_two_calls_may_sweep_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, left = tmp_path / "a.bin", tmp_path / ".a.bin.0123abcd.tmp"
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([left]))  # another call removed it since it was listed
+    lock, locked = fcntl.flock, list[int]()
+
+    def swept_once(descriptor: int, operation: int) -> None:
+        """The other call removes the new file before this one has locked it."""
+        if not locked:
+            (new,) = (Path(f"/proc/self/fd/{descriptor}").resolve(),)
+            new.unlink()
+        locked.append(descriptor)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", swept_once)
+    with whole_file(path) as new:
+        new.write_bytes(b"whole")
+        with new.open("rb") as again, pytest.raises(BlockingIOError):
+            lock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)  # what is written is what is locked
+    assert path.read_bytes() == b"whole"
+    assert len(locked) == 2

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny_runs import fork_server
+from trainer import process
 from trainer.process import GrowthLimit, keep_freed_memory, private_memory_mib, usage
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are those of glibc")
@@ -113,3 +114,13 @@ def test_usage_counts_open_files() -> None:
         assert usage()["open_files"] == before["open_files"] + 1
     assert usage()["open_files"] == before["open_files"]
     assert 10 < before["memory_mib"] < 1e6
+
+
+def test_sums_are_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process.sum_over_ranks([1.5, 2]) == [1.5, 2]
+    monkeypatch.setattr(process, "world", lambda: (0, 3))
+    shares = [[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]
+    monkeypatch.setattr(
+        process.dist, "all_gather_object", lambda out, own: out.__setitem__(slice(3), [own, *shares[1:]])
+    )
+    assert process.sum_over_ranks(shares[0]) == [111, 222]

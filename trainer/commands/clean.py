@@ -137,7 +137,11 @@ def _why_not(folder: Path, named: bool, unfinished: bool) -> str | None:
     lines = read_lines(metrics, 0)[0] if metrics.exists() else []
     if not unfinished and not (lines and lines[-1]["event"] == "end"):
         return "it has not finished (--unfinished and its name give up resuming it)"
-    if not named and (read_config(folder).get("train") or {}).get("keep_optimizer"):
+    try:
+        train = read_config(folder).get("train")
+    except UserError as error:
+        return str(error)
+    if not named and isinstance(train, dict) and train.get("keep_optimizer"):
         return "train.keep_optimizer=true asks to keep its optimizer's state (its name frees it all the same)"
     return None
 

@@ -74,12 +74,11 @@ def run(args: argparse.Namespace) -> int:
     systems = [_marked(system) for system in joined]
     comparison = _compare(systems, _reference(systems, chosen), choice, [*chosen.notes, *notes])
     print(FORMATS[args.format](comparison))
-    readable = args.format in ("text", "markdown")
     if args.format == "csv":
         for note in comparison.notes:
             print(note, file=sys.stderr)
     if lines := advice(best(systems), args.runs, args.runs_dir):
-        print("", *lines, sep="\n", file=sys.stdout if readable else sys.stderr)
+        print("", *lines, sep="\n", file=sys.stderr)
     return 0
 
 

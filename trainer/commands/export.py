@@ -6,6 +6,7 @@ Example: mealrec export --run demo-mealrec --out export/demo
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import torch
@@ -43,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
         evaluate_choices(opened.model, opened.loaded, opened.config)
     _write(opened, args.out)
     console.say(f"{opened.config.model.name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
-    console.say(f'ask it: mealrec recommend --model {args.out} --history "ITEM ITEM ..." --k 20')
+    out = shlex.quote(str(args.out))
+    console.say(f'ask it: mealrec recommend --model {out} --history "ITEM ITEM ..." --k 20')
     if isinstance(opened.model, SequenceModel):
         items = opened.loaded.dataset.manifest.items
-        console.say(f"index it: mealrec index --model {args.out} --kind {suggested_kind(items)}")
+        console.say(f"index it: mealrec index --model {out} --kind {suggested_kind(items)}")
     return 0
 
 

@@ -111,7 +111,7 @@ def _parsed(text: str, known: Sequence[str]) -> list[str]:
     if not text.lstrip().startswith("["):
         words = text.split()
         unclear = text.strip() in known or not {*words} <= {*known}
-        if len(words) > 1 and unclear and any(" " in each for each in known):
+        if len(words) > 1 and unclear and any(each.split() != [each] for each in known):
             raise UserError(
                 f"--history {text[:80]!r} would be divided at its blanks, but ids of this model hold blanks too; "
                 "give each id with --item"

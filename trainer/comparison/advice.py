@@ -31,7 +31,7 @@ def advice(systems: Sequence[System], arguments: Sequence[Path], runs_dir: Path)
         if len(one_seed) > _MOST:
             found.append(f"  # likewise for the other {len(one_seed) - _MOST}")
         found.append(_again(arguments, runs_dir, added))
-    if len(systems) == 1 and not systems[0].is_fixed:
+    if len(systems) == 1 and systems[0].runs[0].config and not systems[0].is_fixed:
         run = systems[0].runs[0]
         name = stem(run.folder.name)
         made = [str(run.folder.with_name(f"{name}-{each}")) for each in _BASELINES.split(",")]

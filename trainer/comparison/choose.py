@@ -11,7 +11,7 @@ from typing import Any
 from models.errors import UserError
 from models.registry import nearest
 from trainer.evaluation.run_ranks import finishing
-from trainer.text_files import parse_yaml
+from trainer.text_files import read_yaml
 
 #: a folder that holds one of these is a run, finished or not
 _FILES = ("config.yaml", "metrics.jsonl", "test.json", "ranks-test.npz")
@@ -121,6 +121,6 @@ def _families(names: Iterable[str]) -> list[str]:
 def _system(run: Path) -> str:
     """The name of the system in config.yaml, which an earlier version may have written."""
     try:
-        return str(parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))["model"]["name"])
-    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
+        return str(read_yaml(run / "config.yaml")["model"]["name"])
+    except (UserError, KeyError, TypeError):
         return ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
 from trainer.config import recipe
-from trainer.config.identity import check_configuration, other_versions
+from trainer.config.identity import check_configuration, of_earlier_version, other_versions
 from trainer.config.schema import RunConfig
 from trainer.evaluation.report import read_report, recall_warnings
 from trainer.evaluation.run_ranks import RunRanks, difference, read_ranks
@@ -64,7 +64,12 @@ def _read(folder: Path, name: str) -> FinishedRun:
     except UserError:
         return FinishedRun(folder, name, report, ranks, None)
     run = FinishedRun(folder, name, report, ranks, config)
-    check_configuration(run.identity, config, str(folder), f"{path} has changed since its test; bring it back")
+    try:
+        check_configuration(run.identity, config, str(folder), f"{path} has changed since its test; bring it back")
+    except UserError:
+        if of_earlier_version(path, config) is None:
+            raise
+        return replace(run, config=None)
     return run
 
 

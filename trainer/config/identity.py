@@ -12,9 +12,12 @@ from models.errors import UserError
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest
 from trainer.data.format.version import git_revision, program_version
+from trainer.text_files import read_yaml
+from trainer.tracking.describe import flat
 
 #: results may differ between versions of these
 _PACKAGES = ("torch", "numpy", "deepspeed")
+_SHOWN = 3
 
 
 def identity(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
@@ -40,6 +43,19 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def of_earlier_version(path: Path, config: RunConfig) -> str | None:
+    """Which settings the config.yaml at `path`, read as `config`, does not say, in words; None if it says them all.
+
+    A run says all that it has, so what is missing came with a later version, with another default than what it did.
+    """
+    said = {key for key, _ in flat(read_yaml(path), ".")}
+    missing = [key for key, _ in flat(config.model_dump(mode="json"), ".") if key not in said]
+    if not missing:
+        return None
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return f"an earlier version of MealRec wrote {path}: it does not say {', '.join(missing[:_SHOWN])}{more}"
 
 
 def check_configuration(noted: Mapping[str, Any], config: RunConfig, run: str, what: str) -> None:

@@ -22,7 +22,7 @@ from models.errors import UserError
 from models.registry import nearest
 from models.systems import options_class
 from trainer.config.schema import RunConfig, parse
-from trainer.text_files import MOST_YAML, open_text, parse_yaml
+from trainer.text_files import parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -145,13 +145,9 @@ def _read(recipe: str) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"unknown recipe {recipe!r}: {nearest(recipe, names())} (or give a path to a .yaml file)")
     try:
-        with open_text(path) as stream:
-            values = parse_yaml(stream.read(MOST_YAML + 1))
+        return read_yaml(path)
     except UserError as error:
-        raise UserError(f"cannot read recipe {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"recipe {path} is not a mapping of sections")
-    return values
+        raise UserError(f"recipe {error}") from None
 
 
 def nest(settings: Iterable[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from retrieval.index.faiss_index import Index
 from retrieval.index.kinds import KINDS
 from retrieval.index.search import by_depth, seen_before
 from trainer.evaluation.config import RECALL, RECALL_K, EvalConfig
+from trainer.process import sum_over_ranks
 
 
 class TopLists(NamedTuple):
@@ -134,9 +135,14 @@ class IndexRanker:
             self._recalled, self._sampled = self._recalled + wanted * recall, self._sampled + wanted
 
     def describe(self) -> dict[str, Any]:
-        """The index, its recall against exact ranking, and for how many users it found fewer items than the depth."""
+        """The index, its recall against exact ranking, and for how many users it found fewer items than the depth.
+
+        Of the users of all ranks: collective.
+        """
+        counts = sum_over_ranks([self._recalled, float(self._sampled), float(self._short)])
+        recalled, sampled, short = counts[0], int(counts[1]), int(counts[2])
         return {
             "kind": self._config.index, "approximate": not KINDS[self._config.index].exact,
             "description": self._index.description, "depth": self._depth,
-            RECALL: self._recalled / max(1, self._sampled), "recall_users": self._sampled, "short_users": self._short,
+            RECALL: recalled / max(1, sampled), "recall_users": sampled, "short_users": short,
         }  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.files import digest
-from trainer.text_files import parse_yaml
+from trainer.text_files import read_yaml
 
 #: limits of MLflow's tracking API
 KEY_LENGTH, DIGEST_LENGTH, VALUE_LENGTH = 250, 36, 500
@@ -37,10 +37,9 @@ class DatasetInfo:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of a run; empty where there is none."""
+    """config.yaml of a run; empty where there is none. Raises UserError, naming the file, if it is damaged."""
     path = run_dir / "config.yaml"
-    config = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return config if isinstance(config, dict) else {}
+    return read_yaml(path) if path.exists() else {}
 
 
 def parameters(run: str, config: Mapping[str, Any]) -> dict[str, str]:

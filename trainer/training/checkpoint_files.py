@@ -105,8 +105,10 @@ class Surplus:
 
 def surplus(root: Path, keep: Collection[int]) -> Surplus:
     """All but the weights and states of the steps `keep`."""
-    stay = {step_folder(root, step) for step in keep}
-    folders = tuple(path for path in (*(each for _, each in step_folders(root)), *left_overs(root)) if path not in stay)
+    found = step_folders(root)
+    # of a step that was being replaced when it was killed, the folder that readers take
+    stay = {next((path for step, path in found if step == each), step_folder(root, each)) for each in keep}
+    folders = tuple(path for path in (*(path for _, path in found), *left_overs(root)) if path not in stay)
     optimizers = tuple(path for folder in sorted(stay) if (path := folder / (OPTIMIZER + TENSORS)).is_file())
     files = [*optimizers, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     return Surplus(folders, optimizers, sum(path.stat().st_size for path in files))

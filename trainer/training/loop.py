@@ -29,7 +29,7 @@ from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest
 from trainer.evaluation.evaluate import evaluate
 from trainer.process import GrowthLimit, usage, world
-from trainer.text_files import parse_yaml
+from trainer.text_files import read_yaml
 from trainer.tracking import MetricsLog
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import OPTIMIZER, require_nothing_to_do
@@ -265,7 +265,7 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, manifest: Manifes
 
 def _difference(run_dir: Path, config: RunConfig) -> str:
     path = run_dir / "config.yaml"
-    saved = parse_yaml(path.read_text(encoding="utf-8")) if path.exists() else {}
+    saved = read_yaml(path) if path.exists() else {}
     now = config.model_dump(mode="json")
     changes = [f"{key} was {old!r}, is {new!r}" for key, old, new in _leaves(saved, now, "")]
     return "; ".join(changes[:5]) or "see config.yaml"

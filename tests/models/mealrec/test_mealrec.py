@@ -230,7 +230,7 @@ def test_training_starts_with_the_ranking_of_the_backbone(case: str) -> None:
         assert losses["tcd"] < 1.5 * (noise * z.square().sum(2).mean(1)).mean()
 
 
-def test_the_noise_of_npd_is_no_gradient_of_the_backbone() -> None:
+def test_the_noise_that_npd_passes_on_is_no_gradient_of_the_backbone() -> None:
     """Before the first step g only passes x_t on, so that L_N would teach the backbone nothing but the noise (D17)."""
     for detach in (True, False):
         torch.manual_seed(3)

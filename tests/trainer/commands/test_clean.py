@@ -74,6 +74,12 @@ def test_it_lists_first_and_removes_only_what_a_finished_run_does_not_need(
     assert "Nothing is removed yet: add --yes to remove it" in out
     assert "left alone    kept: train.keep_optimizer=true asks" in out
     assert "left alone    part: it has not finished" in out
+    config = home / "runs/kept/config.yaml"
+    text = config.read_text()
+    config.write_bytes(b"a: &x 1\nb: *x")
+    assert main(["clean"]) == 0
+    assert "left alone    kept: runs/kept/config.yaml: it is not YAML that is read: aliases" in capsys.readouterr().out
+    config.write_text(text)
     assert main(["clean", "--yes"]) == 0
     after = content(home)
     gone = {name for name in before if name not in after}

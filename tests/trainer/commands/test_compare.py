@@ -203,7 +203,7 @@ def test_advice_names_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     write_run(tmp_path / "b c-s1", seed=1)
     write_run(tmp_path / "b c-s2", "sasrec", "model.hidden=8", seed=9)  # this name is taken
     compared(tmp_path, "b c-s1")
-    seeds, again, baselines, with_them = commands(capsys.readouterr().out)
+    seeds, again, baselines, with_them = commands(capsys.readouterr().err)
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     asked = parser.parse_args(seeds[2:])
@@ -219,7 +219,7 @@ def test_advice_names_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     write_run(tmp_path / "b c-popularity", "popularity")
     assert main([*again[1:3], str(tmp_path / "b c-popularity"), *again[3:]]) == 0
     compared(tmp_path, "b c-s1", "b c-s3", "b c-popularity")
-    assert commands(capsys.readouterr().out) == [], "nothing is left to advise"
+    assert commands(capsys.readouterr().err) == [], "nothing is left to advise"
 
 
 def test_examples_work_after_the_demo(

@@ -82,6 +82,11 @@ def test_any_id_can_be_given(odd: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "expected one argument" in refused(capsys, "--model", odd, "--item", "--k", "3")
 
 
+def test_any_blank_in_an_id_makes_a_text_unclear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_model(tmp_path / "model", ids=["a\u00a0b", "a", "b", *IDS[3:]])
+    assert "would be divided at its blanks" in refused(capsys, "--model", tmp_path / "model", "--history", "a\u00a0b")
+
+
 @pytest.mark.parametrize("text", ['["a b"', "[a b]", "[1.5]", "[true]", '[["a b"]]'])
 def test_a_list_that_is_not_json_is_refused(odd: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "begins like a list in JSON and is none" in refused(capsys, "--model", odd, "--history", text)

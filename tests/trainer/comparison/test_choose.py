@@ -48,6 +48,21 @@ def test_a_folder_stands_for_every_run_in_it_and_so_do_no_arguments(runs: Path) 
     assert names(choose([], runs)) == every
 
 
+def test_no_arguments_mean_the_folder_of_runs_whatever_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "runs", "runs-sasrec"):
+        write_run(tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    assert names(choose([], Path("runs"))) == ["a", "runs", "runs-sasrec"]
+
+
+def test_a_configuration_that_is_a_trap_names_no_system(tmp_path: Path) -> None:
+    (write_run(tmp_path / "x-sasrec") / "config.yaml").write_text("[" * 3000)
+    write_run(tmp_path / "x-s1")
+    assert names(choose([Path("x")], tmp_path)) == ["x-s1"]
+
+
 def test_a_run_is_taken_once_and_the_first_argument_is_known(runs: Path) -> None:
     chosen = choose([Path("demo-sasrec"), Path("demo"), runs / "alone", Path("alone")], runs)
     assert names(chosen) == ["demo-sasrec", "demo-content-knn", "demo-s3", "demo-sasrec-s9", "demo-sasrec-s10", "alone"]

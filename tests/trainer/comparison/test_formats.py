@@ -23,8 +23,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(folder / f"a-s{seed}", seed=seed, rank=hits(2 + seed))
     write_run(folder / NAME, "tedrec", rank=hits(2))
     write_run(folder / "[b", "popularity", rank=hits(8), cold=[False] * 8)
-    for name in ("a-s1", "a-s2", NAME):
-        write_run(folder / "warm" / name, seed=int(name[-1]) if name[0] == "a" else 5, cold=[False] * 8)
+    for name, system, ranks in (("a", "sasrec", hits(8)), ("b", "tedrec", hits(0))):
+        write_run(folder / "warm" / name, system, rank=ranks, cold=[False] * 8)
     return folder
 
 
@@ -67,7 +67,9 @@ def test_json_and_csv_hold_the_same_unrounded_figures(runs: Path, capsys: pytest
 def test_what_is_unknown_or_infinite_is_null(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(printed(runs / "warm", capsys, "json")[0])
     cold = [row for row in content["metrics"]["all"] if row["targets"] == "cold"]
-    assert [row["figures"]["HR@10"]["mean"] for row in cold] == [None] * len(cold)
+    assert [row["figures"]["HR@10"]["mean"] for row in cold] == [None, None]
+    hits_of_all = next(each for each in content["tests"]["all"]["differences"] if each["metric"] == "HR@10")
+    assert (hits_of_all["difference"], hits_of_all["t"]) == (1, None), "the same for every user, so t is infinite"
     assert content["costs"][0]["epoch_seconds"] is None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from models.errors import UserError
 from tests.helpers.finished_runs import hits, write_run
 from trainer.comparison.runs import read_runs
 from trainer.comparison.seeds import System, join
@@ -80,6 +81,23 @@ def test_a_configuration_of_another_version_stays_alone(tmp_path: Path) -> None:
     assert len(systems) == 2
     assert "a-s2 is not joined with a-s1" in note
     assert "does not fit this version" in note
+
+
+def test_a_run_of_an_earlier_version_is_not_accused_of_an_edit(tmp_path: Path) -> None:
+    earlier = write_run(tmp_path / "earlier")
+    lines = (earlier / "config.yaml").read_text().splitlines()
+    (earlier / "config.yaml").write_text("\n".join(line for line in lines if "keep_optimizer" not in line))
+    (run,) = read_runs([earlier])
+    assert run.config is not None, "what is missing does not decide results"
+    (earlier / "config.yaml").write_text("\n".join(line for line in lines if "hidden:" not in line))
+    report = json.loads((earlier / "test.json").read_text())
+    report["identity"]["config"] = "that of the earlier version"
+    (earlier / "test.json").write_text(json.dumps(report))
+    (run,) = read_runs([earlier])
+    assert run.config is None
+    (earlier / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="has changed since its test"):
+        read_runs([earlier])
 
 
 def test_reports_of_earlier_versions_are_joined_among_themselves(tmp_path: Path) -> None:

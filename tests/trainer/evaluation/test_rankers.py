@@ -15,6 +15,7 @@ from models.contract import Baseline, SequenceModel
 from models.errors import UserError
 from retrieval.exact import Histories, for_similarity
 from tests.helpers.untrained import Opened, opened
+from trainer.evaluation import rankers
 from trainer.evaluation.config import EvalConfig
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.rankers import IndexRanker, make_ranker
@@ -95,6 +96,10 @@ def test_users_for_whom_an_index_finds_too_few_are_counted(data: Path, monkeypat
     assert described["approximate"]
     assert described["short_users"] >= int((found < 20).sum())
     assert described["recall@20"] < 0.95
+    monkeypatch.setattr(rankers, "sum_over_ranks", lambda own: [3 * each for each in own])
+    of_three = ranker.describe()
+    for key, times in (("short_users", 3), ("recall_users", 3), ("recall@20", 1)):
+        assert of_three[key] == pytest.approx(times * described[key])
 
 
 def test_metrics_of_lists_are_reported_at_the_end_whatever_the_batch_size(data: Path) -> None:

@@ -38,6 +38,15 @@ def on_disk(root: Path) -> int:
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and path.name != "manifest.json")
 
 
+def test_a_checkpoint_that_was_being_replaced_keeps_its_weights_too(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    (tmp_path / "step-000000006").rename(tmp_path / ".replaced-000000006")  # killed between two renames of a commit
+    assert keep_weights_only(store) > 0
+    assert_weights_are_there(store)
+    assert list(tmp_path.rglob("optimizer.safetensors")) == []
+    assert surplus(tmp_path, {4, 6}).bytes == 0
+
+
 def test_the_weights_of_the_last_and_the_best_stay(tmp_path: Path) -> None:
     store, before = filled(tmp_path), on_disk(tmp_path)
     manifest = (tmp_path / "step-000000002/manifest.json").stat().st_size

@@ -21,15 +21,15 @@ def ray_start(settings: Settings, repeats: int) -> Result:
     need("ray")
     from cluster.ray_train import fit
 
-    gpus = choose_device(settings.device).type == "cuda"
+    device = choose_device(settings.device)
     to_first, to_end = [], []
     for run in range(repeats):
         with tempfile.TemporaryDirectory(prefix="mealrec-ray-") as folder:
             note = Path(folder) / "first-step"
             started = time.time()
             fit(
-                first_step, {"note": str(note)}, name=f"start-{run}", workers=1, gpus=gpus,
-                cpus_per_worker=1.0, storage=Path(folder), max_failures=0,
+                first_step, {"note": str(note)}, name=f"start-{run}", workers=1,
+                gpus=device.type == "cuda", gpus_here=1, cpus_per_worker=1.0, storage=Path(folder), max_failures=0,
             )  # fmt: skip
             to_end.append(time.time() - started)
             to_first.append(float(note.read_text(encoding="ascii")) - started)

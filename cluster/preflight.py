@@ -44,6 +44,18 @@ def check_folders(run_folder: Path, folders: Sequence[Path]) -> None:
         )
 
 
+def uses_gpus(wanted: bool | None, total: Mapping[str, float]) -> bool:
+    """Whether workers get a GPU each. wanted: None takes GPUs where `total`, e.g. {"GPU": 2.0}, has any.
+
+    What counts is what Ray's nodes have, not this machine: the head of a cluster often has no GPU. Raises
+    PreflightError if GPUs are wanted and there is none.
+    """
+    there = total.get("GPU", 0.0) > 0
+    if wanted and not there:
+        raise PreflightError("engine.device=cuda, but no node of Ray has a GPU; use engine.device=cpu or auto")
+    return there if wanted is None else wanted
+
+
 def check_resources(workers: int, *, gpus: bool, cpus_per_worker: float, total: Mapping[str, float]) -> None:
     """Check that `total`, e.g. {"CPU": 8.0, "GPU": 2.0}, is enough for the workers. Raises PreflightError."""
     needs = {"CPU": workers * cpus_per_worker, "GPU": float(workers if gpus else 0)}

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from cluster import console, preemption
 from cluster.failures import Stopped, WorkerFailed
-from cluster.preflight import check_cluster, check_folders
+from cluster.preflight import check_cluster, check_folders, uses_gpus
 from cluster.session import connected
 
 Worker = Callable[[dict[str, Any]], None]
@@ -32,7 +32,8 @@ def fit(
     *,
     name: str,
     workers: int,
-    gpus: bool,
+    gpus: bool | None,
+    gpus_here: int,
     cpus_per_worker: float,
     storage: Path,
     max_failures: int,
@@ -41,6 +42,8 @@ def fit(
     """Run `worker(config)` on every rank, with a torch process group (nccl on GPUs, else gloo).
 
     Uses the cluster of the submitted job or of RAY_ADDRESS; without one, it starts a Ray that ends with the call.
+    gpus: whether each worker gets a GPU; None gives it one where Ray's nodes have any. `config["device"]` tells the
+    worker: "cuda" or "cpu". gpus_here: GPUs of this machine, for the Ray that is started on it.
     The stdout of rank 0 is printed here; it prints as much as `cluster.console` says in this process.
     `storage / name` holds that output and Ray's own files. Every node must see this folder, and `folders` (the data).
     If a worker fails, all workers are started again, up to `max_failures` times (failures before and after the start of
@@ -57,16 +60,26 @@ def fit(
     request = folder / f".stop-{secrets.token_hex(8)}"
     run = partial(_run, worker, str(output), str(request))
     for failures in range(max_failures + 1):
-        resources = connected(cpus=workers * cpus_per_worker + 1, gpus=workers if gpus else 0)
+        resources = connected(cpus=workers * cpus_per_worker + 1, gpus=0 if gpus is False else gpus_here)
         with resources, _followed(output), preemption.passed_on(request):
-            check_cluster(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
+            used = uses_gpus(gpus, _resources())
+            check_cluster(workers, gpus=used, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
+            placed = {**config, "device": "cuda" if used else "cpu"}
             try:
-                _fit(run, config, folder, workers, gpus, cpus_per_worker, max_failures)
+                _fit(run, placed, folder, workers, used, cpus_per_worker, max_failures)
                 return
             except _LostByController as lost:
                 if failures == max_failures:
                     raise
                 console.warn(f"{lost.message}; starting the workers again")
+
+
+def _resources() -> Mapping[str, float]:
+    """All that Ray's nodes have, used or not."""
+    import ray
+
+    found: Mapping[str, float] = ray.cluster_resources()
+    return found
 
 
 class _LostByController(WorkerFailed):

@@ -204,6 +204,34 @@ def test_a_public_address_needs_a_token(host: str, environment: Mapping[str, str
         preflight.check_address(host, {"RAY_AUTH_MODE": "token"}, what="MLflow")
 
 
+def test_gpus_are_those_of_ray_s_nodes() -> None:
+    some, none = {"CPU": 9.0, "GPU": 2.0}, {"CPU": 9.0}
+    asked = [(wanted, total) for wanted in (None, False) for total in (some, none)]
+    assert [preflight.uses_gpus(*each) for each in asked] == [True, False, False, False]
+    assert preflight.uses_gpus(True, some)
+    with pytest.raises(PreflightError, match=r"engine\.device=cuda, but no node of Ray has a GPU"):
+        preflight.uses_gpus(True, none)
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_driver_without_a_gpu_places_workers_on_the_gpus_of_the_cluster(tmp_path: Path) -> None:
+    with head.running(cpus=4, gpus=2) as where:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.helpers.gpu_placement", str(tmp_path)],
+            cwd=ROOT, env={**os.environ, **where.environment, "RAY_ADDRESS": where.address},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith(("placed", "refused"))]
+    assert said == [
+        "placed 2 True cuda",
+        "placed 2 False cpu",
+        "placed 2 True cuda",
+        "refused 3 workers need 3 GPUs and the cluster has 2; use fewer workers, add nodes, or train on CPUs",
+    ]
+
+
 @given(
     workers=st.integers(1, 64), each=st.sampled_from([0.5, 1.0, 4.0]), cpus=st.integers(0, 64), gpus=st.integers(0, 8)
 )

@@ -66,7 +66,7 @@ def refuse(config: dict[str, Any]) -> None:
 def main(folder: Path) -> None:
     """Run both, one after the other, and write the results to outcome.json."""
     config: dict[str, Any] = {"folder": str(folder)}
-    options: dict[str, Any] = {"workers": 2, "gpus": False, "cpus_per_worker": 1.0, "max_failures": 1}
+    options: dict[str, Any] = {"workers": 2, "gpus": False, "gpus_here": 0, "cpus_per_worker": 1.0, "max_failures": 1}
     fit(KilledOnArrival(folder), config, name="train", storage=folder / "runs", folders=[folder], **options)
     try:
         with console.printing(console.Verbosity.QUIET):

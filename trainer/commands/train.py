@@ -93,10 +93,11 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
     if config.cluster.launcher == "inline" or not config.model.options.trained:
         train_worker(settings)
     else:
-        gpus = config.engine.device != "cpu" and torch.cuda.is_available()
+        gpus = {"auto": None, "cpu": False, "cuda": True}[config.engine.device]
         fit(
             train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
-            cpus_per_worker=1, max_failures=config.cluster.max_failures, folders=_local(config),
+            gpus_here=torch.cuda.device_count(), cpus_per_worker=1, max_failures=config.cluster.max_failures,
+            folders=_local(config),
         )  # fmt: skip
     seconds = time.perf_counter() - started
     if console.shows(Verbosity.NORMAL):

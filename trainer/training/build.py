@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from trainer.training.engine_deepspeed import DeepSpeedEngine
 
 
-def choose_device(config: RunConfig) -> torch.device:
-    """The device of this worker. Raises UserError if the configuration asks for a GPU and there is none."""
-    wanted = config.engine.device
+def choose_device(wanted: str) -> torch.device:
+    """The device of this process. wanted: "cpu", "cuda", or "auto" for a GPU where torch sees one.
+
+    Raises UserError if a GPU is wanted and torch sees none.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device=cuda, but torch sees no GPU here; use engine.device=cpu or auto")
     if wanted == "cpu" or not torch.cuda.is_available():

@@ -59,7 +59,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     check_data(latest.state, dataset.manifest, str(folder), config.data.path, "use --data to say where its data is")
     if changed := other_versions(latest.state):
         console.warn(f"{folder.name} was trained with {changed}; figures may differ")
-    device = choose_device(config)
+    device = choose_device(config.engine.device)
     loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)

@@ -37,8 +37,8 @@ _MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Train one run on this worker. settings: `config` (plain values of a RunConfig), `run_dir`,
-    and `command`, which heads config.yaml.
+    """Train one run on this worker. settings: `config` (plain values of a RunConfig), `run_dir`, `command`, which heads
+    config.yaml, and `device` ("cpu" or "cuda") where Ray has placed the worker; else engine.device decides.
 
     Continues from the last checkpoint in the run folder if there is one. So Ray Train can simply call it again after
     a worker died, and `--resume` needs nothing else.
@@ -48,11 +48,11 @@ def train_worker(settings: dict[str, Any]) -> None:
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // neighbours))
     with sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
-        _train_run(config, run_dir, rank, settings["command"])
+        device = choose_device(settings.get("device") or config.engine.device)
+        _train_run(config, run_dir, rank, settings["command"], device)
 
 
-def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str) -> None:
-    device = choose_device(config)
+def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str, device: torch.device) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     dataset = Dataset.open(config.data.path)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from models.errors import UserError
 from retrieval import files, folders
 from retrieval.files import Digest, digest, digest_file, sole_writer, whole_file, write_bytes, write_json
 from retrieval.folders import present, scratch_folder, whole_folder
+from tests.helpers.killed_at_calls import killed_at
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_runs import fork_server
 
@@ -61,7 +61,7 @@ def test_any_failing_call_leaves_the_old_or_the_new_folder(
 ) -> None:
     """exchanges: whether the file system can exchange two folders at once."""
     if not exchanges:
-        monkeypatch.setattr(folders, "exchange", _cannot_exchange)
+        monkeypatch.setattr(folders, "exchange", lambda *_: False)
     out = tmp_path / "out"
     if older:
         write(out, "old")
@@ -85,49 +85,19 @@ def test_any_failing_call_leaves_the_old_or_the_new_folder(
         assert {path.name: path.read_text() for path in out.iterdir()} == {"a": expected, "b": expected}
 
 
-def _cannot_exchange(one: Path, other: Path) -> bool:
-    del one, other
-    return False
-
-
-def _replace(out: Path, exchanges: bool, kill: int) -> None:
-    """Write "new" into `out`, killed right before call number `kill` of those that move or remove folders."""
-    done = 0
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **named)
-
-        return call
-
-    folders.exchange = counted(folders.exchange if exchanges else _cannot_exchange)
-    for owner, name in ((Path, "rename"), (shutil, "rmtree"), (Path, "unlink")):
-        setattr(owner, name, counted(getattr(owner, name)))
-    write(out, "new")
-
-
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_killed_at_any_call_the_old_or_the_new_folder_can_be_read(tmp_path: Path, exchanges: bool) -> None:
     found = []
-    for kill in range(1, 9):
-        out = tmp_path / str(kill) / "out"
+    for call in itertools.count(1):
+        out = tmp_path / str(call) / "out"
         write(out, "old")
-        process = fork_server().Process(target=_replace, args=(out, exchanges, kill))
-        process.start()
-        process.join(60)
-        if process.exitcode == 0:
+        if not killed_at(call, exchanges, write, out, "new"):
             break
-        assert process.exitcode == -signal.SIGKILL
         found.append({path.read_text() for path in present(out).iterdir()})
         assert out.exists() or not exchanges
         write(out, "newer")  # what the killed one left is no hindrance, and goes
         assert [path.name for path in out.parent.iterdir()] == ["out"]
         assert {path.read_text() for path in out.iterdir()} == {"newer"}
-    assert process.exitcode == 0, "more calls than were killed"
     assert found[0] == {"old"}
     assert found[-1] == {"new"}
     assert all(texts in ({"old"}, {"new"}) for texts in found)

@@ -1,12 +1,8 @@
 """FAISS indices against exact top-k, saved and loaded indices, and refused requests."""
 
-import os
-import shutil
-import signal
+import itertools
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -14,7 +10,6 @@ import pytest
 import torch
 
 from models.errors import UserError
-from retrieval import folders
 from retrieval.exact import Histories, exact_topk
 from retrieval.index.build import build_index, load_index, recall_against_exact
 from retrieval.index.faiss_index import Device, FaissIndex
@@ -22,7 +17,7 @@ from retrieval.index.hnsw import Hnsw
 from retrieval.index.ivf import Ivf
 from retrieval.index.kinds import KINDS, parse_options, suggested_kind
 from retrieval.index.search import by_depth, index_topk, seen_before
-from tests.helpers.tiny_runs import fork_server
+from tests.helpers.killed_at_calls import killed_at
 
 CHECKSUM = "a" * 64
 
@@ -176,40 +171,20 @@ def test_a_failed_save_leaves_the_older_index(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["flat"]
 
 
-def _save_killed(items: np.ndarray, folder: Path, exchanges: bool, kill: int) -> None:
-    """Build again, killed right before call number `kill` of those that move or remove folders."""
-    done = 0
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **named)
-
-        return call
-
-    folders.exchange = counted(folders.exchange if exchanges else lambda *_: False)
-    for owner, name in ((Path, "rename"), (shutil, "rmtree")):
-        setattr(owner, name, counted(getattr(owner, name)))
-    build(items, "flat").save(folder)
+def _build_again(folder: Path) -> None:
+    build(clustered(60), "flat").save(folder)
 
 
 @pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
 def test_built_again_and_killed_there_is_always_an_index(tmp_path: Path, exchanges: bool) -> None:
-    counts = []
-    for kill in range(1, 9):
-        folder = tmp_path / str(kill) / "flat"
+    counts = list[int]()
+    for call in itertools.count(1):
+        folder = tmp_path / str(call) / "flat"
         build(clustered(50), "flat").save(folder)
-        process = fork_server().Process(target=_save_killed, args=(clustered(60), folder, exchanges, kill))
-        process.start()
-        process.join(60)
+        killed = killed_at(call, exchanges, _build_again, folder)
         counts.append(load_index(folder, CHECKSUM).record.count)
-        if process.exitcode == 0:
+        if not killed:
             break
-        assert process.exitcode == -signal.SIGKILL
-    assert process.exitcode == 0
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (49, 59)
     assert len(counts) >= 3

@@ -183,7 +183,7 @@ def test_videos_that_are_gone_changed_or_hang(tmp_path: Path, monkeypatch: pytes
         assert gone.pictures["Sampled frames"] == []
         started = time.monotonic()
         changed = inspected(tmp_path, "i2", features)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60  # the server never answers
     assert "has changed since the features were made of its frames at 0.40, 1.40," in changed.text["Sampled frames"]
     assert "3.00 s4.00 s5.00 s6.00 s7.00 s" in changed.text["Sampled frames"]
     assert read_number(pixels(changed.pictures["Sampled frames"][0])) == 515

@@ -21,16 +21,18 @@ from trainer.extract.pipeline.protocols import TITLE_KINDS, Unusable
 from trainer.extract.pipeline.units import Arrays, Encode, Unit
 
 WIDTH = 3
+GATED = 60
 
 
 @dataclass(frozen=True)
 class NumberJob:
     """Text of an item: its number, three times. Sources: "7" is item 7; "bad ..." is unusable with this reason; "nan"
     and "huge" give such vectors; "zero" gives zeros; "die" and "die later" kill the process that loads or encodes them;
-    "boom" and "boom later" raise a bug there, "mistake" a user's mistake. log: a file that lists the loaded items."""
+    "boom" and "boom later" raise a bug there, "mistake" a user's mistake. log: a file that lists the loaded items.
+    gate: a file without which items from number GATED on are not loaded."""
 
     log: Path | None = None
-    pause: float = 0.0
+    gate: Path | None = None
     zero_rows_are_mean: bool = False
     kinds: ClassVar[dict[ContentField, str]] = TITLE_KINDS
 
@@ -49,10 +51,11 @@ class NumberJob:
         return jobs.load_unit(unit, self._one)
 
     def _one(self, source: str) -> Arrays:
+        while self.gate and int(source) >= GATED and not self.gate.exists():
+            time.sleep(0.05)
         if self.log:
             with self.log.open("a") as log:
                 log.write(source + "\n")
-        time.sleep(self.pause)
         if source.startswith("bad"):
             raise Unusable(source)
         if source == "die":
@@ -105,13 +108,7 @@ def run(out: Path, sources: list[str], job: NumberJob | None = None, **options: 
     )
 
 
-if __name__ == "__main__":  # OUT LOG N LAUNCHER: extract N numbers slowly, so that a test can kill it
-    out, log, count, launcher = sys.argv[1:]
-    run(
-        Path(out),
-        [str(n) for n in range(int(count))],
-        NumberJob(Path(log), pause=0.05),
-        launcher=launcher,
-        loaders=1,
-        encoders=1,
-    )
+if __name__ == "__main__":  # OUT LOG GATE N LAUNCHER: extract N numbers
+    out, log, gate, count, launcher = sys.argv[1:]
+    job = NumberJob(Path(log), Path(gate))
+    run(Path(out), [str(n) for n in range(int(count))], job, launcher=launcher, loaders=1, encoders=1)

@@ -10,7 +10,6 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 root=$PWD
 log=.venv/install.log
 venv=$root/.venv
-in_parallel=(-n auto --dist loadfile --no-loadscope-reorder)
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -95,21 +94,24 @@ plain_path() {
 }
 
 run_tests() {
+    local types=.venv/mypy.log checking workers failed=0
     export OMP_NUM_THREADS=1
     "$venv/bin/python" -m ruff check .
     "$venv/bin/python" -m ruff format -q --check .
-    "$venv/bin/python" -m mypy
     PYTHONPATH=$root "$venv/bin/lint-imports"
-    # tests that need Ray run one at a time, after the others, which share the cores; no other file is imported for them
-    "$venv/bin/python" -m pytest -q -m "not ray and not long" "${in_parallel[@]}" --durations=10 \
+    "$venv/bin/python" -m mypy >"$types" 2>&1 </dev/null & # beside the tests
+    checking=$!
+    # one process more than cores, as tests wait for other processes; tests/conftest.py says how tests are divided
+    workers=$("$venv/bin/python" -c 'import os; print((os.cpu_count() or 1) + 1)')
+    "$venv/bin/python" -m pytest -n "$workers" --durations=10 \
         --cov=trainer.training.checkpoint --cov=trainer.batches.plan --cov=trainer.data.format.shards \
-        --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 </dev/null
-    # shellcheck disable=SC2046 # no test file has a space in its name
-    "$venv/bin/python" -m pytest -q -m "ray and not long" --durations=10 \
-        $(grep -rl 'mark\.ray' tests --include='*.py' | sort) </dev/null
+        --cov=retrieval.metrics --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95 \
+        </dev/null || failed=$?
+    wait "$checking" || failed=$?
+    cat "$types"
+    [ "$failed" -eq 0 ] || exit "$failed"
     if [ "$1" = long ]; then # -rP prints what each of them found
-        "$venv/bin/python" -m pytest -q -m "long and not ray" "${in_parallel[@]}" --durations=0 -rP </dev/null
-        "$venv/bin/python" -m pytest -q -m "long and ray" --durations=0 </dev/null
+        "$venv/bin/python" -m pytest -m long -n "$workers" --durations=0 -rP </dev/null
     fi
 }
 

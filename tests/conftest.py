@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -14,20 +17,53 @@ from models.nn.layout import Layout
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
-#: the slowest files, slowest first: they start first, so that no worker runs one of them alone at the end
+# Ray gives its processes a low priority (15): beside other tests they would hardly run
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+HERE = Path(__file__).parent
+#: the slowest other files, slowest first: they start first, so that no worker runs one of them alone at the end
 LONGEST = (
-    "trainer/training/test_engines.py", "models/learns/test_m3bsr.py", "trainer/tracking/test_mirror_server.py",
-    "trainer/tracking/test_mirror.py", "trainer/commands/test_examples.py",
-    "models/learns/test_content.py", "trainer/training/test_engines_systems.py", "trainer/training/test_loop.py",
-    "models/learns/test_ssdrec.py", "models/learns/test_dmmd4sr.py", "models/learns/test_diqdiff.py",
-    "models/test_every_system.py", "models/learns/test_mmgcn.py", "trainer/extract/video/test_encoders.py",
+    "trainer/training/test_engines.py", "trainer/tracking/test_mirror.py", "trainer/training/test_engines_systems.py",
+    "trainer/tracking/test_mirror_server.py", "models/learns/test_content.py", "trainer/training/test_loop.py",
+    "models/learns/test_m3bsr.py", "models/learns/test_ssdrec.py", "models/learns/test_diqdiff.py",
+    "models/test_every_system.py", "trainer/extract/video/test_encoders.py", "trainer/commands/test_examples.py",
+    "models/learns/test_dmmd4sr.py", "models/learns/test_mmgcn.py", "trainer/training/test_checkpoint.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    folder = Path(__file__).parent
-    places = {folder / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+    places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    # those with Ray first: Ray reads settings when it is imported, which other tests do without them
+    items.sort(key=lambda item: -1 if item.get_closest_marker("ray") else places.get(item.path, len(LONGEST)))
+
+
+def need_ray(root: Path) -> Iterator[str]:
+    """Ids of the tests that are marked `ray`, without parameters. (pytest-xdist tells its scheduler no marks.)"""
+    for path in HERE.rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        functions = ast.parse(text).body if "mark.ray" in text else []
+        for node in functions:
+            if isinstance(node, ast.FunctionDef) and "pytest.mark.ray" in map(ast.unparse, node.decorator_list):
+                yield f"{path.relative_to(root).as_posix()}::{node.name}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As with `--dist loadfile`, the tests of a file run on one worker; but all that need Ray on one and the same.
+
+    They share a head there, and no two Rays run at once. (`--dist loadgroup` has no effect with pytest 9 and
+    pytest-xdist 3.8.)
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    ray = {*need_ray(config.rootpath)}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.partition("[")[0] in ray else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False  # in the order of collection, see LONGEST
+    return Scheduling(config, log)
 
 
 @pytest.fixture
@@ -75,6 +111,7 @@ def ray_head() -> Iterator[dict[str, str]]:
         yield {**where.environment, "RAY_ADDRESS": where.address}
         mark = where.mark
     assert head.processes_of(mark) == []
+    assert not Path(head.PLACE, mark).exists()
 
 
 @pytest.fixture

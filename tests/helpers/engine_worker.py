@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from models.contract import Batch, ModelContext, Moments, SequenceModel, Trainin
 from models.options.base import ContentField
 from models.systems import build, options_class, options_of
 from models.tensor_table import TensorTable
-from tests.helpers.tiny_runs import MODELS, run_ranks
+from tests.helpers.tiny_runs import MODELS, joined, run_ranks
 from trainer.batches.plan import Plan, Rows
 from trainer.config.recipe import nest
 from trainer.config.schema import EngineConfig, TrainConfig
@@ -88,14 +87,9 @@ def raised(folder: Path, name: str, world: int) -> list[bool]:
 
 def _rank(rank: int, world: int, folder: Path, mark: str, jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
-    if world > 1:
-        store = dist.FileStore(str(folder / f"{mark}.store"), world)  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    for job in jobs:
-        _run(folder, Job(**job), rank, world)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    with joined(rank, world, folder / f"{mark}.store"):
+        for job in jobs:
+            _run(folder, Job(**job), rank, world)
 
 
 def _run(folder: Path, job: Job, rank: int, world: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.files import FileSystem
-from tests.helpers.tiny_runs import fork_server
+from tests.helpers.tiny_runs import fork_server, joined, run_ranks
 from trainer.cli import main
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
@@ -43,6 +43,12 @@ def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None =
     process.join(timeout=timeout)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
+
+
+def run_world(config: RunConfig, run_dir: Path, world: int) -> None:
+    """Train on `world` processes, which end with the call, without Ray."""
+    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"}
+    run_ranks(_train_rank, world, settings)
 
 
 def run_command(arguments: Sequence[str], output: Path, stop: tuple[str, int] | None = None) -> tuple[int, str]:
@@ -76,6 +82,11 @@ def _train(settings: dict[str, Any], kill: tuple[str, int] | None) -> None:
     events = _count(kill, signal.SIGKILL)
     session.train_worker(settings)
     (Path(settings["run_dir"]) / "events.json").write_text(json.dumps(events))
+
+
+def _train_rank(rank: int, world: int, settings: dict[str, Any]) -> None:
+    with joined(rank, world, Path(f"{settings['run_dir']}.store")):
+        session.train_worker(settings)
 
 
 def _counted(

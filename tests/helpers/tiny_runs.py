@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,20 @@ def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout:
     for process in processes:
         process.kill()
     assert codes == [0] * world, f"exit codes {codes} of world {world}"
+
+
+@contextmanager
+def joined(rank: int, world: int, store: Path) -> Iterator[None]:
+    """For a target of `run_ranks`: a process group with gloo while the block runs. store: a file that is not there."""
+    import torch.distributed as dist
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
+    if world > 1:
+        file = dist.FileStore(str(store), world)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=file, rank=rank, world_size=world)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def fork_server() -> ForkServerContext:

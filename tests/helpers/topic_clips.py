@@ -17,17 +17,19 @@ COLOURS = ((220, 40, 40), (40, 200, 60), (60, 70, 230))
 DIRECTIONS = ((1, 0), (0, 1), (-1, 0))
 
 
-def write_world(dataset: Path, folder: Path) -> None:
-    """Turn a prepared synthetic world of three topics into a user's files: FOLDER/clips/ITEM.mp4 (one of them is
-    empty), items.csv (item, title) and log.csv (user, item, time)."""
+def write_world(dataset: Path, folder: Path, listed: int | None = None) -> None:
+    """Turn a prepared synthetic world of three topics into a user's files: FOLDER/clips/ITEM.mp4 (the last is empty),
+    items.csv (item, title) and log.csv (user, item, time). listed: how many items have a clip and a title; None: all.
+    """
     items = pl.read_parquet(dataset / "items.parquet")
     topics = np.load(dataset / "truth" / "item_topic.npy")[1:]
     assert set(topics.tolist()) == set(range(len(COLOURS)))
     (folder / "clips").mkdir(parents=True)
-    for number, (name, topic) in enumerate(zip(items["item"], topics.tolist(), strict=True)):
+    known = items.head(listed) if listed else items
+    for number, (name, topic) in enumerate(zip(known["item"], topics.tolist(), strict=False)):
         write_clip(folder / "clips" / f"{name}.mp4", pictures(topic, number), fps=FPS, gop=FPS)
-    (folder / "clips" / f"{items['item'][-1]}.mp4").write_bytes(b"")
-    items.select("item", "title").write_csv(folder / "items.csv")
+    (folder / "clips" / f"{known['item'][-1]}.mp4").write_bytes(b"")
+    known.select("item", "title").write_csv(folder / "items.csv")
     users = pl.read_parquet(dataset / "users.parquet")["user"].to_list()
     offsets = np.load(dataset / "sequences" / "offsets.npy")
     rows = np.load(dataset / "sequences" / "items.npy")

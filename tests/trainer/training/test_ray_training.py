@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 from cluster import head, leftovers, preflight, session
 from tests.helpers.paths import ROOT
+from tests.helpers.run_worker import run_world
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
-from tests.helpers.training_runs import assert_same_end, lines
+from tests.helpers.training_runs import assert_same_end, lines, write_config
 from trainer.cli import main
+from trainer.config import recipe
 from trainer.training.checkpoint import CheckpointStore
 
 EPOCHS, STEPS, EVERY = 3, 8, 3  # steps of an epoch (234 rows / 30), steps between checkpoints
@@ -129,38 +130,17 @@ def marked_sessions() -> set[Path]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all workers of pytest-xdist."""
-    mine = tmp_path_factory.getbasetemp()
-    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "ray-training"
-    folder.mkdir(exist_ok=True)
-    return folder
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("ray-training") / "data")
 
 
 @pytest.fixture(scope="module")
-def data(shared: Path) -> Path:
-    with FileLock(shared / "data.lock"):
-        return shared / "data" if (shared / "data").exists() else make_dataset(shared / "data")
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, shared: Path) -> Path:
-    """The undisturbed run, with a Ray of its own. The first worker that needs it makes it."""
-    run = shared / "runs" / "tiny"
-    with FileLock(shared / "run.lock"):
-        if not (run / "test.json").exists():
-            _train_undisturbed(data, run)
-    return run
-
-
-def _train_undisturbed(data: Path, run: Path) -> None:
-    mark = f"{os.getpid()}-whole"
-    status, out = train(mark, command(data, run))
-    assert status == 0, out
-    assert "2 worker(s), deepspeed engine" in out
-    assert resumed_at(out) == []
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run, by two processes without Ray."""
+    run = tmp_path_factory.mktemp("whole") / "tiny"
+    run_world(write_config(recipe.load("demo", "sasrec", SETTINGS, str(data)), run), run, world=2)
     assert [line["step"] for line in lines(run) if line["event"] == "epoch"] == [STEPS, 2 * STEPS, 3 * STEPS]
-    assert left_of(mark, GONE_S) == []
+    return run
 
 
 @pytest.mark.ray
@@ -171,6 +151,7 @@ def test_a_killed_worker_changes_nothing(data: Path, whole: Path, tmp_path: Path
     status, out = train(mark, command(data, run), ("worker", rank, step), ray_head)
     assert status == 0, out
     assert (tmp_path / mark).exists(), "nothing was killed"
+    assert "2 worker(s), deepspeed engine" in out
     assert resumed_at(out) == [committed(step - 1)], out
     assert_same_end(whole, run)
     assert_same_weights(whole, run)

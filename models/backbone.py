@@ -53,15 +53,10 @@ class Backbone(SequenceModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         batch = self.training_rows(batch)
-        user_BD = self.ranked_users(self.encode(batch), batch)
-        return {"ranking": self.ranking_loss(user_BD, batch.target), **self.auxiliary_losses(batch)}
-
-    def ranked_users(self, user_BD: Tensor, batch: Batch) -> Tensor:
-        """(B, D) preferences -> user vectors for `ranking_loss` and for the product with `item_vectors`."""
-        return self.candidates.users(user_BD, batch)
+        return {"ranking": self.ranking_loss(self.encode(batch), batch.target), **self.auxiliary_losses(batch)}
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        return self.ranked_users(self.encode(batch), batch).float()
+        return self.encode(batch).float()
 
     def item_vectors(self) -> Tensor:
         return self.candidates(self.item_embedding.weight).float()  # type: ignore[no-any-return]

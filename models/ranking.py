@@ -21,8 +21,6 @@ from models.options.ranking import RankingOptions
 
 #: number of items whose content is projected at a time: limits the memory for a large catalogue
 _BLOCK = 1 << 14
-#: initial value of the amount that is taken off the score of an item in the history, in units of logits
-_REPEAT_START = 4.0
 #: initial scale of the projection of unit content, so that it is not larger than a trained ID vector
 _CONTENT_STD = 0.05
 
@@ -30,7 +28,6 @@ _CONTENT_STD = 0.05
 class Candidates(nn.Module):
     """Makes the candidates from the backbone's ID table, and selects the items that the training softmax runs over."""
 
-    codes: Tensor | None
     seen: Tensor | None
     place: Tensor | None
 
@@ -49,33 +46,19 @@ class Candidates(nn.Module):
         if options.content != "none":
             self.content = ScaledContent(context.table, options.content, options.scale)
             self.project = nn.Parameter(_CONTENT_STD * torch.randn(hidden, self.content.width[0]))
-        codes = repeat_codes(len(seen_I), options.repeats, context.seed) if options.repeats else None
-        self.register_buffer("codes", codes, persistent=False)
-        self.repeat = nn.Parameter(torch.tensor([_REPEAT_START])) if options.repeats else None
         left_out = options.absent == "left_out" and not bool(seen_I[1:].all())
         self.register_buffer("seen", seen_I.nonzero().squeeze(1) if left_out else None, persistent=False)
         self.register_buffer("place", seen_I.cumsum(0) if left_out else None, persistent=False)
 
     def forward(self, shared_ID: Tensor) -> Tensor:
-        """(I, D) ID table of the histories -> (I, D + width of the codes) candidates; row 0 is padding."""
+        """(I, D) ID table of the histories -> (I, D) candidates; row 0 is padding."""
         item_ID = shared_ID if self.own is None else self.own
         if self.training and self.options.id_dropout:
             kept = torch.rand(len(item_ID), 1, device=item_ID.device) >= self.options.id_dropout
             item_ID = item_ID * kept
         if self.project is not None:
             item_ID = item_ID + _Projected.apply(self.project, self.content, len(item_ID))  # type: ignore[no-untyped-call]
-        return item_ID if self.codes is None else torch.cat([item_ID, self.codes.to(item_ID.dtype)], dim=1)
-
-    def users(self, user_BD: Tensor, batch: Batch) -> Tensor:
-        """(B, D) preferences -> (B, D + width of the codes) user vectors, which lower the scores of history items.
-
-        An item's code is a random unit vector. Its product with the negative sum of the history's codes is minus the
-        number of times that the item is in the history, up to noise of 1 / sqrt(width) per item of the history.
-        """
-        if self.codes is None or self.repeat is None:
-            return user_BD
-        history_BLC = self.codes[batch.history]
-        return torch.cat([user_BD, -self.repeat.to(user_BD.dtype) * history_BLC.sum(1).to(user_BD.dtype)], dim=1)
+        return item_ID
 
     def trained(self, item_ID: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of `item_ID` that the training softmax runs over, padding first, and the targets' places in them.
@@ -121,13 +104,6 @@ def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:
     seen_I[interactions.items.long()] = True
     seen_I[0] = False
     return seen_I
-
-
-def repeat_codes(n_items: int, width: int, seed: int) -> Tensor:
-    """(I, width) random unit vectors, zero for padding. Not learned: learned codes fit item pairs and rank worse."""
-    normal = KeyedNoise(seed).normal(torch.arange(n_items), (width,), Stream.REPEAT_CODES)
-    normal[0] = 0
-    return F.normalize(normal, dim=1)
 
 
 def shortened(batch: Batch, share: float, noise: KeyedNoise) -> Batch:

@@ -123,7 +123,7 @@ class MealRec(SequenceModel):
             target, kept = (x_BD.detach(), state.detach()) if detach else (x_BD, state)
             terms["npd"] = squared_distance(self._direction(kept + added_BD), target)
             terms |= explained("npd", x_BD, state, estimate_BD)
-        user_BD = self.backbone.ranked_users(self._mix(estimate_BD, x_BD), batch)
+        user_BD = self._mix(estimate_BD, x_BD)
         return {"ranking": self.backbone.ranking_loss(user_BD, batch.target), **terms,
                 **self.backbone.auxiliary_losses(batch)}  # fmt: skip
 
@@ -175,7 +175,7 @@ class MealRec(SequenceModel):
             estimate = self.diffusion.reverse(state, start, lambda x, _: self._denoised(x, z_BKV, text_BH))
         else:
             estimate = self._denoised(x_BD, z_BKV, text_BH)
-        return self.backbone.ranked_users(self._mix(estimate, x_BD), batch).float()
+        return self._mix(estimate, x_BD).float()
 
     def _refine(self, sequence_BKV: Tensor, batch: Batch, tcd: str) -> Tensor:
         """The refined content at evaluation: the reverse chain from q(z_start | z_0) (Eq. 10, D12), one call on the

@@ -43,7 +43,6 @@ class Stream(IntEnum):
     START_NOISE = 24
     UNCERTAINTY = 25
     SHORTENING = 26
-    REPEAT_CODES = 27
 
 
 def hash32(x: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ class RankingOptions:
     scale: scale of this content before its vectors get unit length: raw, unit or standard
     id_dropout: share of the items whose id vector a training step leaves out, so that only content represents them
     absent: whether items without a training interaction are negatives like all others, or left_out of the softmax
-    repeats: width of the codes that lower the score of items in the history by a learned amount; 0: no codes
     """
 
     untied: bool = False
@@ -27,14 +26,12 @@ class RankingOptions:
     scale: Scale = "standard"
     id_dropout: float = 0.0
     absent: Literal["negatives", "left_out"] = "negatives"
-    repeats: int = 0
 
     def __post_init__(self) -> None:
         probabilities(self, "id_dropout")
         require(0 <= self.shorten <= 1, "shorten", self.shorten, "it must be in 0..1")
         require(self.content in ("none", "text", "visual"), "content", self.content, "it must be none, text or visual")
         require(self.absent in ("negatives", "left_out"), "absent", self.absent, "it must be negatives or left_out")
-        require(self.repeats >= 0, "repeats", self.repeats, "it must be 0 or more")
         alone = self.content != "none" or not self.id_dropout
         require(alone, "id_dropout", self.id_dropout, "it needs content, which represents an item without its ID")
 

@@ -54,8 +54,6 @@ class TedRecOptions(SystemOptions):
         require(self.similarity in ("dot", "cosine"), "similarity", self.similarity, "it must be dot or cosine")
         start = self.filter_start
         require(start in ("noise", "identity"), "filter_start", start, "it must be noise or identity")
-        dot = self.similarity == "dot" or not self.ranking.repeats
-        require(dot, "ranking.repeats", self.ranking.repeats, "it must be 0 if similarity is cosine")
 
     @property
     def needs(self) -> tuple[ContentField, ...]:

@@ -186,24 +186,19 @@ def _vector(model: Backbone, item: int) -> Tensor:
     return vector if candidates.project is None else vector + candidates.project @ _content("text", item).to(vector)
 
 
-def _score(model: Backbone, user_D: Tensor, history: Sequence[int], item: int) -> Tensor:
-    """The score by definition: the dot product minus the learned amounts for similar codes, or cosine / temperature."""
-    vector, candidates = _vector(model, item), model.candidates
+def _score(model: Backbone, user_D: Tensor, item: int) -> Tensor:
+    """The score by definition: the dot product, or cosine / temperature."""
+    vector = _vector(model, item)
     if model.similarity == "cosine":
         return (user_D * vector).sum() / (user_D.norm() * vector.norm()) / model.temperature
-    score = (user_D * vector).sum()
-    if candidates.codes is None or candidates.repeat is None:
-        return score
-    for watched in history:
-        score = score - candidates.repeat[0] * (candidates.codes[watched] * candidates.codes[item]).sum().to(score)
-    return score
+    return (user_D * vector).sum()
 
 
-def _loss(model: Backbone, user_BD: Tensor, histories: Sequence[Sequence[int]], targets: Sequence[int]) -> Tensor:
+def _loss(model: Backbone, user_BD: Tensor, targets: Sequence[int]) -> Tensor:
     """Mean over rows of -log of the target's share among the items that somebody watched."""
     rows = []
-    for user_D, history, target in zip(user_BD, histories, targets, strict=True):
-        exponents = [torch.exp(_score(model, user_D, history, item)) for item in SEEN]
+    for user_D, target in zip(user_BD, targets, strict=True):
+        exponents = [torch.exp(_score(model, user_D, item)) for item in SEEN]
         rows.append(-torch.log(exponents[SEEN.index(target)] / torch.stack(exponents).sum()))
     return torch.stack(rows).mean()
 
@@ -218,16 +213,14 @@ def _cut(batch: Batch, share: float) -> list[list[int]]:
     return histories
 
 
-@pytest.mark.parametrize(
-    ("kind", "repeats"), [("sasrec", 0), ("sasrec", 3), ("tedrec-dot", 0), ("tedrec-dot", 3), ("tedrec-cosine", 0)]
-)
-def test_ranking_loss_is_cross_entropy_of_the_items_seen_in_training(kind: str, repeats: int) -> None:
-    model = _backbone(kind, replace(ALL, repeats=repeats)).double()
+@pytest.mark.parametrize("kind", ["sasrec", "tedrec-dot", "tedrec-cosine"])
+def test_ranking_loss_is_cross_entropy_of_the_items_seen_in_training(kind: str) -> None:
+    model = _backbone(kind).double()
     user = torch.randn(3, HIDDEN, dtype=torch.float64).requires_grad_()
-    batch, targets = make_batch([[3], [1, 2, 3, 5], [6, 6]]), [1, 4, 11]
-    loss = model.ranking_loss(model.ranked_users(user, batch), torch.tensor(targets))
+    targets = [1, 4, 11]
+    loss = model.ranking_loss(user, torch.tensor(targets))
     leaves = [user, *model.candidates.parameters()]
-    assert_same(loss, _loss(model, user, [[3], [1, 2, 3, 5], [6, 6]], targets), leaves)
+    assert_same(loss, _loss(model, user, targets), leaves)
 
 
 @pytest.mark.parametrize("kind", ["sasrec", "tedrec-cosine"])
@@ -237,7 +230,7 @@ def test_a_step_reads_the_shortened_rows(kind: str) -> None:
     assert any(1 <= len(short) < len(whole) for short, whole in zip(cut, HISTORIES, strict=True))
     assert any(len(short) == len(whole) > 1 for short, whole in zip(cut, HISTORIES, strict=True))
     user = model.encode(make_batch(cut))
-    expected = _loss(model, user, cut, SEEN[:6])
+    expected = _loss(model, user, SEEN[:6])
     torch.testing.assert_close(model(replace(batch, target=torch.tensor(SEEN[:6])))["ranking"], expected)
 
 
@@ -275,47 +268,3 @@ def test_an_identity_filter_passes_the_ids() -> None:
     item = torch.randn(2, 4, HIDDEN)
     fused = model.fusion(item, torch.zeros(2, 4, HIDDEN))
     assert (fused - item).norm() < 0.2 * item.norm()
-
-
-def test_codes_take_the_same_amount_off_whatever_the_history_holds() -> None:
-    """Codes of width 4,096 are nearly orthogonal (1/64): only items of the history lose `repeat` per occurrence."""
-    model, batch = Candidates(RankingOptions(repeats=4096), _context(), HIDDEN).eval(), make_batch(HISTORIES)
-    shared, user = _shared().float(), torch.randn(len(batch), HIDDEN)
-    change = model.users(user, batch) @ model(shared).T - user @ shared.T
-    for row, history in enumerate(HISTORIES):
-        for item in range(ITEMS):
-            assert abs(change[row, item] + 4.0 * history.count(item) * (item > 0)) < 4.0 * len(history) * 5 / 64
-    assert [name for name, _ in model.named_parameters()] == ["repeat"], "codes are drawn anew, not stored"
-    assert change[:, 0].abs().max() < 1e-6
-
-
-def test_the_amount_is_learned() -> None:
-    model, batch = _candidates(repeats=8), make_batch(HISTORIES)
-    user = torch.randn(len(batch), HIDDEN, dtype=torch.float64).requires_grad_()
-    assert model.codes is not None
-    assert model.repeat is not None
-    parts = [torch.stack([model.codes[i] for i in history]).sum(0) for history in HISTORIES]
-    expected = torch.stack([torch.cat([u, -model.repeat[0] * part]) for u, part in zip(user, parts, strict=True)])
-    assert_same(model.users(user, batch), expected, [user, model.repeat])
-
-
-@pytest.mark.parametrize("kind", ["sasrec", "tedrec-dot"])
-def test_users_and_items_agree_in_width_alone_and_under_mealrec(kind: str) -> None:
-    model, batch = _backbone(kind, replace(ALL, repeats=8)).eval(), make_batch(HISTORIES)
-    batch = replace(batch, target=torch.tensor(SEEN[:6]))
-    assert model.user_vectors(batch).shape[1] == model.item_vectors().shape[1] == HIDDEN + 8
-    model(batch)["ranking"].backward()
-    assert model.candidates.repeat is not None
-    assert model.candidates.repeat.grad is not None
-    options = MealRecOptions(
-        backbone="sasrec", sasrec=SASRecOptions(hidden=HIDDEN, inner=6, ranking=RankingOptions(repeats=8)), steps=3,
-        tcd=TCDOptions(channels=(8, 16)),
-    )  # fmt: skip
-    mealrec = MealRec(options, _context()).eval()
-    assert mealrec.user_vectors(batch).shape[1] == mealrec.item_vectors().shape[1] == HIDDEN + 8
-    assert torch.isfinite(mealrec(batch)["ranking"])
-
-
-def test_cosines_cannot_take_an_amount_off() -> None:
-    with pytest.raises(UserError, match="repeats"):
-        TedRecOptions(ranking=RankingOptions(repeats=8))

@@ -147,7 +147,7 @@ def _read(recipe: str) -> dict[str, Any]:
     try:
         return read_yaml(path)
     except UserError as error:
-        raise UserError(f"recipe {error}") from None
+        raise UserError(f"recipe: {error}") from None
 
 
 def nest(settings: Iterable[str]) -> dict[str, Any]:

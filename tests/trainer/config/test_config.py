@@ -243,10 +243,10 @@ def test_a_bad_recipe_file_is_a_user_error(text: str, tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown recipe 'demoo': did you mean 'demo'"):
         recipe.load("demoo", None, [], None)
-    with pytest.raises(UserError, match="cannot read recipe"):
+    with pytest.raises(UserError, match="recipe: cannot read"):
         recipe.load(str(tmp_path / "absent.yaml"), None, [], None)
     (tmp_path / "latin.yaml").write_bytes(b"model: \xff\xfe")
-    with pytest.raises(UserError, match="cannot read recipe"):
+    with pytest.raises(UserError, match="recipe: cannot read"):
         recipe.load(str(tmp_path / "latin.yaml"), None, [], None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import sys
@@ -22,6 +23,8 @@ from cluster.session import connected
 Worker = Callable[[dict[str, Any]], None]
 DIED = "WorkerDied"
 _POLL_S = 0.2
+#: a disk that is full, fails or may not be written will be so again after a new start
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 #: Ray waits one minute for free resources, this many times; by default it waits for ever, without a message
 _START_ATTEMPTS = 10
 
@@ -47,9 +50,9 @@ def fit(
     The stdout of rank 0 is printed here; it prints as much as `cluster.console` says in this process.
     `storage / name` holds that output and Ray's own files. Every node must see this folder, and `folders` (the data).
     If a worker fails, all workers are started again, up to `max_failures` times (failures before and after the start of
-    training are counted separately). A ValueError ends the run at once, because the same input would be refused again.
-    So does a stop on request: SIGTERM to this process or to a worker is a notice that `worker` can read from
-    `cluster.preemption`.
+    training are counted separately). A ValueError ends the run at once, because the same input would be refused again,
+    and so does a full, failing or read-only disk. So does a stop on request: SIGTERM to this process or to a worker is
+    a notice that `worker` can read from `cluster.preemption`.
 
     `worker` is a module-level function. Paths in `config` must be absolute: a relative path has no meaning on another
     node. Raises WorkerFailed (kind: class name of the exception in the worker) and PreflightError.
@@ -173,7 +176,7 @@ def _run(worker: Worker, output: str, request: str, config: dict[str, Any]) -> N
     except Exception as error:
         # The exception itself may not be picklable, or its class may be unknown to Ray's controller.
         text = traceback.format_exc()
-        final = isinstance(error, ValueError | Stopped)
+        final = isinstance(error, ValueError | Stopped) or getattr(error, "errno", None) in _DISK
         raise WorkerFailed(type(error).__name__, str(error), text, final, time.time()) from None
     finally:
         if isinstance(sys.stdout, _Tee):

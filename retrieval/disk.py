@@ -1,4 +1,4 @@
-"""Messages for disks that are full or may not be written."""
+"""Messages for disks that are full, fail, or may not be written."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _NO_ROOM = 1 << 20
 
 @contextlib.contextmanager
 def told_of_disk(folder: Path, scratch: Path | None = None) -> Iterator[None]:
-    """Raises UserError in place of an error that the disk of `folder` caused: it is full, or may not be written.
+    """Raises UserError in place of an error that a disk caused: it is full, fails, or may not be written.
 
-    scratch: a folder with what was written so far, which is removed then.
+    folder: where errors happen that name no file. scratch: a folder with what was written so far, which is removed
+    then.
     """
     try:
         yield
@@ -37,14 +38,19 @@ def told_of_disk(folder: Path, scratch: Path | None = None) -> Iterator[None]:
 
 
 def disk_trouble(error: BaseException, folder: Path, written: int = 0) -> str | None:
-    """What to tell of an error because the disk of `folder` is full or may not be written; None for any other error.
+    """What to tell of an error because its disk is full, fails or may not be written; None for any other error.
 
-    written: bytes that had been written and were given back. Libraries in C and Rust raise errors of their own.
+    folder: where the error happened, if the error itself names no file. written: bytes that had been written and were
+    given back. Libraries in C and Rust raise errors of their own.
     """
     number, text = getattr(error, "errno", None), str(error)
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        folder = Path(error.filename).parent
     shown = next((path for path in (folder, *folder.absolute().parents) if ".partial-" not in str(path)), folder)
     if number == errno.EROFS or os.strerror(errno.EROFS) in text:
         return f"{shown} is on a disk that may only be read; choose another place"
+    if number == errno.EIO or os.strerror(errno.EIO) in text:
+        return f"the disk of {shown} does not work (input/output error); look at the system's log, choose another place"
     full = number in _FULL or any(os.strerror(each) in text for each in _FULL)
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
     if not full and not (isinstance(error, OSError) and number is None and free < _NO_ROOM):  # a short write of numpy

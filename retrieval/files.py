@@ -130,13 +130,19 @@ def _sweep(path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path`; what is written and flushed there in the block becomes `path`."""
+    """Give a path beside `path`; what is written and flushed there in the block becomes `path`.
+
+    An OSError names `path`, so that a message can say which disk is full: those of `os.write` name no file.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield aside
         aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # on a disk that fails: the first error is the one to tell
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (error.filename is None or error.filename == str(aside)):
+            error.filename, error.filename2 = str(path), None
         raise
     sync_folder(path.parent)
 

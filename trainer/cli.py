@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python reports an error when it flushes at exit
         return DONE
     except OSError as error:
-        if told := disk_trouble(error, Path(error.filename).parent if isinstance(error.filename, str) else Path.cwd()):
+        if told := disk_trouble(error, _place(error)):
             return _mistake(told)
         raise
 
@@ -70,7 +70,21 @@ def _run(argv: list[str]) -> int:
     with console.printing(chosen(args)):
         status: int = module_of(verb).run(args)
         console.note(_cost(verb, started), console.Verbosity.VERBOSE)
+    sys.stdout.flush()  # a full disk that takes our output is told here; at the exit Python would only warn
     return status
+
+
+def _place(error: OSError) -> Path:
+    """The folder whose disk caused an error that names no file: that of our output if this cannot be written either."""
+    if error.filename is not None:
+        return Path.cwd()  # the error itself says where
+    try:
+        sys.stdout.flush()
+    except OSError:
+        output = Path(os.path.realpath(f"/dev/fd/{sys.stdout.fileno()}"))
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python reports it again when it flushes at exit
+        return output.parent
+    return Path.cwd()
 
 
 def _joined(argv: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cluster import console
 from models.errors import UserError
+from retrieval.disk import disk_trouble
 from trainer.local_path import local_path
 from trainer.tracking import start_mirror, where_runs_are
-from trainer.tracking.address import Tracker, default_uri, tracker
+from trainer.tracking.address import Tracker, default_uri, sqlite_path, tracker
 from trainer.tracking.describe import read_config
 from trainer.tracking.metrics_log import read_lines
 from trainer.tracking.state import read_state
@@ -41,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
     ended = bool(lines) and lines[-1]["event"] == "end"
     mirror = start_mirror(run_dir, where.uri, where.experiment, running=False)
     if not mirror.close(args.timeout, "FINISHED" if ended else "FAILED"):
+        for place in (run_dir, sqlite_path(where.uri)):
+            if place and (full := disk_trouble(OSError(mirror.told), place)):  # a full disk is seen by its free space
+                raise UserError(full)
         why = f": {mirror.told}" if mirror.told else ""
         raise UserError(
             f"MLflow at {where.shown} did not take everything within {args.timeout:g} s{why}; "

@@ -16,6 +16,7 @@ from cluster import console, preemption
 from cluster.console import Verbosity
 from cluster.ray_train import fit
 from models.errors import UserError
+from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
 from trainer.commands.train_closing import closing
 from trainer.commands.train_plan import COMPARISON, check_more_epochs, check_name, make_plan
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         for each in plan.runs:
             if several:
                 console.say(f"\n== {each.name}")
-            _train(each.name, each.config, each.folder)
+            with told_of_disk(each.folder):
+                _train(each.name, each.config, each.folder)
     reports = {each.name: read_report(each.folder / "test.json") for each in plan.runs}
     print(metric_table(reports, plan.runs[0].config.eval.choice.keys), flush=True)
     for warning in recall_warnings(reports):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from models.contract import Baseline, System
 from models.errors import UserError
 from retrieval.exact import Histories, Ranks
+from retrieval.files import whole_file
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 from retrieval.metrics.summary import list_values, mean_metrics, warm_cold
 from trainer.batches.loader import Loaded
@@ -78,8 +79,11 @@ class Evaluation:
         return {key: values[key] for key in self.choice.keys if key in values}
 
     def save(self, path: Path) -> None:
-        """Write the ranks of all users as plain arrays, for significance tests."""
-        with path.open("wb") as file:
+        """Write the ranks of all users as plain arrays, for significance tests; the file appears whole or not at all.
+
+        Raises OSError.
+        """
+        with whole_file(path) as new, new.open("wb") as file:
             np.savez(
                 file, user=self.user, target=self.target, rank=self.rank, rank_masked=self.rank_masked, cold=self.cold
             )

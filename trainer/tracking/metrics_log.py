@@ -51,8 +51,9 @@ class MetricsLog:
                 while data:
                     data = data[file.write(data) :]
                 os.fsync(file.fileno())
-            except OSError:
+            except OSError as error:
                 file.truncate(before)
+                error.filename = str(self.path)  # for the message: which disk is full
                 raise
 
     def rewind(self, step: int) -> None:

@@ -16,6 +16,7 @@ from cluster import preemption
 from cluster.failures import Stopped
 from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
+from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer, write_json, write_text
 from trainer.batches.loader import Loaded, load
 from trainer.config import recipe
@@ -47,7 +48,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     rank, size = world()
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // neighbours))
-    with sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
+    # told here, as a user's mistake: workers that fail by one are not started again
+    with told_of_disk(run_dir), sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
         device = choose_device(settings.get("device") or config.engine.device)
         _train_run(config, run_dir, rank, settings["command"], device)
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+from models.errors import UserError
+from tests.helpers.extraction_job import run as number_extraction
+from tests.helpers.inspected import named, title
 from tests.helpers.small_disk import fill, small_disk
 from tests.helpers.tiny_runs import MODELS, RUN
 from trainer.cli import main
+from trainer.evaluation.evaluate import Evaluation
+from trainer.extract.pipeline.work import Work
+from trainer.tracking.metrics_log import MetricsLog
+from trainer.training import worker
+from trainer.training.checkpoint import CheckpointStore
 
 SETTINGS = [word for setting in [*MODELS["sasrec"], *RUN, "train.epochs=1"] for word in ("--set", setting)]
 
@@ -97,6 +110,112 @@ def test_extract(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     fill(disk, 0)
     arguments = ["--titles", str(tmp_path / "titles.csv"), "--encoder", "glove", "--launcher", "inline"]
     refused(capsys, disk, "extract", "titles", *arguments, "--out", str(disk / "out"))
+
+
+def test_extract_midway(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was encoded before the disk was full stays; with room, the same command goes on."""
+    done, keep = [], Work.keep
+
+    def filling(self: Work, data: bytes) -> None:
+        done.append(fill(disk, 0) if len(done) == 2 else None)
+        keep(self, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Work, "keep", filling)
+        with pytest.raises(UserError, match=r"disk of .* is full: more .*MB are free; make room"):
+            number_extraction(disk / "out", [str(n) for n in range(12)])
+    assert not list(disk.rglob("*.tmp"))
+    (disk / "filler").unlink()
+    number_extraction(disk / "out", [str(n) for n in range(12)])
+    assert "going on: 8 of 12 items are done" in capsys.readouterr().out
+
+
+def train_on(disk: Path, home: Path, *more: str) -> int:
+    settings = [*SETTINGS, "--set", "train.epochs=2"]
+    return main(["train", "--recipe", "demo", "--data", str(home / "data"), "--model", "sasrec", "--name", "b",
+                 "--runs-dir", str(disk), *settings, *more])  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["metrics", "checkpoint", "ranks", "report"])
+def test_train(home: Path, disk: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
+    """Full at a line of metrics, a checkpoint, or the files of the end; with room, --resume ends the run."""
+    owner: Any
+    owner, method = {
+        "metrics": (MetricsLog, "append"),
+        "checkpoint": (CheckpointStore, "commit"),
+        "ranks": (Evaluation, "save"),
+        "report": (worker, "write_json"),
+    }[where]
+    real = getattr(owner, method)
+
+    calls = []
+
+    def filling(*arguments: Any, **named: Any) -> Any:
+        calls.append(None)
+        if where == "metrics" and len(calls) == 2:  # more than the free end of the page that the file has already
+            *arguments, metrics = arguments
+            arguments = (*arguments, {**metrics, "more": dict.fromkeys(range(2000), 0)})
+        if len(calls) == (2 if where == "metrics" else 1):
+            fill(disk, 0)
+        return real(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, method, filling)
+        assert train_on(disk, home) == 2
+    err = capsys.readouterr().err
+    if where == "checkpoint":
+        assert "no space left for the checkpoint of step 10: it needs" in err
+    else:
+        assert f"error: the disk of {disk}/b is full: more" in err
+    assert "MB are free" in err
+    assert "Traceback" not in err
+    left = [path for path in disk.rglob("*") if path.name.endswith(".tmp") or ".partial-" in path.name]
+    assert left == []
+    assert not list(disk.glob("b/ranks-*")) or where == "report"
+    (disk / "filler").unlink()
+    assert train_on(disk, home, "--resume") == 0
+    lines = (disk / "b/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["epoch", "epoch", "test", "end"]
+
+
+def test_inspect(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = title(tmp_path / "features", named(3))
+    fill(disk, 0)
+    refused(capsys, disk, "inspect", "--features", features, "--item", "i1", "--out", str(disk / "page.html"))
+
+
+def test_compare_into_a_file(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of `mealrec compare a >table.txt`."""
+    fill(disk, 0)
+    output = (disk / "table.txt").open("w")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert main(["compare", "a", "--runs-dir", str(home / "runs")]) == 2
+    (disk / "filler").unlink()
+    output.close()  # its buffer has a place now
+    assert f"error: the disk of {disk} is full: more is needed" in capsys.readouterr().err
+
+
+def test_track(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "runs/a", disk / "a")
+    fill(disk, 0)
+    command = ["track", "--run", "a", "--runs-dir", str(disk), "--uri", f"sqlite:///{disk}/mlflow.db"]
+    assert main([*command, "--timeout", "60"]) == 2
+    assert f"error: the disk of {disk}/a is full: more is needed" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An input/output error at the flush, which a disk that breaks gives; nothing is left of the file."""
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        command = ["evaluate", "--run", "a", "--runs-dir", str(home / "runs"), "--out", str(tmp_path / "report.json")]
+        assert main(command) == 2
+    assert f"the disk of {tmp_path} does not work (input/output error)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_may_only_be_read(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from retrieval import export, folders
 from retrieval.files import FileSystem
 from tests.helpers.tiny_runs import fork_server, joined, run_ranks
 from trainer.cli import main
@@ -22,13 +23,14 @@ from trainer.tracking import MetricsLog
 from trainer.training import worker as session
 from trainer.training.engine import TorchEngine
 
-#: kind of event -> its methods (class, name); the process is killed just before the call
-POINTS: dict[str, list[tuple[type[Any], str]]] = {
+#: kind of event -> its methods and functions (class or module, name); the process is killed just before the call
+POINTS: dict[str, list[tuple[Any, str]]] = {
     "step": [(TorchEngine, "step")],
     "save": [(FileSystem, name) for name in ("mkdir", "open", "write", "fsync", "rename", "remove_tree")],
     "evaluation": [(ExactRanker, "rank")],
     "log": [(MetricsLog, "append")],
     "load": [(Dataset, "verify")],
+    "export": [(export, "_save"), (folders, "_sync_tree"), (folders, "_put_in_place")],
 }
 
 
@@ -51,20 +53,25 @@ def run_world(config: RunConfig, run_dir: Path, world: int) -> None:
     run_ranks(_train_rank, world, settings)
 
 
-def run_command(arguments: Sequence[str], output: Path, stop: tuple[str, int] | None = None) -> tuple[int, str]:
-    """`mealrec` in a new process, which gets SIGTERM right before event number stop[1] of kind stop[0].
+def run_command(
+    arguments: Sequence[str],
+    output: Path,
+    stop: tuple[str, int] | None = None,
+    number: signal.Signals = signal.SIGTERM,
+) -> tuple[int, str]:
+    """`mealrec` in a new process, which gets the signal `number` right before event number stop[1] of kind stop[0].
 
     Returns its exit code, and what it printed, which goes to the file `output`.
     """
-    process = fork_server().Process(target=_command, args=(arguments, output, stop))
+    process = fork_server().Process(target=_command, args=(arguments, output, stop, number))
     process.start()
     process.join(timeout=120)
     assert process.exitcode is not None, "the command hangs"
     return process.exitcode, output.read_text()
 
 
-def _command(arguments: Sequence[str], output: Path, stop: tuple[str, int] | None) -> None:
-    _count(stop, signal.SIGTERM)
+def _command(arguments: Sequence[str], output: Path, stop: tuple[str, int] | None, number: signal.Signals) -> None:
+    _count(stop, number)
     with output.open("w") as file, redirect_stdout(file), redirect_stderr(file):
         code = main(arguments)
     sys.exit(code)

@@ -207,9 +207,25 @@ headers = st.sampled_from(
 newlines = st.sampled_from(["\n", "\r\n", "\r"])
 
 
+tables = given(headers, lines, newlines, st.binary(max_size=3), st.integers(0, 200))
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(headers, lines, newlines, st.binary(max_size=3), st.integers(0, 200))
+@tables
 def test_generated_tables_are_read_or_refused(header: str, body: list[str], newline: str, junk: bytes, at: int) -> None:
+    read_or_refuse(header, body, newline, junk, at)
+
+
+@pytest.mark.long
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@tables
+def test_ten_thousand_generated_tables_are_read_or_refused(
+    header: str, body: list[str], newline: str, junk: bytes, at: int
+) -> None:
+    read_or_refuse(header, body, newline, junk, at)
+
+
+def read_or_refuse(header: str, body: list[str], newline: str, junk: bytes, at: int) -> None:
     """Every table is either read as a well-formed log, or refused with a UserError that names the file."""
     data = newline.join([header, *body]).encode("utf-8", "surrogatepass")
     at, refusals = min(at, len(data)), []

@@ -184,6 +184,18 @@ def test_content_that_cannot_be_right_is_refused(tmp_path: Path, content: Conten
     assert not (tmp_path / "data").exists()
 
 
+def test_content_that_half_precision_rounds_away_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.random.default_rng(0).normal(size=(N_ITEMS, 3)) * [0.1, 0.1, 1] + [1000, 0, 1000]
+    written = Content((3,), lambda a, b: (values[a:b], np.ones(b - a, bool)), "title", "e")
+    write(tmp_path / "data", content={"text": written})
+    warned = capsys.readouterr().err
+    assert "content 'text': 2 of 3 dimensions lie so far from 0, for how little they vary" in warned
+    mean = values.mean(axis=0)
+    centred = Content((3,), lambda a, b: (values[a:b] - mean, np.ones(b - a, bool)), "title", "e")
+    write(tmp_path / "centred", content={"text": centred})
+    assert "dimensions lie" not in capsys.readouterr().err
+
+
 lengths = st.lists(st.integers(3, 15), min_size=1, max_size=8)
 
 

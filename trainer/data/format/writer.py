@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cluster import console
 from models.errors import UserError
 from models.options.base import ContentField
 from retrieval.folders import whole_folder
@@ -38,6 +39,8 @@ from trainer.progress import Progress
 _CHUNK_BYTES = 32 << 20
 _ID_CHUNK = 1 << 18
 #: the largest number in float16
+#: share of the variance of a dimension that rounding to float16 may take without a warning
+_MOST_LOST = 0.01
 _LARGEST = 65504.0
 
 
@@ -171,8 +174,8 @@ def _chunks(content: Mapping[ContentField, Content], n_items: int, step: int) ->
         yield start, min(start + size, n_items)
 
 
-def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-    """Items start..stop-1 as the table holds them: float16, zeros for an item that has no such content."""
+def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Items start..stop-1, zeros for an item that has no such content; the table holds them as float16."""
     values, present = content.read(start, stop)
     assert values.shape == (stop - start, *content.shape), (field, values.shape, content.shape)
     values = np.where(present.reshape(-1, *(1,) * len(content.shape)), values, 0)
@@ -182,32 +185,43 @@ def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[
         beyond = f"holds {largest[bad]:g}, beyond {_LARGEST:,.0f}"
         what = beyond if np.isfinite(largest[bad]) else "is NaN or infinite"
         raise UserError(f"content {field!r} of item number {start + bad} {what}; correct it or leave the item out")
-    return values.astype(np.float16), present
+    return values, present
 
 
 def _statistics(field: str, content: Content, counts: NDArray[np.int64], step: int) -> tuple[MeanAndDeviation, int]:
     """Mean and deviation over items with training occurrences and content, and how many items have no content.
 
-    Raises UserError if the content tells no item from another: none has any, or all have the same.
+    Raises UserError if the content tells no item from another: none has any, or all have the same. Warns if float16
+    keeps too little of what tells items apart.
     """
     width = content.shape[-1]
-    found, missing = MeanAndDeviation(width), 0
+    found, missing, lost_V, count = MeanAndDeviation(width), 0, np.zeros(width), 0
     first: NDArray[np.float16] | None = None
     differ = False
     n_items = len(counts) - 1
     progress = Progress(f"statistics of {field}", n_items)
     for start, stop in _chunks({"text": content}, n_items, step):
-        values, present = _read(field, content, start, stop)
+        raw, present = _read(field, content, start, stop)
+        values = raw.astype(np.float16)
         missing += int((~present).sum())
         if first is None and present.any():
             first = values[np.argmax(present)]
         differ = differ or bool((values[present] != first).any())
         used = present & (counts[start + 1 : stop + 1] > 0)
-        found.add(values[used].reshape(-1, width).astype(np.float64))
+        kept = values[used].reshape(-1, width).astype(np.float64)
+        found.add(kept)
+        lost_V += ((raw[used].reshape(-1, width) - kept) ** 2).sum(axis=0)
+        count += len(kept)
         progress.update(stop)
     progress.close()
     if not differ and n_items - missing != 1:  # a single vector may be the only one that there is
         raise UserError(_of_no_use(field, content, None if first is None else bool(first.any())))
+    poor = int((lost_V > _MOST_LOST * count * found.deviation_V**2).sum())
+    if poor:
+        console.warn(
+            f"content {field!r}: {poor} of {width} dimensions lie so far from 0, for how little they vary, that half "
+            f"precision (float16) loses over {_MOST_LOST:.0%} of their variance; subtract each dimension's mean first"
+        )
     return found, missing
 
 
@@ -243,7 +257,8 @@ def _write_content(
         for start, stop in _chunks(content, n_items, step):
             chunk: dict[str, NDArray[Any]] = {"rows": np.arange(start + 1, stop + 1, dtype=np.int32)}
             for field, c in content.items():
-                chunk[field], present = _read(field, c, start, stop)
+                raw, present = _read(field, c, start, stop)
+                chunk[field] = raw.astype(np.float16)
                 chunk[f"{field}_present"] = present.astype(np.bool_, copy=False)
             table.append(chunk)
             for first in range(0, stop - start, step):

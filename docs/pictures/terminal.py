@@ -1,7 +1,7 @@
 """`./launch.sh 2>&1 | tee demo.log; python docs/pictures/terminal.py demo.log` draws docs/demo.svg, README's terminal.
 
 The picture has what the command printed, letter by letter, but for the path of the repository, which is shown as
-~/mealrec. It is drawn by rich, without the font that rich would fetch from a host.
+/home/ann/mealrec. It is drawn by rich, without the font that rich would fetch from a host.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURE = ROOT / "docs/demo.svg"
 COMMAND = "./launch.sh"
+_WIDEST = 120  # letters; longer lines are folded, as a terminal does
 _FONT = re.compile(r"@font-face \{\{.*?\n    \}\}\n", re.DOTALL)
 
 
 def draw(log: str, folder: str = str(ROOT)) -> str:
     """The terminal as SVG, after `log` was printed. folder: the repository, where the command ran."""
-    text = log.replace(folder, "~/mealrec").rstrip()
-    width = max(len(line) for line in text.splitlines())
+    text = log.replace(folder, "/home/ann/mealrec").rstrip()
+    width = min(_WIDEST, max(len(line) for line in text.splitlines()))
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, highlight=False)
     console.print(Text.assemble(("$ ", "green"), (COMMAND, "bold")))
     for line in text.splitlines():

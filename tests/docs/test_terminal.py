@@ -29,7 +29,7 @@ def test_the_picture_has_every_letter_and_asks_no_host() -> None:
     terminal = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(terminal)
     picture = terminal.draw(LOG, folder="/home/ann/work")
-    assert re.sub(r"\s", "", "$ ./launch.sh" + LOG.replace("/home/ann/work", "~/mealrec")) in letters(picture)
+    assert re.sub(r"\s", "", "$ ./launch.sh" + LOG.replace("/home/ann/work", "/home/ann/mealrec")) in letters(picture)
     assert outside(picture) == []
     assert outside('@font-face {src: url("https://x.org/a.woff2")}') == ['url("https://x.org/a.woff2']
 

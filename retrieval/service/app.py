@@ -72,11 +72,6 @@ class Service:
         """Load the model anew; requests are answered meanwhile. Whether it could be; else the old one goes on."""
         return self._answering.reload()
 
-    def describe(self) -> str:
-        """What is served, in words."""
-        recommender = self._answering.recommender
-        return f"{recommender.card.system}, ranking by {recommender.description}"
-
 
 def _application(answering: Answering, measures: Measures) -> FastAPI:
     # no pages that fetch scripts from elsewhere; /openapi.json is the schema

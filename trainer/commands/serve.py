@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     make = partial(
         _service, Path.cwd() / args.model, args.index, args.data and Path.cwd() / args.data, args.cpus, token, args.rate
     )
-    described = make().describe()  # refuses a model that cannot be loaded before Ray starts
+    described = _describe(args)
     serving = Serving(args.host, args.port, args.replicas, args.cpus, queued=args.queue, timeout_s=args.timeout)
     console.say(f"starting Ray Serve for {described}")
     try:
@@ -77,6 +77,16 @@ def _sigterm() -> Iterator[threading.Event]:
         yield come
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def _describe(args: argparse.Namespace) -> str:
+    """What is served, in words. Raises UserError, before Ray starts, for a model or data that cannot be loaded."""
+    from retrieval.recommender import Recommender
+
+    if args.data is not None:
+        _histories(args.data)
+    recommender = Recommender.load(args.model, args.index)
+    return f"{recommender.card.system}, ranking by {recommender.description}"
 
 
 def _check(args: argparse.Namespace, token: str | None) -> None:

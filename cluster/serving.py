@@ -80,7 +80,7 @@ def served(make: Callable[[], Application], serving: Serving) -> Iterator[None]:
                 raise PreflightError(f"the service did not start: {error}\n{_reason(serve)}") from error
             yield
         finally:
-            serve.shutdown()
+            serve.delete(NAME)  # and not all of Ray Serve: on a cluster others may serve, too
 
 
 class _Replica:

@@ -111,7 +111,7 @@ def test_a_service_follows_its_model_and_survives_a_killed_replica(tmp_path: Pat
         _replaces_a_killed_replica(mark, url)
         service.send_signal(signal.SIGTERM)
         assert service.wait(60) == 0
-        assert "requests that have begun are answered" in service.stdout.read()
+        assert [*service.stdout][-1].startswith("SIGTERM: requests that have begun are answered"), "nothing after it"
         end = time.monotonic() + 30
         while processes(mark) and time.monotonic() < end:
             time.sleep(0.2)

@@ -31,7 +31,7 @@ class Application(Protocol):
 
 @dataclass(frozen=True)
 class Serving:
-    """Where and how much. cpus, gpus: of each replica.
+    """Where and how much. cpus: of each replica.
 
     at_once: requests that a replica takes at a time. queued: requests that wait beyond these, of all replicas together.
     timeout_s: the longest that a request takes, waiting included; then it is answered 408.
@@ -41,7 +41,6 @@ class Serving:
     port: int = 8000
     replicas: int = 1
     cpus: float = 1.0
-    gpus: float = 0.0
     at_once: int = 128
     queued: int = 256
     timeout_s: float = 10.0
@@ -55,7 +54,7 @@ def served(make: Callable[[], Application], serving: Serving) -> Iterator[None]:
     is not installed, the port is taken, or no replica could be made (with the reason).
     """
     _require_free(serving)
-    with connected(cpus=max(1.0, serving.replicas * serving.cpus), gpus=round(serving.replicas * serving.gpus)):
+    with connected(cpus=max(1.0, serving.replicas * serving.cpus), gpus=0):
         serve = _ray_serve()
         logging.getLogger("ray.serve").setLevel(console.library_level(logging.WARNING))
         # where this machine is the cluster, its one proxy is the way in; on a cluster each node with replicas has one
@@ -66,18 +65,14 @@ def served(make: Callable[[], Application], serving: Serving) -> Iterator[None]:
         deployment = serve.deployment(
             name=NAME,
             num_replicas=serving.replicas,
-            ray_actor_options={"num_cpus": serving.cpus, "num_gpus": serving.gpus},
+            ray_actor_options={"num_cpus": serving.cpus},
             max_ongoing_requests=serving.at_once,
             max_queued_requests=serving.queued,
             graceful_shutdown_timeout_s=_DRAIN_S,
             logging_config={**log, "log_level": logging.INFO},
         )(serve.ingress()(_Replica))
-
         try:
-            try:
-                serve.run(deployment.bind(make), name=NAME, route_prefix="/")
-            except RuntimeError as error:
-                raise PreflightError(f"the service did not start: {error}\n{_reason(serve)}") from error
+            _start(serve, deployment.bind(make))
             yield
         finally:
             serve.delete(NAME)  # and not all of Ray Serve: on a cluster others may serve, too
@@ -92,6 +87,13 @@ class _Replica:
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._application.asgi
+
+
+def _start(serve: Any, application: Any) -> None:
+    try:
+        serve.run(application, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise PreflightError(f"the service did not start: {error}\n{_reason(serve)}") from error
 
 
 def _reason(serve: Any) -> str:

@@ -16,7 +16,6 @@ from retrieval.service.schema import Item, RecommendRequest
 _LOG = logging.getLogger("mealrec.service")
 #: one question of so many is ranked exactly too, where an index answers
 _SAMPLE = 256
-_MOST_FOUND = 50
 
 
 class UnknownItem(UserError):
@@ -137,12 +136,10 @@ class Answering:
     def find(self, text: str, most: int) -> list[Item]:
         """Items whose id is the text, then those whose title or id holds it, in any case of letters."""
         items, wanted = self.recommender.items, text.casefold()
-        pairs = zip(items.ids, items.titles, strict=True)
         found = (
             Item(item=name, title=title)
-            for name, title in pairs
-            if wanted in name.casefold() or (title and wanted in title.casefold())
+            for name, title in zip(items.ids, items.titles, strict=True)
+            if name != text and (wanted in name.casefold() or (title and wanted in title.casefold()))
         )
-        first = [each for each in [*itertools.islice(found, min(most, _MOST_FOUND))] if each.item != text]
         known = [self.item(text)] if text in items.ids else []
-        return (known + first)[:most]
+        return [*known, *itertools.islice(found, most - len(known))]

@@ -26,10 +26,13 @@ from retrieval.service.batcher import Batcher
 from retrieval.service.guard import Guard, Limits
 from retrieval.service.measures import Measures
 from retrieval.service.schema import (
+    MOST_FOUND,
+    Count,
     ErrorResponse,
     ExplainRequest,
     ExplainResponse,
     FoundResponse,
+    Id,
     Influenced,
     Item,
     ModelResponse,
@@ -44,7 +47,6 @@ _UNPROCESSABLE, _NOT_FOUND = 422, 404
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (401, _NOT_FOUND, 413, _UNPROCESSABLE, 429, 503)
 }
-_Id = Annotated[str, Query(min_length=1, max_length=256)]
 
 
 class Service:
@@ -99,7 +101,7 @@ def _add_questions(app: FastAPI, answering: Answering, batcher: Batcher[Recommen
         return ExplainResponse(influences=[Influenced(**asdict(each)) for each in influences], model=model)
 
     @app.get("/v1/similar")
-    async def similar(item: _Id, k: Annotated[int, Query(ge=1, le=1000)] = 20) -> SimilarResponse:
+    async def similar(item: Annotated[Id, Query()], k: Annotated[Count, Query()] = 20) -> SimilarResponse:
         """The items whose vectors are nearest to the item's."""
         found, model = await asyncio.to_thread(answering.similar, item, k)
         return SimilarResponse(similar=[Scored(**asdict(each)) for each in found], model=model)
@@ -107,13 +109,13 @@ def _add_questions(app: FastAPI, answering: Answering, batcher: Batcher[Recommen
 
 def _add_catalogue(app: FastAPI, answering: Answering) -> None:
     @app.get("/v1/item")
-    async def item(id: _Id) -> Item:
+    async def item(id: Annotated[Id, Query()]) -> Item:
         """An item by its id."""
         return answering.item(id)
 
     @app.get("/v1/items")
     async def items(
-        text: Annotated[str, Query(min_length=1, max_length=100)], most: Annotated[int, Query(ge=1, le=50)] = 20
+        text: Annotated[str, Query(min_length=1, max_length=100)], most: Annotated[int, Query(ge=1, le=MOST_FOUND)] = 20
     ) -> FoundResponse:
         """Items whose id or title holds a text."""
         return FoundResponse(items=await asyncio.to_thread(answering.find, text, most))

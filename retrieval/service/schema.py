@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: most items that are recommended at a time, and most that a history, `exclude` or `among` may hold
 MOST_ITEMS, LONGEST_HISTORY, LONGEST_FILTER = 1000, 1000, 10_000
-Id = Annotated[str, Field(min_length=1, max_length=256, description="a raw item id, as in the training data")]
+#: most items that a search finds
+MOST_FOUND = 50
+_LONGEST_ID = 256
+Id = Annotated[str, Field(min_length=1, max_length=_LONGEST_ID, description="a raw item id, as in the training data")]
 Count = Annotated[int, Field(ge=1, le=MOST_ITEMS, description="how many items, at most the catalogue")]
 
 
@@ -22,7 +25,7 @@ class RecommendRequest(Asked):
     """Whom to recommend for: `history`, or `user` where the service knows users; and what may be recommended."""
 
     history: Annotated[list[Id], Field(max_length=LONGEST_HISTORY, description="oldest first")] | None = None
-    user: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    user: Annotated[str, Field(min_length=1, max_length=_LONGEST_ID)] | None = None
     k: Count = 20
     exclude: Annotated[list[Id], Field(max_length=LONGEST_FILTER, description="never recommended")] = []
     among: Annotated[list[Id], Field(max_length=LONGEST_FILTER, description="only some of these")] | None = None

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.errors import UserError
-from retrieval.exact import Histories, exact_ranks, exact_topk, for_similarity, score_ranks, score_topk
+from retrieval.exact import Histories, check_finite, exact_ranks, exact_topk, for_similarity, score_ranks, score_topk
 
 
 def brute_force_rank(user: list[int], items: list[list[int]], target: int, masked: set[int]) -> int:
@@ -122,3 +122,18 @@ def test_scores_are_ranked_as_vectors_with_those_scores() -> None:
         assert torch.equal(best[ids > 0], scores.gather(1, ids)[ids > 0])
     with pytest.raises(UserError, match="score row 0"):
         score_ranks(scores * torch.nan, targets, histories)
+
+
+@pytest.mark.parametrize(
+    ("last", "refused"), [(torch.inf, True), (-torch.inf, True), (torch.nan, True), (3e38, False)], ids=str
+)
+def test_vectors_are_finite_whatever_their_sum_is(last: float, refused: bool) -> None:
+    """Infinities of both signs, and finite values whose sum is beyond float32."""
+    vectors = torch.full((5, 3), 3e38)
+    vectors[2, 0], vectors[4, 2] = (torch.inf if refused else 3e38), last
+    if refused:
+        with pytest.raises(UserError, match="item vector 2 holds NaN or an infinite value"):
+            check_finite(vectors, "item vector")
+    else:
+        assert torch.isinf(vectors.sum())
+        check_finite(vectors, "item vector")

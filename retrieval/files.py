@@ -49,7 +49,11 @@ class FileSystem:
         old.rename(new)
 
     def remove_tree(self, path: Path) -> None:
-        shutil.rmtree(path)
+        """Remove a folder with its content, or a file; of a link, the link alone and not what it leads to."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 DISK = FileSystem()

@@ -384,6 +384,23 @@ def test_a_checkpoint_behind_a_link_that_leads_nowhere_is_damaged(tmp_path: Path
     assert latest.step == 3
 
 
+@pytest.mark.parametrize("kind", ["link to nowhere", "link to a folder", "file"])
+def test_what_is_no_folder_under_the_name_of_a_checkpoint_is_removed_alone(tmp_path: Path, kind: str) -> None:
+    store, foreign = CheckpointStore(tmp_path / "checkpoints"), tmp_path / "foreign"
+    store.commit(1, *content(1))
+    place = tmp_path / "checkpoints/step-000000009"
+    if kind == "file":
+        place.write_text("no checkpoint")
+    else:
+        place.symlink_to(foreign)
+    if kind == "link to a folder":
+        foreign.mkdir()
+        (foreign / "kept").touch()
+    store.commit(2, *content(2), keep=[1])
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000000001", "step-000000002"]
+    assert (foreign / "kept").exists() == (kind == "link to a folder")
+
+
 def _commit_for_ever(root: Path) -> None:
     store, step = CheckpointStore(root), 0
     while True:

@@ -143,15 +143,22 @@ def _runs(args: argparse.Namespace, configs: Sequence[RunConfig], seeds: Sequenc
 
 def _about(name: str, size: recipe.Size, manifest: Manifest, configs: Sequence[RunConfig]) -> str:
     """One line: which settings the recipe chose for the size of the dataset, as they came out, and why."""
-    plain = {config.model.name: config.model_dump(mode="json") for config in configs}
     common = {section: values for section, values in size.settings.items() if section != "systems"}
-    chosen = _as_set(common, next(iter(plain.values()))) if plain else []
-    for system, options in size.settings["systems"].items():
-        if system in plain:
-            values = plain[system]
-            chosen += [f"{each} of {system}" for each in _as_set(options or {}, {**values, **values["model"]})]
+    systems_of: dict[str, list[str]] = {}  # by setting
+    options: list[str] = []
+    for config in configs:
+        system, values = config.model.name, config.model_dump(mode="json")
+        own = dict(size.settings["systems"].get(system) or {})
+        training = {"train": own.pop("train", {})}
+        for text in dict.fromkeys([*_as_set(common, values), *_as_set(training, values)]):
+            systems_of.setdefault(text, []).append(system)
+        options += [f"{each} of {system}" for each in _as_set(own, values["model"])]
+    chosen = [
+        text if len(systems) == len(configs) else f"{text} of {' and '.join(systems)}"
+        for text, systems in systems_of.items()
+    ]
     return (
-        f"recipe {name}, for {manifest.train_rows:,} training rows: {', '.join(chosen)} ({size.because}); "
+        f"recipe {name}, for {manifest.train_rows:,} training rows: {', '.join([*chosen, *options])} ({size.because}); "
         f"--set changes any.\nHistories hold {manifest.max_length} items, as prepared (mealrec prepare --max-length)."
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.errors import UserError
 from trainer.config import recipe
-from trainer.config.identity import check_configuration, of_earlier_version, other_versions
+from trainer.config.identity import EarlierVersionError, check_saved, other_versions
 from trainer.config.schema import RunConfig
 from trainer.evaluation.report import read_report, recall_warnings
 from trainer.evaluation.run_ranks import RunRanks, difference, read_ranks
@@ -65,10 +65,8 @@ def _read(folder: Path, name: str) -> FinishedRun:
         return FinishedRun(folder, name, report, ranks, None)
     run = FinishedRun(folder, name, report, ranks, config)
     try:
-        check_configuration(run.identity, config, str(folder), f"{path} has changed since its test; bring it back")
-    except UserError:
-        if of_earlier_version(path, config) is None:
-            raise
+        check_saved(run.identity, config, path, "since its test; bring it back")
+    except EarlierVersionError:
         return replace(run, config=None)
     return run
 

@@ -45,17 +45,28 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def of_earlier_version(path: Path, config: RunConfig) -> str | None:
-    """Which settings the config.yaml at `path`, read as `config`, does not say, in words; None if it says them all.
+class EarlierVersionError(UserError):
+    """A run whose config.yaml lacks settings that came later, and so does not say what the run did."""
 
-    A run says all that it has, so what is missing came with a later version, with another default than what it did.
+
+def check_saved(noted: Mapping[str, Any], config: RunConfig, path: Path, changed: str) -> None:
+    """`check_configuration` for a configuration that was read from the config.yaml at `path`, in its run's folder.
+
+    changed: says since when the file has changed, and what to do.
+    Raises EarlierVersionError where the file lacks settings: a run says all that it has, so another version wrote it.
     """
-    said = {key for key, _ in flat(read_yaml(path), ".")}
-    missing = [key for key, _ in flat(config.model_dump(mode="json"), ".") if key not in said]
-    if not missing:
-        return None
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    return f"an earlier version of MealRec wrote {path}: it does not say {', '.join(missing[:_SHOWN])}{more}"
+    try:
+        check_configuration(noted, config, str(path.parent), f"{path} has changed {changed}")
+    except UserError:
+        said = {key for key, _ in flat(read_yaml(path), ".")}
+        missing = [key for key, _ in flat(config.model_dump(mode="json"), ".") if key not in said]
+        if not missing:
+            raise
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise EarlierVersionError(
+            f"an earlier version of MealRec wrote {path}: it does not say {', '.join(missing[:_SHOWN])}{more}; use the "
+            "run with that version, or train it again"
+        ) from None
 
 
 def check_configuration(noted: Mapping[str, Any], config: RunConfig, run: str, what: str) -> None:

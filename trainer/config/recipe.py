@@ -5,8 +5,7 @@ system to train where the command names none, and may be left out. `systems` has
 differ from the defaults; the key `train` of such a section overrides the training settings for that system. `sizes` is
 a list of such settings for datasets of different size: the first entry whose `rows` is at least the number of training
 rows counts (the last has no `rows`), and its `because` tells the user why. What is said for a size overrides what the
-rest of the recipe says, also for a system. A run's `config.yaml`, where `model` is a
-section, is a recipe too.
+rest of the recipe says, also for a system. A run's `config.yaml`, where `model` is a section, is a recipe too.
 """
 
 from __future__ import annotations
@@ -99,8 +98,11 @@ def _systems(recipe: str, given: object) -> Mapping[str, Mapping[str, Any] | Non
     systems = given or {}
     if not isinstance(systems, Mapping) or not all(isinstance(options, Mapping | None) for options in systems.values()):
         raise UserError(f"recipe {recipe}: `systems` holds a section of options for each system")
-    for system in systems:
-        options_class(system)  # raises for an unknown name
+    for system, options in systems.items():
+        options_class(str(system))  # raises for an unknown name
+        own = options or {}
+        if "name" in own or not isinstance(own.get("train", {}), Mapping):
+            raise UserError(f"recipe {recipe}: `systems` has options of {system}, and a section `train`; not {own}")
     return systems
 
 
@@ -109,12 +111,14 @@ def _sizes(recipe: str, given: object) -> list[Size]:
     if not isinstance(given, list) or not all(isinstance(each, Mapping) for each in given):
         raise UserError(f"recipe {recipe}: `sizes` is a list of sections of settings, each with rows and because")
     limits = [each.get("rows") for each in given]
-    if not all(type(rows) is int for rows in limits[:-1]) or limits[:-1] != sorted(limits[:-1]):
+    if not all(type(rows) is int for rows in limits[:-1]) or limits[:-1] != sorted({*limits[:-1]}):
         raise UserError(f"recipe {recipe}: the `rows` of its `sizes` are not whole numbers that grow")
     if limits and limits[-1] is not None:
         raise UserError(
             f"recipe {recipe}: the last of its `sizes` is for any number of rows above, so it has no `rows`"
         )
+    if any("model" in each for each in given):
+        raise UserError(f"recipe {recipe}: options of a system in `sizes` stand under `systems`, not under `model`")
     own = ("rows", "because")
     sizes = []
     for each in given:

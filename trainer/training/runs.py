@@ -13,7 +13,7 @@ from models.errors import UserError
 from models.options.base import ContentField
 from trainer.batches.loader import Loaded, load
 from trainer.config import recipe
-from trainer.config.identity import check_configuration, check_data, of_earlier_version, other_versions
+from trainer.config.identity import check_data, check_saved, other_versions
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.training.build import build_model, choose_device, load_weights
@@ -48,14 +48,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     if latest is None or best is None:
         raise UserError(f"{folder} has no checkpoint of a validated epoch yet; train it first")
     dataset = Dataset.open(config.data.path)
-    path = folder / "config.yaml"
-    earlier = of_earlier_version(path, config)
-    what = (
-        f"{earlier}; use the run with that version, or train it again"
-        if earlier
-        else (f"{path} has changed since; bring it back, or take another run")
-    )
-    check_configuration(latest.state, config, str(folder), what)
+    check_saved(latest.state, config, folder / "config.yaml", "since; bring it back, or take another run")
     check_data(latest.state, dataset.manifest, str(folder), config.data.path, "use --data to say where its data is")
     if changed := other_versions(latest.state):
         console.warn(f"{folder.name} was trained with {changed}; figures may differ")

@@ -77,6 +77,15 @@ def test_what_is_told_of_the_size_is_what_came_out(data: Path, tmp_path: Path) -
     assert "train.epochs=9, train.patience=2, hidden=32 of sasrec, inner=512 of sasrec (" in told
 
 
+def test_systems_with_values_of_their_own_are_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "systems: {sasrec: {train: {batch_size: 8}}}\n"
+        "sizes: [{because: few, train: {epochs: 3, batch_size: 16}, systems: {sasrec: {train: {batch_size: 32}}}}]\n"
+    )
+    told = plan(data, "--recipe", str(tmp_path / "mine.yaml"), "--model", "sasrec,cl4srec").told[0]
+    assert "rows: train.epochs=3, train.batch_size=32 of sasrec, train.batch_size=16 of cl4srec (few)" in told
+
+
 @pytest.mark.parametrize(("rows", "batch"), [(200, 64), (30_000, 256), (500_000, 1024), (50_000_000, 2048)])
 def test_the_default_recipe_suits_the_size_and_says_what_it_chose(
     rows: int, batch: int, data: Path, tmp_path: Path

@@ -212,7 +212,11 @@ def test_sizes_override_the_recipe_and_settings_override_them(
      ("[{rows: 9}, {rows: 8}, {}]", "whole numbers that grow"), ("[{}, {}]", "whole numbers that grow"),
      ("[{rows: '10', because: x}]", "the last of its `sizes` is for any number"), ("[{rows: 10}]", "has no `rows`"),
      ("[{rows: true}, {}]", "whole numbers that grow"), ("[{systems: 5}]", "`systems` holds a section of options"),
-     ("[{systems: {sasrek: {}}}]", "sasrek"), ("[{trian: {}}]", "unknown key trian: did you mean 'train'?")],
+     ("[{systems: {sasrek: {}}}]", "sasrek"), ("[{systems: {5: {}}}]", "unknown model '5'"),
+     ("[{model: mealrec}]", "stand under `systems`, not under `model`"), ("[{rows: 5}, {rows: 5}, {}]", "that grow"),
+     ("[{systems: {sasrec: {name: tedrec}}}]", "options of sasrec, and a section `train`; not {'name': 'tedrec'}"),
+     ("[{systems: {sasrec: {train: 5}}}]", "a section `train`; not {'train': 5}"),
+     ("[{trian: {}}]", "unknown key trian: did you mean 'train'?")],
 )  # fmt: skip
 def test_wrong_sizes_are_refused(sizes: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"sizes: {sizes}")

@@ -136,48 +136,43 @@ def write_export(
     ValueError if the arguments disagree on the number of items or on the fields.
     """
     content, present, kinds, moments = content or {}, present or {}, content_kinds or {}, moments or {}
-    n_items = len(item_vectors)
-    if {len(item_ids), len(titles), len(train_counts)} != {n_items - 1}:
-        raise ValueError(
-            f"{n_items - 1} items have vectors, {len(item_ids)} ids, {len(titles)} titles, {len(train_counts)} counts"
-        )
-    if not content.keys() == present.keys() == kinds.keys() == moments.keys():
-        raise ValueError("content, present, content_kinds and moments name different fields")
+    _require_agreement(len(item_vectors) - 1, (item_ids, titles, train_counts), (content, present, kinds, moments))
     with whole_folder(out) as new:
-        _save({name: _stored(x) for name, x in weights.items()}, new / _WEIGHTS)
-        _save({"vectors": _stored(item_vectors.float())}, new / _VECTORS)
+        _save(weights, new / _WEIGHTS)
+        _save({"vectors": item_vectors.float()}, new / _VECTORS)
         names = ItemNames(ids=list(item_ids), titles=list(titles), train_counts=list(train_counts))
         (new / _ITEMS).write_text(names.model_dump_json(indent=0) + "\n", encoding="utf-8")
         if content:
-            tensors: dict[str, Tensor] = {field: _stored(x.half()) for field, x in content.items()}
-            tensors |= {f"{field}.present": _stored(x.bool()) for field, x in present.items()}
-            _save(tensors, new / _CONTENT)
+            halves = {field: x.half() for field, x in content.items()}
+            flags = {f"{field}.present": x.bool() for field, x in present.items()}
+            _save(halves | flags, new / _CONTENT)
         if interactions is not None:
-            parts = {"offsets": interactions.offsets, "items": interactions.items}
-            _save({name: _stored(x) for name, x in parts.items()}, new / _INTERACTIONS)
+            _save({"offsets": interactions.offsets, "items": interactions.items}, new / _INTERACTIONS)
         card = ModelCard(
-            system=system,
-            options=dict(options),
-            similarity=similarity,
-            max_length=max_length,
-            inference=inference,
-            seed=seed,
-            content={
-                f: ContentSpec(
-                    shape=list(x.shape[1:]),
-                    kind=kinds[f],
-                    mean=moments[f].mean.tolist(),
-                    deviation=moments[f].deviation.tolist(),
-                )
-                for f, x in content.items()
-            },
-            metrics=dict(metrics or {}),
-            provenance=dict(provenance or {}),
-            behaviours=list(behaviours),
+            system=system, options=dict(options), similarity=similarity, max_length=max_length, inference=inference,
+            seed=seed, content={field: _spec(x, kinds[field], moments[field]) for field, x in content.items()},
+            metrics=dict(metrics or {}), provenance=dict(provenance or {}), behaviours=list(behaviours),
             files={path.name: digest_file(path).sha256 for path in sorted(new.iterdir())},
-        )
+        )  # fmt: skip
         (new / "model.json").write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
+
+
+def _require_agreement(
+    items: int, columns: Sequence[Sequence[object]], by_field: Sequence[Mapping[ContentField, object]]
+) -> None:
+    """columns: ids, titles and training counts, an entry for each item. by_field: mappings of the same fields."""
+    if {*map(len, columns)} != {items}:
+        ids, titles, counts = map(len, columns)
+        raise ValueError(f"{items} items have vectors, {ids} ids, {titles} titles, {counts} counts")
+    if any(each.keys() != by_field[0].keys() for each in by_field):
+        raise ValueError("content, present, content_kinds and moments name different fields")
+
+
+def _spec(content: Tensor, kind: str, moments: Moments) -> ContentSpec:
+    return ContentSpec(
+        shape=list(content.shape[1:]), kind=kind, mean=moments.mean.tolist(), deviation=moments.deviation.tolist()
+    )
 
 
 def load_export(path: Path) -> Export:
@@ -232,13 +227,10 @@ def _interactions(path: Path) -> TrainingInteractions:
     return TrainingInteractions(stored["offsets"], stored["items"])
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode  # as the user's umask has it; safetensors makes files that nobody else can read
-    save_file(tensors, path)
+    # copies: safetensors refuses tensors that share memory, as tied weights do
+    stored = {name: x.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
+    save_file(stored, path)
     path.chmod(mode)
-
-
-def _stored(tensor: Tensor) -> Tensor:
-    # a copy: safetensors refuses tensors that share memory, as tied weights do
-    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)

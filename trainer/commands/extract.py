@@ -99,7 +99,7 @@ def report(outcome: Outcome, out: Path) -> str:
             f"{outcome.load_seconds / work:.0%} was loading (up to {outcome.load_mib:,.0f} MiB a process), "
             f"{outcome.encode_seconds / work:.0%} encoding ({outcome.encode_mib:,.0f} MiB)"
         ]
-    return "\n".join([*lines, f"written to {out}; next: mealrec prepare ... --features {out}"])
+    return "\n".join([*lines, f"written to {out}; next: mealrec prepare ... --features {shlex.quote(str(out))}"])
 
 
 def _job(args: argparse.Namespace) -> Job:

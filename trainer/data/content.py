@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.format.writer import Content
+from trainer.data.format.content import Content
 
 
 def mean_of(sequence: Content) -> Content:

@@ -33,7 +33,12 @@ class MeanAndDeviation:
         self.count = total
 
     @property
+    def variance_V(self) -> NDArray[np.float64]:
+        """(V,) variance (divisor N)."""
+        return self._squares_V / max(self.count, 1)
+
+    @property
     def deviation_V(self) -> NDArray[np.float64]:
         """(V,) standard deviation (divisor N), but 1 in a dimension that does not vary: scaling leaves it as it is."""
-        std_V = np.sqrt(self._squares_V / max(self.count, 1))
+        std_V = np.sqrt(self.variance_V)
         return np.asarray(np.where(std_V > _LEAST_DEVIATION, std_V, 1.0))

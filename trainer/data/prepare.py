@@ -15,8 +15,9 @@ from models.errors import UserError
 from models.options.base import ContentField
 from retrieval.disk import told_of_disk
 from retrieval.folders import scratch_folder, writable_folder
+from trainer.data.format.content import Content
 from trainer.data.format.manifest import Core, CoreOn, Manifest, file_info
-from trainer.data.format.writer import Content, write_dataset
+from trainer.data.format.writer import write_dataset
 from trainer.data.provided import Given, feature_content
 from trainer.data.selection import codes, k_core, sample_users
 from trainer.data.sources.base import Log

@@ -16,8 +16,8 @@ from models.errors import UserError
 from models.options.base import ContentField
 from trainer.data.content import from_rows, mean_of
 from trainer.data.features import FEATURES, is_extracted, open_features, read_vectors
+from trainer.data.format.content import Content
 from trainer.data.format.manifest import file_info
-from trainer.data.format.writer import Content
 from trainer.data.sources.ids import with_ids
 from trainer.data.sources.reading import read_delimited
 from trainer.text_files import open_text

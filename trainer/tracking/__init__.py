@@ -14,6 +14,7 @@ from typing import Literal
 
 from cluster import console
 from trainer.tracking.address import credentials, on_shared_storage, runs_page, tracker
+from trainer.tracking.describe import command_for
 from trainer.tracking.group import write_group
 from trainer.tracking.metrics_log import MetricsLog
 from trainer.tracking.state import read_state
@@ -54,7 +55,7 @@ class Mirror:
         if not done:
             self._warn(
                 f"MLflow does not have everything of this run (why: {self._run_dir / 'mlflow.log'}). Nothing is lost; "
-                f"sync it later with: mealrec track --run {self._run_dir.name} --runs-dir {self._run_dir.parent}"
+                f"sync it later with: {command_for('track', self._run_dir)}"
             )
         return done
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -34,6 +35,11 @@ class DatasetInfo:
     digest: str
     source: str
     profile: str
+
+
+def command_for(verb: str, run_dir: Path, *more: str) -> str:
+    """`mealrec VERB` for a run, to paste into a shell from any folder."""
+    return shlex.join(["mealrec", verb, "--run", run_dir.name, "--runs-dir", str(run_dir.parent), *more])
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

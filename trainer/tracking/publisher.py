@@ -118,7 +118,7 @@ class Publisher:
         reference = {
             "checkpoint": str(best),
             "bytes": weights.stat().st_size,
-            "export": f"mealrec export --run {self._run_dir.name} --runs-dir {self._run_dir.parent} --out FOLDER",
+            "export": describe.command_for("export", self._run_dir, "--out", "FOLDER"),
         }
         client.log_dict(self._run_id, reference, "model/model.json")
         if 1024 < weights.stat().st_size <= MODEL_BYTES:

@@ -25,11 +25,12 @@ from models.errors import UserError
 from models.nn.content import ScaledContent
 from trainer.batches.item_table import load_table, table_bytes
 from trainer.data.format import splits
+from trainer.data.format.content import Content
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.manifest import Manifest, load_manifest, parse_manifest
 from trainer.data.format.node_copy import materialise
 from trainer.data.format.shards import read_shard, shard_list
-from trainer.data.format.writer import Content, write_dataset
+from trainer.data.format.writer import write_dataset
 from trainer.data.storage import open_file
 
 U, N_ITEMS, L = 40, 1200, 5
@@ -194,6 +195,15 @@ def test_content_that_half_precision_rounds_away_is_told(tmp_path: Path, capsys:
     centred = Content((3,), lambda a, b: (values[a:b] - mean, np.ones(b - a, bool)), "title", "e")
     write(tmp_path / "centred", content={"text": centred})
     assert "dimensions lie" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("spread", "warned"), [(0.001, True), (0.0, False)])
+def test_a_dimension_that_rounds_to_one_value_is_told_and_a_constant_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spread: float, warned: bool
+) -> None:
+    values = np.random.default_rng(0).normal(size=(N_ITEMS, 2)) * [spread, 1] + [1000.3, 0]
+    write(tmp_path, content={"text": Content((2,), lambda a, b: (values[a:b], np.ones(b - a, bool)), "title", "e")})
+    assert ("1 of 2 dimensions lie so far from 0" in capsys.readouterr().err) == warned
 
 
 lengths = st.lists(st.integers(3, 15), min_size=1, max_size=8)

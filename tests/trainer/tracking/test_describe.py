@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -87,3 +88,8 @@ def test_pictures_are_drawn_where_there_is_something_to_draw(tmp_path: Path) -> 
     comparison({"a": REPORT, "b": FIGURES}, "x", tmp_path / "bars.png")
     for name in ("curves.png", "bars.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_command_for_a_run_can_be_pasted_whatever_its_folder_is_called() -> None:
+    command = describe.command_for("export", Path("/my runs/a'b"), "--out", "FOLDER")
+    assert shlex.split(command) == ["mealrec", "export", "--run", "a'b", "--runs-dir", "/my runs", "--out", "FOLDER"]

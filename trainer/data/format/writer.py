@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cluster import console
-from models.errors import UserError
 from models.options.base import ContentField
 from retrieval.folders import whole_folder
 from trainer.data.format import splits
+from trainer.data.format.content import Content, blocks, checked, statistics
 from trainer.data.format.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -33,31 +31,9 @@ from trainer.data.format.manifest import (
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec, row_spec
 from trainer.data.format.table_file import TableWriter
 from trainer.data.format.version import git_revision, program_version
-from trainer.data.mean_and_deviation import MeanAndDeviation
 from trainer.progress import Progress
 
-_CHUNK_BYTES = 32 << 20
 _ID_CHUNK = 1 << 18
-#: the largest number in float16
-#: share of the variance of a dimension that rounding to float16 may take without a warning
-_MOST_LOST = 0.01
-_LARGEST = 65504.0
-
-
-@dataclass(frozen=True)
-class Content:
-    """Content of one field, read block by block, more than once: `read` is a pure function.
-
-    shape: one item's entry, (K, V) for "sequence", (V,) for "visual", (H,) for "text".
-    read(start, stop): items start..stop-1 of `item_ids` (counted from 0: item i becomes row i + 1), as raw values
-    (stop - start, *shape) float, and present (stop - start,) bool; values of items not present are ignored.
-    kind: what it is, in words ("frames", "video", "segments", "segments mean", "title"); encoder: what made it.
-    """
-
-    shape: tuple[int, ...]
-    read: Callable[[int, int], tuple[NDArray[Any], NDArray[np.bool_]]]
-    kind: str
-    encoder: str
 
 
 def write_dataset(
@@ -99,35 +75,30 @@ def write_dataset(
         shards |= _write_rows(work, offsets, items, max_length, behaviours if behaviour_names else None)
         files = {str(path.relative_to(work)): file_info(path) for path in sorted(work.rglob("*")) if path.is_file()}
         users, n_items, total = len(user_ids), len(item_ids), len(items)
-        cold = {split: int(splits.cold_mask(offsets, items, counts, split).sum()) for split in splits.SPLITS}
         manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            users=users,
-            items=n_items,
-            interactions=total,
-            train_rows=int(splits.row_offsets(offsets)[-1]),
-            max_length=max_length,
-            core=core,
-            content=infos,
-            behaviours=tuple(behaviour_names),
-            dropped=dict(dropped or {}),
-            statistics=Statistics(
-                users=users,
-                items=n_items,
-                interactions=total,
-                average_length=total / users,
-                sparsity=1 - total / (users * n_items),
-            ),
-            splits=Splits(
-                validation=SplitInfo(cold_targets=cold["validation"]), test=SplitInfo(cold_targets=cold["test"])
-            ),
-            shards=shards,
-            files=files,
-            provenance=provenance(command, sources or {}),
-            truth=dict(truth) if truth is not None else None,
-        )
+            schema_version=SCHEMA_VERSION, users=users, items=n_items, interactions=total,
+            train_rows=int(splits.row_offsets(offsets)[-1]), max_length=max_length, core=core, content=infos,
+            behaviours=tuple(behaviour_names), dropped=dict(dropped or {}), statistics=_sizes(users, n_items, total),
+            splits=_splits(offsets, items, counts), shards=shards, files=files,
+            provenance=provenance(command, sources or {}), truth=dict(truth) if truth is not None else None,
+        )  # fmt: skip
         (work / MANIFEST).write_text(manifest.dumps(), encoding="utf-8")
     return manifest
+
+
+def _sizes(users: int, items: int, interactions: int) -> Statistics:
+    return Statistics(
+        users=users,
+        items=items,
+        interactions=interactions,
+        average_length=interactions / users,
+        sparsity=1 - interactions / (users * items),
+    )
+
+
+def _splits(offsets: NDArray[np.int64], items: NDArray[np.int32], counts: NDArray[np.int64]) -> Splits:
+    cold = {split: int(splits.cold_mask(offsets, items, counts, split).sum()) for split in splits.SPLITS}
+    return Splits(validation=SplitInfo(cold_targets=cold["validation"]), test=SplitInfo(cold_targets=cold["test"]))
 
 
 def _write_sequences(work: Path, arrays: Mapping[str, NDArray[Any] | None]) -> None:
@@ -166,74 +137,6 @@ def _write_ids(
     frame.write_parquet(path)
 
 
-def _chunks(content: Mapping[ContentField, Content], n_items: int, step: int) -> Iterator[tuple[int, int]]:
-    """Ranges of items, a multiple of `step` long, whose raw values fit in _CHUNK_BYTES."""
-    widest = max((int(np.prod(c.shape)) * 4 for c in content.values()), default=4)
-    size = max(1, _CHUNK_BYTES // widest // step) * step
-    for start in range(0, n_items, size):
-        yield start, min(start + size, n_items)
-
-
-def _read(field: str, content: Content, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Items start..stop-1, zeros for an item that has no such content; the table holds them as float16."""
-    values, present = content.read(start, stop)
-    assert values.shape == (stop - start, *content.shape), (field, values.shape, content.shape)
-    values = np.where(present.reshape(-1, *(1,) * len(content.shape)), values, 0)
-    largest = np.abs(values).reshape(stop - start, -1).max(axis=1)  # NaN if any value is NaN
-    if not (largest <= _LARGEST).all():
-        bad = int(np.argmin(largest <= _LARGEST))
-        beyond = f"holds {largest[bad]:g}, beyond {_LARGEST:,.0f}"
-        what = beyond if np.isfinite(largest[bad]) else "is NaN or infinite"
-        raise UserError(f"content {field!r} of item number {start + bad} {what}; correct it or leave the item out")
-    return values, present
-
-
-def _statistics(field: str, content: Content, counts: NDArray[np.int64], step: int) -> tuple[MeanAndDeviation, int]:
-    """Mean and deviation over items with training occurrences and content, and how many items have no content.
-
-    Raises UserError if the content tells no item from another: none has any, or all have the same. Warns if float16
-    keeps too little of what tells items apart.
-    """
-    width = content.shape[-1]
-    found, missing, lost_V, count = MeanAndDeviation(width), 0, np.zeros(width), 0
-    first: NDArray[np.float16] | None = None
-    differ = False
-    n_items = len(counts) - 1
-    progress = Progress(f"statistics of {field}", n_items)
-    for start, stop in _chunks({"text": content}, n_items, step):
-        raw, present = _read(field, content, start, stop)
-        values = raw.astype(np.float16)
-        missing += int((~present).sum())
-        if first is None and present.any():
-            first = values[np.argmax(present)]
-        differ = differ or bool((values[present] != first).any())
-        used = present & (counts[start + 1 : stop + 1] > 0)
-        kept = values[used].reshape(-1, width).astype(np.float64)
-        found.add(kept)
-        lost_V += ((raw[used].reshape(-1, width) - kept) ** 2).sum(axis=0)
-        count += len(kept)
-        progress.update(stop)
-    progress.close()
-    if not differ and n_items - missing != 1:  # a single vector may be the only one that there is
-        raise UserError(_of_no_use(field, content, None if first is None else bool(first.any())))
-    poor = int((lost_V > _MOST_LOST * count * found.deviation_V**2).sum())
-    if poor:
-        console.warn(
-            f"content {field!r}: {poor} of {width} dimensions lie so far from 0, for how little they vary, that half "
-            f"precision (float16) loses over {_MOST_LOST:.0%} of their variance; subtract each dimension's mean first"
-        )
-    return found, missing
-
-
-def _of_no_use(field: str, content: Content, nonzero: bool | None) -> str:
-    """What is wrong with content that is the same for all items. nonzero: whether it is not 0; None if none has any."""
-    found = {None: "no item has any", False: "every item has a zero vector", True: "all items have the same vector"}
-    return (
-        f"content {field!r} ({content.kind}, {content.encoder}) tells no item from another: {found[nonzero]}; "
-        "correct the vectors, or prepare the dataset without them"
-    )
-
-
 def _write_content(
     work: Path, content: Mapping[ContentField, Content], counts: NDArray[np.int64]
 ) -> tuple[dict[ContentField, ContentInfo], dict[str, ShardInfo]]:
@@ -243,7 +146,7 @@ def _write_content(
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
     infos: dict[ContentField, ContentInfo] = {}
     for field, c in content.items():
-        found, missing = _statistics(field, c, counts, step)
+        found, missing = statistics(field, c, counts, step)
         infos[field] = ContentInfo(
             shape=c.shape,
             kind=c.kind,
@@ -254,10 +157,10 @@ def _write_content(
         )
     progress = Progress("writing item content", n_items)
     with TableWriter(work, n_items, shapes) as table, ShardWriter(work, "items") as shards:
-        for start, stop in _chunks(content, n_items, step):
+        for start, stop in blocks(content.values(), n_items, step):
             chunk: dict[str, NDArray[Any]] = {"rows": np.arange(start + 1, stop + 1, dtype=np.int32)}
             for field, c in content.items():
-                raw, present = _read(field, c, start, stop)
+                raw, present = checked(field, c, start, stop)
                 chunk[field] = raw.astype(np.float16)
                 chunk[f"{field}_present"] = present.astype(np.bool_, copy=False)
             table.append(chunk)

@@ -16,9 +16,10 @@ import numpy as np
 
 from models.options.base import ContentField
 from retrieval.folders import whole_folder
+from trainer.data.format.content import Content
 from trainer.data.format.manifest import MANIFEST, Manifest, file_info
 from trainer.data.format.table_file import NpyWriter
-from trainer.data.format.writer import Content, write_dataset
+from trainer.data.format.writer import write_dataset
 from trainer.data.synthetic.users import (
     BEHAVIOUR_NAMES,
     TARGET_SHARE,

@@ -15,7 +15,7 @@ from cluster import console
 from models.errors import UserError
 from models.options.base import ContentField
 from trainer.data.content import from_rows
-from trainer.data.format.writer import Content
+from trainer.data.format.content import Content
 from trainer.data.storage import new_array
 from trainer.extract.pipeline.protocols import TITLE_KINDS, TitleEncoder
 from trainer.extract.pipeline.unknown import UnknownTitles

@@ -22,6 +22,7 @@ from torch import Tensor
 from models.contract import Baseline, Batch, SequenceModel
 from models.errors import UserError
 from retrieval.answers import Answer, Influence, Recommendation
+from retrieval.batches import BATCH, batches
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
 from retrieval.export import Export, index_folder, load_export
 from retrieval.index.build import load_index
@@ -30,9 +31,6 @@ from retrieval.index.kinds import KINDS
 from retrieval.index.search import index_topk
 from retrieval.rebuild import rebuild
 
-_BATCH = 256
-# The key of diffusion noise. It is constant, so that a history gets the same answer in every request and batch.
-_NOISE_KEY = 0
 _POPULAR = "popular items, because the history holds no item that the model knows"
 
 
@@ -106,26 +104,13 @@ class Recommender:
         vectors = torch.cat([model.user_vectors(batch) for batch in self._batches(histories)])
         return for_similarity(vectors, self.card.similarity)
 
+    def _batches(self, histories: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        return batches(histories, self.card.max_length, self._device)
+
     def _require_vectors(self) -> SequenceModel:
         if isinstance(self._model, Baseline):
             raise UserError(f"{self.card.system} ranks without vectors, so it has no index and no similar items")
         return self._model
-
-    def _batches(self, histories: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        length = self.card.max_length
-        for start in range(0, len(histories), _BATCH):
-            recent = [list(history[-length:]) for history in histories[start : start + _BATCH]]
-            padded = torch.tensor([row + [0] * (length - len(row)) for row in recent], dtype=torch.int64)
-            zeros = torch.zeros(len(recent), dtype=torch.int64)
-            batch = Batch(
-                user=zeros - 1,
-                history=padded,
-                length=torch.tensor([len(row) for row in recent]),
-                target=zeros,
-                key=torch.full_like(zeros, _NOISE_KEY),
-                behaviours=torch.zeros_like(padded, dtype=torch.uint8),
-            )
-            yield batch.to(self._device)
 
     def recommend(
         self,
@@ -294,10 +279,10 @@ class Recommender:
         self, model: Baseline, known: list[list[int]], excluded: list[list[int]], k: int, columns: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         parts = []
-        for start, batch in zip(range(0, len(known), _BATCH), self._batches(known), strict=True):
+        for start, batch in zip(range(0, len(known), BATCH), self._batches(known), strict=True):
             scores = model.scores(batch)
             scores = scores if columns is None else scores[:, columns]
-            parts.append(score_topk(scores, k, Histories.of(excluded[start : start + _BATCH])))
+            parts.append(score_topk(scores, k, Histories.of(excluded[start : start + BATCH])))
         return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
 
     @torch.no_grad()

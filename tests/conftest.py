@@ -27,7 +27,7 @@ LONGEST = (
     "trainer/tracking/test_mirror_server.py", "models/learns/test_content.py", "trainer/training/test_loop.py",
     "models/learns/test_m3bsr.py", "models/learns/test_ssdrec.py", "models/learns/test_diqdiff.py",
     "models/test_every_system.py", "trainer/extract/video/test_encoders.py", "trainer/commands/test_examples.py",
-    "models/learns/test_dmmd4sr.py", "models/learns/test_mmgcn.py", "trainer/training/test_checkpoint.py",
+    "models/learns/test_dmmd4sr.py", "models/learns/test_mmgcn.py", "trainer/training/test_checkpoint_readers.py",
 )  # fmt: skip
 
 

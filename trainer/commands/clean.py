@@ -138,10 +138,10 @@ def _why_not(folder: Path, named: bool, unfinished: bool) -> str | None:
     if not unfinished and not (lines and lines[-1]["event"] == "end"):
         return "it has not finished (--unfinished and its name give up resuming it)"
     try:
-        train = read_config(folder).get("train")
+        train = read_config(folder).get("train") or {}
     except UserError as error:
         return str(error)
-    if not named and isinstance(train, dict) and train.get("keep_optimizer"):
+    if not named and train.get("keep_optimizer"):
         return "train.keep_optimizer=true asks to keep its optimizer's state (its name frees it all the same)"
     return None
 

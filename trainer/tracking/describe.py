@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.errors import UserError
 from retrieval.files import digest
 from trainer.text_files import read_yaml
 
@@ -45,7 +46,11 @@ def command_for(verb: str, run_dir: Path, *more: str) -> str:
 def read_config(run_dir: Path) -> dict[str, Any]:
     """config.yaml of a run; empty where there is none. Raises UserError, naming the file, if it is damaged."""
     path = run_dir / "config.yaml"
-    return read_yaml(path) if path.exists() else {}
+    config = read_yaml(path) if path.exists() else {}
+    for section in ("model", "data", "train", "engine", "eval", "cluster", "tracking"):
+        if not isinstance(config.get(section) or {}, dict):
+            raise UserError(f"{path}: {section} is no section of settings; bring the file back from a copy")
+    return config
 
 
 def parameters(run: str, config: Mapping[str, Any]) -> dict[str, str]:

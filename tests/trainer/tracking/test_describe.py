@@ -7,8 +7,10 @@ import shlex
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import pytest
 import yaml
 
+from models.errors import UserError
 from models.mealrec.model import MealRecOptions
 from trainer.config.schema import RunConfig
 from trainer.tracking import describe
@@ -93,3 +95,9 @@ def test_pictures_are_drawn_where_there_is_something_to_draw(tmp_path: Path) -> 
 def test_a_command_for_a_run_can_be_pasted_whatever_its_folder_is_called() -> None:
     command = describe.command_for("export", Path("/my runs/a'b"), "--out", "FOLDER")
     assert shlex.split(command) == ["mealrec", "export", "--run", "a'b", "--runs-dir", "/my runs", "--out", "FOLDER"]
+
+
+def test_a_section_that_holds_no_settings_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {name: sasrec}\ntracking: 5\ntrain:\n")
+    with pytest.raises(UserError, match=r"config\.yaml: tracking is no section of settings"):
+        describe.read_config(tmp_path)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import enum
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 VARIABLE = "MEALREC_VERBOSITY"
+#: what a terminal obeys instead of showing it (line ends and tabs apart), and what turns the direction of text around
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Verbosity(enum.IntEnum):
@@ -87,6 +90,54 @@ def note(text: str, at: Verbosity = Verbosity.NORMAL) -> None:
 def warn(text: str) -> None:
     """Print "warning: ..." to standard error, at every level: what is wrong must not pass in silence."""
     print(f"warning: {text}", file=_beside_results(), flush=True)
+
+
+def harmless(text: str) -> str:
+    """`text` with each control character written as an escape (\\x1b): ids and titles of a log may hold any.
+
+    A terminal would obey them: they move the cursor, hide text, or type into the command line. Line ends stay.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def in_a_line(text: str) -> str:
+    """`text` as `harmless` gives it, and without line ends and tabs: for a cell of a table."""
+    return harmless(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+class Harmless:
+    """A stream that writes text to `first` as `harmless` does; all other attributes are those of `first`."""
+
+    def __init__(self, first: TextIO) -> None:
+        self.first = first
+
+    def write(self, text: str) -> int:
+        self.first.write(harmless(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.first, name)
+
+
+@contextmanager
+def harmless_output() -> Iterator[None]:
+    """In the block, whatever this process prints is harmless to a terminal. So is the traceback of an error that leaves
+    the block: the streams then stay as they are."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = made = cast(tuple[TextIO, TextIO], tuple(map(Harmless, before)))
+    yield
+    for name, ours, theirs in zip(("stdout", "stderr"), made, before, strict=True):
+        if getattr(sys, name) is ours:  # else it was closed meanwhile
+            setattr(sys, name, theirs)
+
+
+def terminal() -> TextIO:
+    """Standard error itself, for a bar, which moves the cursor."""
+    return sys.stderr.first if isinstance(sys.stderr, Harmless) else sys.stderr
 
 
 def library_level(calm: int) -> int:

@@ -190,7 +190,7 @@ class _Tee:
         self.first, self._second = first, second
 
     def write(self, text: str) -> int:
-        self._second.write(text)
+        self._second.write(console.harmless(text))  # a file that a user looks at in a terminal
         return self.first.write(text)
 
     def flush(self) -> None:

@@ -29,8 +29,13 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code. Bugs propagate, so that Python prints their traceback and exits with 1."""
+    with console.harmless_output():
+        return _told(sys.argv[1:] if argv is None else list(argv))
+
+
+def _told(argv: list[str]) -> int:
     try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
+        return _run(argv)
     except (UserError, PreflightError) as error:
         return _mistake(str(error))
     except Stopped as stopped:

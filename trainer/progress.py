@@ -33,8 +33,8 @@ class Progress:
         self._shown = console.shows(console.Verbosity.NORMAL)
         if self._shown and sys.stderr.isatty():
             self._bar = _Bar(
-                desc=label, total=total, initial=already, delay=_QUIET_S, mininterval=_BAR_EVERY_S, miniters=1,
-                smoothing=0, dynamic_ncols=True, file=sys.stderr,
+                desc=console.in_a_line(label), total=total, initial=already, delay=_QUIET_S, mininterval=_BAR_EVERY_S,
+                miniters=1, smoothing=0, dynamic_ncols=True, file=console.terminal(),
             )  # fmt: skip
 
     def update(self, done: int) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
 from cluster import console
-from cluster.console import Verbosity
+from cluster.console import Harmless, Verbosity
+from cluster.ray_train import _Tee
 from tests.helpers.paths import ROOT
 
 PRINTED = {
@@ -57,3 +60,38 @@ def test_processes_that_are_started_print_as_much() -> None:
         with console.printing(level):
             done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert (done.stdout, done.stderr) == ("an epoch\n" if level else "", "warning: trouble\n")
+
+
+EVERY = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+HOSTILE = "\x1b]0;title\x07 \x9b2J\rhidden \u202ebackwards"
+HARMLESS = "\\x1b]0;title\\x07 \\x9b2J\\rhidden \\u202ebackwards"
+
+
+def test_no_control_character_is_printed_and_all_else_is() -> None:
+    shown = console.harmless(EVERY)
+    assert {each for each in shown if unicodedata.category(each) == "Cc"} == {"\n", "\t"}
+    left_out = {*EVERY} - {*shown}
+    assert {unicodedata.category(each) for each in left_out} == {"Cc", "Cf"}
+    turning = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # that change the direction of text
+    formats = {each for each in left_out if unicodedata.category(each) == "Cf"}
+    assert formats == {each for each in EVERY if unicodedata.bidirectional(each) in turning}
+    assert console.harmless(HOSTILE) == HARMLESS
+    assert console.in_a_line("a\tb\n" + HOSTILE) == "a\\tb\\n" + HARMLESS
+    assert console.harmless("a line\r\n猫 🐈\n") == "a line\n猫 🐈\n"
+
+
+def test_streams_are_harmless_and_those_of_before_come_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with console.harmless_output():
+        print(HOSTILE)
+        console.warn(HOSTILE)
+        sys.stdout.writelines([HOSTILE])
+        assert console.terminal() is before[1]
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == (f"{HARMLESS}\n{HARMLESS}", f"warning: {HARMLESS}\n")
+
+
+def test_what_a_worker_prints_is_kept_harmless() -> None:
+    shown, kept = io.StringIO(), io.StringIO()
+    print(HOSTILE, file=_Tee(Harmless(shown), kept))  # type: ignore[arg-type]
+    assert shown.getvalue() == kept.getvalue() == HARMLESS + "\n"

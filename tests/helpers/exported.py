@@ -15,6 +15,7 @@ from retrieval.export import write_export
 
 N_ITEMS, MAX_LENGTH = 60, 5
 IDS = [f"v{row * 7}" for row in range(1, N_ITEMS)]
+TITLES = [None if row % 2 else f"title {row}" for row in range(1, N_ITEMS)]
 
 
 Content = dict[ContentField, torch.Tensor]
@@ -49,7 +50,11 @@ def make_model(system: str) -> tuple[SequenceModel | Baseline, Content, Content]
 
 
 def export_model(
-    out: Path, system: str = "sasrec", ids: Sequence[str] = IDS, provenance: Mapping[str, object] | None = None
+    out: Path,
+    system: str = "sasrec",
+    ids: Sequence[str] = IDS,
+    provenance: Mapping[str, object] | None = None,
+    titles: Sequence[str | None] = TITLES,
 ) -> SequenceModel | Baseline:
     """Export an untrained system with 59 items. Items 1, 2, 3 were watched 1, 2, 3 times, the others never."""
     model, content, present = make_model(system)
@@ -69,7 +74,7 @@ def export_model(
         item_ids=ids,
         train_counts=[1, 2, 3] + [0] * (N_ITEMS - 4),
         provenance=provenance,
-        titles=[None if row % 2 else f"title {row}" for row in range(1, N_ITEMS)],
+        titles=titles,
         content=content,
         present=present,
         content_kinds=dict.fromkeys(content, "segments"),

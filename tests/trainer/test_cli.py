@@ -135,6 +135,23 @@ def test_a_bug_in_a_process_is_1_with_traceback() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
+@pytest.mark.parametrize(("error", "code"), [("UserError", 2), ("KeyError", 1)])
+def test_neither_a_message_nor_a_traceback_moves_the_cursor(error: str, code: int) -> None:
+    program = (
+        "import sys, types; from models.errors import UserError; from trainer import cli\n"
+        "module = types.ModuleType('trainer.commands.doctor', 'Doc.')\n"
+        "module.add_arguments = lambda parser: None\n"
+        f"def fail(args): raise {error}(chr(27) + '[2J is no id')\n"
+        "module.run = fail\n"
+        "sys.modules[module.__name__] = module\n"
+        "sys.exit(cli.main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "\x1b" not in done.stderr
+    assert "x1b[2J is no id" in done.stderr
+
+
 def test_the_job_script_runs_from_any_folder(tmp_path: Path) -> None:
     done = run("--recipe", "demo", "--data", "nowhere", "--name", "x", cwd=tmp_path)
     assert done.returncode == 2, done.stderr

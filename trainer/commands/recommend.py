@@ -155,10 +155,11 @@ def _answer_file(args: argparse.Namespace) -> int:
 
 
 def _table(answer: Answer) -> str:
-    width = max([2, *(len(item.item) for item in answer.recommendations)])
+    ids = [console.in_a_line(item.item) for item in answer.recommendations]
+    width = max([2, *map(len, ids)])
     lines = [f"{'rank':>4}  {'id':<{width}}  {'score':>9}  title"]
     lines += [
-        f"{n:>4}  {item.item:<{width}}  {item.score:>9.4f}  {item.title or '-'}"
-        for n, item in enumerate(answer.recommendations, start=1)
+        f"{n:>4}  {shown:<{width}}  {item.score:>9.4f}  {console.in_a_line(item.title or '-')}"
+        for n, (shown, item) in enumerate(zip(ids, answer.recommendations, strict=True), start=1)
     ]
     return "\n".join(lines)

@@ -59,6 +59,18 @@ def test_a_table_or_json(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [r["item"] for r in answer["recommendations"]] == [line.split()[1] for line in lines]
 
 
+def test_no_id_or_title_disturbs_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[2J\x1b]0;x\x07\n   1  v7"
+    export_model(tmp_path / "model", ids=[f"{each}{hostile}" for each in IDS], titles=[hostile] * len(IDS))
+    items = ["--item", f"v7{hostile}", "--item", f"who{hostile}", "--keep-history"]
+    assert main(["recommend", "--model", str(tmp_path / "model"), *items, "--k", "59"]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["rank", *map(str, range(1, 60))]
+    assert r"v7\x1b[2J\x1b]0;x\x07\n" in printed.out
+    assert r"who\x1b[2J" in printed.err, "an unknown id"
+    assert not {"\x1b", "\x07"} & {*printed.out, *printed.err}
+
+
 def test_a_warning_says_that_less_is_left_than_was_asked_for(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--model", str(model), "--history", "v7 v14", "--k", "58", "--quiet"]) == 0
     printed = capsys.readouterr()

@@ -16,7 +16,7 @@ from cluster.ray_train import fit
 
 
 def train(config: dict[str, Any]) -> None:
-    """Sum the ranks; rank 1 is killed while it trains, once."""
+    """Sum the ranks; rank 1 is killed while it trains, once. At last one rank raises a user's mistake."""
     import torch
     import torch.distributed as dist
 
@@ -30,6 +30,8 @@ def train(config: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
     print(f"rank {rank}: sum {total.item():g} by {dist.get_backend()}, {os.environ['OMP_NUM_THREADS']} threads")
+    dist.barrier()
+    refuse(config)
 
 
 class KilledOnArrival:
@@ -64,13 +66,13 @@ def refuse(config: dict[str, Any]) -> None:
 
 
 def main(folder: Path) -> None:
-    """Run both, one after the other, and write the results to outcome.json."""
-    config: dict[str, Any] = {"folder": str(folder)}
-    options: dict[str, Any] = {"workers": 2, "gpus": False, "gpus_here": 0, "cpus_per_worker": 1.0, "max_failures": 1}
-    fit(KilledOnArrival(folder), config, name="train", storage=folder / "runs", folders=[folder], **options)
+    """Run it, and write how it ended to outcome.json."""
     try:
         with console.printing(console.Verbosity.QUIET):
-            fit(refuse, config, name="refuse", storage=folder / "runs", **options)
+            fit(
+                KilledOnArrival(folder), {"folder": str(folder)}, name="train", workers=2, gpus=False, gpus_here=0,
+                cpus_per_worker=1.0, storage=folder / "runs", max_failures=2, folders=[folder],
+            )  # fmt: skip
     except WorkerFailed as failure:
         outcome = {"kind": failure.kind, "message": failure.message, "detail": failure.detail}
         (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")

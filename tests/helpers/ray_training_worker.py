@@ -1,8 +1,9 @@
-"""`mealrec train` with one process killed: `python -m tests.helpers.ray_training_worker VICTIM RANK STEP MARKER ...`.
+"""`mealrec train` with processes killed: `python -m tests.helpers.ray_training_worker FOLDER KILLS ...`.
 
-The other arguments are those of `mealrec`. Only one thing is changed: on the worker of rank RANK, the
-engine's step number STEP (from 1) begins with a SIGKILL, of that worker or of the driver (VICTIM worker-term,
-driver-term: with a SIGTERM), unless the file MARKER shows that this was done before.
+The other arguments are those of `mealrec`. KILLS: one or more of VICTIM:RANK:STEP, joined by commas. Only one thing is
+changed: for the first kill that was not done before (FOLDER then holds a file VICTIM:RANK:STEP), on the worker of rank
+RANK, the engine's step number STEP (from 1, since the workers started) begins with a SIGKILL, of that worker or of the
+driver (VICTIM worker-term, driver-term: with a SIGTERM).
 """
 
 from __future__ import annotations
@@ -31,31 +32,32 @@ ORPHAN_STEP_S = 0.5
 class Killing:
     """`train_worker` with the kill; it is pickled and sent to Ray's workers."""
 
-    victim: str
-    rank: int
-    step: int
-    marker: Path
+    folder: Path
+    kills: list[str]
     driver: int
 
     def __call__(self, settings: dict[str, Any]) -> None:
         import torch.distributed as dist
 
-        if dist.get_rank() == self.rank and not self.marker.exists():
-            self._arm()
+        left = [kill for kill in self.kills if not (self.folder / kill).exists()]
+        if left:
+            victim, rank, number = left[0].split(":")
+            if dist.get_rank() == int(rank):
+                self._arm(victim, int(number), self.folder / left[0])
         train_worker(settings)
 
-    def _arm(self) -> None:
+    def _arm(self, victim: str, at: int, marker: Path) -> None:
         deepspeed_engine = import_deepspeed_engine(torch.device("cpu"))
         step, done = deepspeed_engine.step, 0
 
         def killing(engine: Engine, batches: Any) -> Any:
             nonlocal done
             done += 1
-            if done == self.step:
-                self.marker.touch()
-                number = signal.SIGTERM if self.victim.endswith("term") else signal.SIGKILL
-                os.kill(os.getpid() if self.victim.startswith("worker") else self.driver, number)
-            if done >= self.step:
+            if done == at:
+                marker.touch()
+                number = signal.SIGTERM if victim.endswith("term") else signal.SIGKILL
+                os.kill(os.getpid() if victim.startswith("worker") else self.driver, number)
+            if done >= at:
                 time.sleep(ORPHAN_STEP_S)
             return step(engine, batches)  # type: ignore[arg-type]
 
@@ -63,8 +65,8 @@ class Killing:
 
 
 if __name__ == "__main__":
-    victim, rank, step, marker = sys.argv[1:5]
-    sys.argv[1:] = sys.argv[5:]  # so that config.yaml has the command
+    folder, kills = sys.argv[1:3]
+    sys.argv[1:] = sys.argv[3:]  # so that config.yaml has the command
     # `mealrec train` imports it from there after its checks
-    worker.train_worker = Killing(victim, int(rank), int(step), Path(marker), os.getpid())  # type: ignore[assignment]
+    worker.train_worker = Killing(Path(folder), kills.split(","), os.getpid())  # type: ignore[assignment]
     sys.exit(main())

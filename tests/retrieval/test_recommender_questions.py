@@ -105,7 +105,7 @@ def test_a_history_is_a_list_of_texts(recommender: Recommender, history: Any) ->
 
 
 def test_threads_share_a_recommender(recommender: Recommender) -> None:
-    histories = [[IDS[n % 59], IDS[3 * n % 59]] for n in range(40)]
+    histories = [[IDS[n % 59], IDS[3 * n % 59]] for n in range(16)]
     alone = [recommender.recommend(history, 5) for history in histories]
     with ThreadPoolExecutor(8) as pool:
         assert [*pool.map(lambda history: recommender.recommend(history, 5), histories)] == alone

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -73,42 +72,6 @@ def test_everything_of_a_run_reaches_mlflow_and_a_resumed_run_goes_on(tmp_path: 
     assert run.data.tags["seed_group"] == "demo"
     assert (run_dir / "mlflow.log").read_text() == ""
     assert not (ROOT / "mlruns").exists()
-
-
-#: a run that starts a mirror and then waits to be killed
-RUN = """
-import sys, time
-from pathlib import Path
-from tests.helpers.tracked_runs import append_epochs
-from trainer.tracking import MetricsLog, start_mirror
-run_dir = Path(sys.argv[1])
-log = MetricsLog(run_dir / "metrics.jsonl")
-mirror = start_mirror(run_dir, sys.argv[2], "shelf")
-append_epochs(log, 1, 2)
-time.sleep(600)
-"""
-
-
-def test_a_killed_run_is_marked_killed_and_its_mirror_ends(
-    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir, log = write_run(tmp_path / "runs")
-    with subprocess.Popen([sys.executable, "-c", RUN, str(run_dir), store], cwd=ROOT) as process:
-        until(lambda: recorded(run_dir)["run_id"])
-        process.send_signal(signal.SIGKILL)
-    client, run_id = client_of(store), recorded(run_dir)["run_id"]
-    until(lambda: client.get_run(run_id).info.status == "KILLED")
-    assert_epochs(client, run_id, 2)
-    until(lambda: client.list_artifacts(run_id))
-    # it went on elsewhere without MLflow, and is synced by hand
-    append_epochs(log, 3)
-    log.append("end", 3, 30, {})
-    assert tracked(run_dir) == 0
-    told = capsys.readouterr().out
-    assert "all 5 lines" in told
-    assert "/runs?workflowType=machine_learning" in told
-    assert_epochs(client, run_id, 3)
-    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from models.errors import UserError
 from tests.helpers.run_worker import run_command, run_process
 from tests.helpers.tiny_runs import MODELS, RUN, make_config
+from tests.helpers.tracked_runs import client_of, history, recorded, tracked, until
 from tests.helpers.training_runs import SETTINGS, STEPS, assert_same_end, lines, train, write_config
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
@@ -100,6 +101,30 @@ def test_killed_again_and_again(data: Path, whole: Path, tmp_path: Path) -> None
         assert run_process(write_config(config, run_dir), run_dir, kill) == -signal.SIGKILL, kill
     assert run_process(config, run_dir) == 0
     assert_same_end(whole, run_dir)
+
+
+def test_a_killed_run_is_marked_killed_and_once_resumed_mlflow_has_every_epoch_once(
+    data: Path, whole: Path, tmp_path: Path, mlflow_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is resumed elsewhere, without MLflow, and synced by hand."""
+    shutil.copy(mlflow_store, tmp_path / "mlflow.db")
+    run_dir, client = tmp_path / "runs" / "run", client_of(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_dir.parent.mkdir()
+    config = make_config(data, "sasrec", *SETTINGS)
+    mirrored = make_config(data, "sasrec", *SETTINGS, "tracking.mlflow=true")
+    assert run_process(write_config(mirrored, run_dir), run_dir, ("evaluation", 3)) == -signal.SIGKILL
+    run_id = until(lambda: recorded(run_dir)["run_id"])
+    until(lambda: client.get_run(run_id).info.status == "KILLED")
+    assert history(client, run_id, "epoch") == [(8 * n, float(n)) for n in (1, 2)]
+    until(lambda: client.list_artifacts(run_id))
+    assert run_process(config, run_dir) == 0
+    assert_same_end(whole, run_dir)
+    assert tracked(run_dir) == 0
+    told = capsys.readouterr().out
+    assert f"all {len(lines(run_dir))} lines" in told
+    assert "/runs?workflowType=machine_learning" in told
+    assert history(client, run_id, "epoch") == [(8 * n, float(n)) for n in range(1, 5)]
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_sigterm_commits_a_checkpoint_and_the_run_goes_on_as_undisturbed(

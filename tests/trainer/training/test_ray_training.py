@@ -53,8 +53,8 @@ def train(
     """Train in a new process; return its exit status and its output.
 
     mark: is put into the environment of its processes, see `head.processes_of`. kills: VICTIM:RANK:STEP, see
-    `tests.helpers.ray_training_worker`; each leaves a file of that name beside the folder of runs. ray_head: an existing
-    head; without it the process starts its own Ray.
+    `tests.helpers.ray_training_worker`; each leaves a file of that name beside the folder of runs. ray_head: a head
+    that runs; without it the process starts its own Ray.
     """
     program = ["trainer.cli"]
     if kills:

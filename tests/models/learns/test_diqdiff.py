@@ -22,8 +22,8 @@ def _popularity(data: Path) -> float:
 
 
 def test_beats_popularity(tmp_path: Path) -> None:
-    data = make_world(tmp_path / "data")
-    report = train(data, tmp_path / "run", "diqdiff")
+    data = make_world(tmp_path / "data", items=250)
+    report = train(data, tmp_path / "run", "diqdiff", "model.inner=128", "model.steps=8", "train.epochs=4")
     assert report["HR@10"] > 1.5 * _popularity(data)
 
 

@@ -10,13 +10,14 @@ import pytest
 from tests.helpers.learning import make_world, train
 
 SMALL = ["model.hidden=32", "model.inner=64", "model.heads=2", "model.layers=1"]
-SETTINGS = [*SMALL, "train.epochs=3", "train.learning_rate=0.008"]
+SETTINGS = [*SMALL, "train.epochs=2", "train.learning_rate=0.008"]
+#: two of five clicks are accidents; half of the other clicks have a like, and almost no accident has one
+LIKES: dict[str, Any] = {"behaviours": True, "accident": 0.4}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of five clicks are accidents. Half of the other clicks have a like, and almost no accident has one."""
-    return make_world(tmp_path_factory.mktemp("m3bsr") / "data", behaviours=True, accident=0.4)
+    return make_world(tmp_path_factory.mktemp("m3bsr") / "data", items=250, **LIKES)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,9 @@ def test_it_beats_popularity(world: Path, told: dict[str, Any], tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_deep_behaviour_helps_where_clicks_are_accidents(world: Path, tmp_path: Path) -> None:
+def test_deep_behaviour_helps_where_clicks_are_accidents(tmp_path: Path) -> None:
     """The same system with as many parameters, to which the most recent half of a history is the deep part."""
+    world = make_world(tmp_path / "world", **LIKES)
     told = train(world, tmp_path / "told", "m3bsr", *SETTINGS, "train.epochs=6")
     untold = train(world, tmp_path / "untold", "m3bsr", *SETTINGS, "train.epochs=6", "model.use_behaviours=false")
     print(f"found: HR@10 {told['HR@10']:.4f} with behaviours, {untold['HR@10']:.4f} without")
@@ -47,6 +49,6 @@ def test_every_way_of_evaluating_is_reported(told: dict[str, Any]) -> None:
 def test_one_behaviour_is_learned_from_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world = make_world(tmp_path / "data", users=600)
     popularity = train(world, tmp_path / "popularity", "popularity")
-    report = train(world, tmp_path / "run", "m3bsr", *SETTINGS, "train.epochs=2", "train.batch_size=128")
+    report = train(world, tmp_path / "run", "m3bsr", *SETTINGS, "train.batch_size=128")
     assert "M3BSR (single-behaviour): this dataset has one behaviour" in capsys.readouterr().out
     assert report["HR@10"] > 1.5 * popularity["HR@10"]

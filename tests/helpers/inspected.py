@@ -111,7 +111,7 @@ class Page(HTMLParser):
             self.text[self._heading] += data
 
 
-def inspected(tmp_path: Path, item: str, *features: str, **options: int) -> Page:
+def inspected(tmp_path: Path, item: str, *features: str, **options: int | str) -> Page:
     """The page of an item. Asserts that it loads nothing from elsewhere and has no scripts."""
     out = tmp_path / "pages" / "page.html"
     more = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -20,7 +20,7 @@ from models.errors import UserError
 from retrieval.files import write_text
 from retrieval.folders import writable_file
 from trainer.data.features import FEATURES, Features, is_extracted, open_features
-from trainer.data.storage import join, open_file
+from trainer.data.storage import check_scheme, is_url, join, open_file
 from trainer.extract.inspect import pictures
 from trainer.extract.inspect.neighbours import SimilarRow, nearest
 from trainer.extract.inspect.page import FolderSection, Frames, Neighbour, NeighbourList, render
@@ -48,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--out", type=local_path, required=True, metavar="FILE", help="the page to write: HTML that needs no other file"
     )
+    add(
+        "--fetch",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="show videos at this address and below it too (http, https, s3 or gs); without it only local ones are "
+        "read, as whoever made the features chose the addresses; may be given several times",
+    )
     add("--neighbours", type=int, default=_NEIGHBOURS, metavar="N", help="nearest items shown (default %(default)s)")
 
 
@@ -55,6 +63,10 @@ def run(args: argparse.Namespace) -> int:
     """Write the page and say where it is."""
     if args.neighbours < 1:
         raise UserError(f"--neighbours {args.neighbours}: give a number of at least 1")
+    for address in args.fetch:
+        check_scheme(address)
+        if not is_url(address):
+            raise UserError(f"--fetch {address}: give a URL such as https://host/videos; local files are read anyway")
     out = writable_file(args.out)
     folders = [_opened(root) for root in dict.fromkeys(args.features)]
     holding = [features for features in folders if args.item in features.items["item"]]
@@ -63,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if not holding:
         raise UserError(_unknown(args.item, folders, absent))
     title = _titles(folders, [args.item]).get(args.item, "")
-    sections = [_section(features, args.item, args.neighbours, folders) for features in holding]
+    sections = [_section(features, args.item, args, folders) for features in holding]
     write_text(out, render(args.item, title, sections, absent))
     console.say(f"written to {args.out}; open it in a browser")
     return 0
@@ -98,27 +110,29 @@ def _unknown(item: str, folders: Sequence[Features], absent: Mapping[str, str]) 
     return f"no features of item {item!r}: {where}{'' if 'failed: ' in where else hint}"
 
 
-def _section(features: Features, item: str, k: int, folders: Sequence[Features]) -> FolderSection:
+def _section(features: Features, item: str, args: argparse.Namespace, folders: Sequence[Features]) -> FolderSection:
     row = features.items.row(by_predicate=pl.col("item") == item, named=True)
     content = features.manifest.content
     return FolderSection(
         folder=features.root,
         made_by=features.manifest.encoder,
         facts=_facts(features, row),
-        frames=_frames(features, row) if row["times"] else None,
+        frames=_frames(features, row, args.fetch) if row["times"] else None,
         neighbours=[
-            NeighbourList(content[field].kind, _neighbours(features, similar, folders, pictured=field == "visual"))
-            for field, similar in nearest(features, row["row"], k).items()
+            NeighbourList(
+                content[field].kind, _neighbours(features, similar, folders, args.fetch if field == "visual" else None)
+            )
+            for field, similar in nearest(features, row["row"], args.neighbours).items()
         ],
     )
 
 
-def _frames(features: Features, row: Mapping[str, Any]) -> Frames:
+def _frames(features: Features, row: Mapping[str, Any], fetch: Sequence[str]) -> Frames:
     fps = features.manifest.settings.get("fps")
     if not isinstance(fps, float | int) or fps <= 0:
         raise UserError(f"{features.root}: the manifest does not say at how many frames per second (settings, fps)")
     try:
-        shown, times = pictures.sampled(row["source"], len(row["times"]), fps)
+        shown, times = pictures.sampled(row["source"], len(row["times"]), fps, fetch)
     except Unusable as error:
         return Frames(row["times"], trouble=f"The video cannot be shown: {error}")
     if pictures.moved(row["times"], times):
@@ -129,17 +143,18 @@ def _frames(features: Features, row: Mapping[str, Any]) -> Frames:
 
 
 def _neighbours(
-    features: Features, similar: Sequence[SimilarRow], folders: Sequence[Features], pictured: bool
+    features: Features, similar: Sequence[SimilarRow], folders: Sequence[Features], fetch: Sequence[str] | None
 ) -> list[Neighbour]:
+    """With pictures if `fetch` is not None, see `pictures.sampled`."""
     rows = [features.items.row(each.row - 1, named=True) for each in similar]
     titles = _titles(folders, [row["item"] for row in rows])
     progress = Progress("pictures of neighbours", len(rows))
     made = []
     for each, row in zip(similar, rows, strict=True):
         picture = trouble = ""
-        if pictured and row["times"]:
+        if fetch is not None and row["times"]:
             try:
-                picture = pictures.thumbnail(row["source"])
+                picture = pictures.thumbnail(row["source"], fetch)
             except Unusable as error:
                 trouble = str(error)
         made.append(Neighbour(row["item"], titles.get(row["item"], ""), each.similarity, picture, trouble))

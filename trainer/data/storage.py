@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,12 @@ SCHEMES = ("file", "http", "https", "s3", "gs")
 def is_url(source: str) -> bool:
     """Whether `source` is a URL (scheme://...) and not a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
+
+
+def check_scheme(source: str) -> None:
+    """Raises UserError for a URL that is not file, http(s), s3 or gs."""
+    if is_url(source) and (source.split("://")[0].lower() not in SCHEMES or "::" in source):
+        raise UserError(f"{source}: only {', '.join(SCHEMES)} URLs and local paths are read")
 
 
 def join(root: str, name: str) -> str:
@@ -44,18 +51,58 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[A
     return array
 
 
+class SentElsewhere(OSError):
+    """A web server sends us on to another host, or to another port: an address that nobody asked to be read."""
+
+
+def web_options(source: str) -> dict[str, Any]:
+    """Options for fsspec's client of this path or URL: redirects of a web server to another place are not followed.
+
+    They could lead to services that only this machine can reach. From http to https of the same host is no other place.
+    """
+    web = source.lower().startswith(("http://", "https://"))
+    return {"client_kwargs": {"trace_configs": [_redirects()]}} if web else {}
+
+
+@functools.cache
+def _redirects() -> Any:
+    """One for all: fsspec keeps a client for each set of options."""
+    import aiohttp
+
+    async def check(_session: Any, _context: Any, asked: Any) -> None:
+        here, there = asked.url, asked.response.headers.get("Location", "")
+        to = here.join(type(here)(there))
+        if to.host != here.host or (to.port != here.port and (here.port, to.port) != (80, 443)):
+            asked.response.close()
+            raise SentElsewhere(
+                f"its server sends us on to {to.origin()}, which is not followed; give the address there yourself"
+            )
+
+    config = aiohttp.TraceConfig()
+    config.on_request_redirect.append(check)
+    return config
+
+
+def sent_elsewhere(error: BaseException | None) -> SentElsewhere | None:
+    """The `SentElsewhere` that caused an error of fsspec, if one did."""
+    while error is not None and not isinstance(error, SentElsewhere):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def open_file(source: str) -> IO[bytes]:
     """A binary stream over the file at a local path or a URL.
 
     Raises UserError: a scheme that is not one of SCHEMES, a missing package for it, a file that cannot be opened.
     """
-    if is_url(source) and (source.split("://")[0].lower() not in SCHEMES or "::" in source):
-        raise UserError(f"{source}: only {', '.join(SCHEMES)} URLs and local paths are read")
+    check_scheme(source)
     try:
         if not is_url(source):
             return Path(source).open("rb")
-        return cast("IO[bytes]", fsspec.open(source, "rb").open())
+        return cast("IO[bytes]", fsspec.open(source, "rb", **web_options(source)).open())
     except ImportError as error:
         raise UserError(f"{source}: {error}") from None
     except Exception as error:  # each protocol's client has errors of its own; all mean that this cannot be opened
+        if elsewhere := sent_elsewhere(error):
+            raise UserError(f"cannot open {source}: {elsewhere}") from error
         raise UserError(f"cannot open {source} ({type(error).__name__}: {error}); is it there and readable?") from None

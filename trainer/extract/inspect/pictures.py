@@ -6,10 +6,12 @@ import base64
 import io
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 
 from models.errors import UserError
+from trainer.data.storage import is_url
 from trainer.extract.pipeline.protocols import Sampling, Unusable
 
 _SIZE = (320, 640)  # at most: width, height
@@ -17,17 +19,19 @@ _QUALITY = 80
 _THUMBNAIL_TIMEOUT_S = 5.0
 
 
-def sampled(source: str, count: int, fps: float) -> tuple[list[str], list[float]]:
+def sampled(source: str, count: int, fps: float, fetch: Sequence[str]) -> tuple[list[str], list[float]]:
     """The `count` frames that are sampled of a video at `fps`, as data: URIs, and the time of each in seconds.
 
-    Raises Unusable where the video cannot be read (or no longer), UserError where the extra `video` is not installed.
+    fetch: a video at a URL is read only if it is at or below one of these. Whoever made the features wrote its address,
+    which may be that of a service that only this machine can reach.
+    Raises Unusable where the video may not or cannot be read, UserError where the extra `video` is not installed.
     """
-    return _pictures(source, frames=count, fps=fps)
+    return _pictures(source, fetch, frames=count, fps=fps)
 
 
-def thumbnail(source: str) -> str:
-    """The frame in the middle of a video, as a data: URI; gives up after five seconds. Raises as `sampled`."""
-    return _pictures(source, frames=1, timeout=_THUMBNAIL_TIMEOUT_S)[0][0]
+def thumbnail(source: str, fetch: Sequence[str]) -> str:
+    """The frame in the middle of a video, as a data: URI; gives up after five seconds. fetch, errors: as `sampled`."""
+    return _pictures(source, fetch, frames=1, timeout=_THUMBNAIL_TIMEOUT_S)[0][0]
 
 
 def moved(recorded: Sequence[float], times: Sequence[float]) -> bool:
@@ -35,7 +39,23 @@ def moved(recorded: Sequence[float], times: Sequence[float]) -> bool:
     return not np.allclose(times, recorded, rtol=1e-6, atol=1e-3)
 
 
-def _pictures(source: str, **how: Any) -> tuple[list[str], list[float]]:
+def may_be_read(source: str, fetch: Sequence[str]) -> bool:
+    """Whether `source` is a local path, or at or below one of the addresses `fetch`: same scheme, host and port."""
+    if not is_url(source) or source.lower().startswith("file://"):
+        return True
+    return any(_below(urlsplit(source), urlsplit(address)) for address in fetch)
+
+
+def _below(source: SplitResult, address: SplitResult) -> bool:
+    folder = address.path.rstrip("/")
+    same = (source.scheme, source.netloc) == (address.scheme, address.netloc)
+    climbs = ".." in unquote(source.path).split("/")
+    return same and not climbs and (source.path == folder or source.path.startswith(f"{folder}/"))
+
+
+def _pictures(source: str, fetch: Sequence[str], **how: Any) -> tuple[list[str], list[float]]:
+    if not may_be_read(source, fetch):
+        raise Unusable(f"it is at {source}, which is fetched only if --fetch names that address or a folder above it")
     try:
         from PIL import Image
 

@@ -11,7 +11,7 @@ import fsspec
 import polars as pl
 
 from models.errors import UserError
-from trainer.data.storage import SCHEMES, is_url, join
+from trainer.data.storage import check_scheme, is_url, join, sent_elsewhere, web_options
 
 #: endings of video files; of an item with several files, the earliest ending here is taken
 SUFFIXES = (
@@ -44,12 +44,6 @@ def locate(items: pl.DataFrame, root: str) -> list[str]:
             f"{items['item'][0]}.mp4 or another of {', '.join(SUFFIXES[1:4])} ...{example}"
         )
     return found
-
-
-def check_scheme(source: str) -> None:
-    """Raises UserError for a URL that is not file, http(s), s3 or gs."""
-    if is_url(source) and (source.split("://")[0].lower() not in SCHEMES or "::" in source):
-        raise UserError(f"{source}: only {', '.join(SCHEMES)} URLs and local paths are read")
 
 
 def _absolute(video: str, root: str) -> str:
@@ -95,12 +89,14 @@ def _listing(root: str) -> Sequence[str] | None:
         return sorted(_files(folder))
     web = root.lower().startswith("http")
     try:
-        system, path = fsspec.core.url_to_fs(root)
+        system, path = fsspec.core.url_to_fs(root, **web_options(root))
         # a web server's links may lead anywhere: only its own listing of this folder is read
         names = system.ls(path, detail=False) if web else system.find(path)
     except ImportError as error:
         raise UserError(f"{root}: {error}") from None
     except Exception as error:  # the client of each protocol has its own exceptions
+        if elsewhere := sent_elsewhere(error):
+            raise UserError(f"cannot list {root}: {elsewhere}") from None
         if web:
             return None
         raise UserError(f"cannot list {root} ({type(error).__name__}: {error}); is it there and readable?") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from models.errors import UserError
-from trainer.data.storage import is_url, open_file
+from trainer.data.storage import is_url, open_file, sent_elsewhere
 from trainer.extract.pipeline.protocols import Unusable
 
 T = TypeVar("T")
@@ -203,6 +203,8 @@ def _copied(stream: IO[bytes], deadline: Deadline, max_bytes: int) -> IO[bytes]:
 
 def _trouble(error: Exception) -> tuple[str, bool]:
     """The reason behind an error of a file or network, and whether it may be temporary; raises any other error."""
+    if elsewhere := sent_elsewhere(error):
+        return str(elsewhere), False
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:

@@ -182,13 +182,56 @@ def test_videos_that_are_gone_changed_or_hang(tmp_path: Path, monkeypatch: pytes
         assert "Sampled at 0.40 s, 1.40 s, 2.40 s, 3.40 s, 4.40 s" in gone.text["Sampled frames"]
         assert gone.pictures["Sampled frames"] == []
         started = time.monotonic()
-        changed = inspected(tmp_path, "i2", features)
+        changed = inspected(tmp_path, "i2", features, fetch=files[1])
         assert time.monotonic() - started < 60  # the server never answers
     assert "has changed since the features were made of its frames at 0.40, 1.40," in changed.text["Sampled frames"]
     assert "3.00 s4.00 s5.00 s6.00 s7.00 s" in changed.text["Sampled frames"]
     assert read_number(pixels(changed.pictures["Sampled frames"][0])) == 515
     assert "no picture: took longer than 0.3 s" in changed.text["Nearest by video"]
     assert "no picture: no such file" in changed.text["Nearest by video"]
+
+
+def test_an_address_in_the_features_is_fetched_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be that of a service on this machine, or in its network."""
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        address = f"http://127.0.0.1:{service.getsockname()[1]}"
+        features = video(tmp_path / "video", [f"{address}/admin?delete=all", f"{address}/1.mp4", "s3://private/2.mp4"])
+        for item in ("i0", "i2"):
+            page = inspected(tmp_path, item, features, fetch=f"{address}/videos")
+            assert "which is fetched only if --fetch names that address" in page.text["Sampled frames"]
+            assert page.text["Nearest by video"].count("is fetched only if --fetch") == 2
+        service.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            service.accept()  # nobody has called
+    out = ["--features", features, "--item", "i0", "--out", str(tmp_path / "page.html")]
+    assert "--fetch videos: give a URL" in refused(capsys, *out, "--fetch", "videos")
+    assert "only file, http, https, s3, gs URLs" in refused(capsys, *out, "--fetch", "ftp://host")
+
+
+@pytest.mark.parametrize(
+    ("source", "address", "allowed"),
+    [
+        ("https://host/a/1.mp4", "https://host/a", True),
+        ("https://host/a/1.mp4", "https://host/a/", True),
+        ("https://host/a/1.mp4", "https://host", True),
+        ("https://host/a/1.mp4", "https://host/a/1.mp4", True),
+        ("https://host/ab/1.mp4", "https://host/a", False),
+        ("https://host.evil/a/1.mp4", "https://host", False),
+        ("https://host:8080/a/1.mp4", "https://host", False),
+        ("https://host@evil/a/1.mp4", "https://host", False),
+        ("http://host/a/1.mp4", "https://host", False),
+        ("https://host/a/../b/1.mp4", "https://host/a", False),
+        ("https://host/a/%2e%2e/b/1.mp4", "https://host/a", False),
+        ("s3://bucket/a/1.mp4", "s3://bucket/a", True),
+        ("s3://bucket2/1.mp4", "s3://bucket", False),
+        ("/local/1.mp4", "https://host", True),
+        ("file:///local/1.mp4", "https://host", True),
+    ],
+)
+def test_an_address_stands_for_itself_and_what_is_below_it(source: str, address: str, allowed: bool) -> None:
+    assert pictures.may_be_read(source, [address]) == allowed
 
 
 def test_an_item_of_one_folder_alone(tmp_path: Path) -> None:

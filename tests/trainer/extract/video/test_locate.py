@@ -118,7 +118,7 @@ def test_a_bucket_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = fsspec.filesystem("memory")
     for name in ("/clips/a/1.mp4", "/clips/2.webm"):
         bucket.pipe_file(name, b"")
-    monkeypatch.setattr("trainer.extract.video.locate.SCHEMES", ("memory",))
+    monkeypatch.setattr("trainer.data.storage.SCHEMES", ("memory",))
     assert locate(table(["1", "2", "3"]), "memory://clips") == [
         "memory:///clips/a/1.mp4", "memory:///clips/2.webm", "",
     ]  # fmt: skip

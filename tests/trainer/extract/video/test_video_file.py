@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
+from models.errors import UserError
 from tests.helpers.clips import read_number, reason
+from trainer.data.storage import open_file
 from trainer.extract.pipeline.protocols import Sampling
 from trainer.extract.video.decode import sample
+from trainer.extract.video.locate import locate
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/range/, /whole/ (no parts of files), /nolength/, /flaky/ (two errors per file), /broken/, /endless/, /stall/."""
+    """/range/, /whole/ (no parts of files), /nolength/, /flaky/ (two errors per file), /broken/, /endless/, /stall/,
+    /moved/ (to /range/), /HOST:PORT/ (redirects to /range/ there)."""
 
     protocol_version = "HTTP/1.1"
     folder: Path
@@ -37,6 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         how, name = self.path.strip("/").split("/")
         self.answered[how] += 1
         path = self.folder / name
+        if how == "moved" or ":" in how:
+            return self.redirect(f"/range/{name}" if how == "moved" else f"http://{how}/range/{name}")
         if how == "stall":
             time.sleep(30)
         if how == "broken" or (how == "flaky" and self.answered[how] in (1, 2, 5, 6)):
@@ -51,6 +58,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(200, data)
         first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
         return self.answer(206, data[first : last + 1], f"bytes {first}-{last}/{len(data)}")
+
+    def redirect(self, to: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", to)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def answer(self, status: int, body: bytes, part: str | None = None) -> None:
         self.send_response(status)
@@ -83,7 +96,7 @@ def server(clip: Path) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("way", ["range", "whole", "nolength", "flaky"])
+@pytest.mark.parametrize("way", ["range", "whole", "nolength", "flaky", "moved"])
 def test_over_http(server: str, way: str) -> None:
     frames, times = sample(f"{server}/{way}/clip.mp4", Sampling(timeout=20))
     assert [read_number(frame) for frame in frames] == [75, 100, 125, 150, 175]
@@ -101,6 +114,28 @@ def test_http_that_gives_no_video(server: str, clip: Path) -> None:
     assert reason(f"{server}/whole/clip.mp4", Sampling(max_bytes=size - 1)).endswith("without range requests")
     host = server.removeprefix("http://")
     assert reason(f"http://{host.split(':')[0]}:9/clip.mp4").startswith("network: ")
+
+
+def test_another_host_or_port_is_not_asked_though_the_server_sends_us_there(server: str) -> None:
+    """`localhost` is another host than 127.0.0.1, and another port may be another service."""
+    port = server.rpartition(":")[2]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            for place in (f"127.0.0.1:{other.server_port}", f"localhost:{port}"):
+                told = (
+                    f"its server sends us on to http://{place}, which is not followed; give the address there yourself"
+                )
+                assert reason(f"{server}/{place}/clip.mp4") == told
+                with pytest.raises(UserError, match=re.escape(told)):
+                    open_file(f"{server}/{place}/clip.mp4")
+                with pytest.raises(UserError, match=re.escape(told)):
+                    locate(pl.DataFrame({"item": ["clip"], "video": [None]}), f"{server}/{place}/list")
+        finally:
+            other.shutdown()
+            thread.join()
+    assert Handler.answered["range"] == 0
 
 
 @pytest.mark.parametrize("way", ["stall", "endless"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster import console, preemption
-from cluster.failures import Stopped, WorkerFailed
+from cluster.failures import PreflightError, Stopped, WorkerFailed
 from cluster.preflight import check_cluster, check_folders, uses_gpus
 from cluster.session import connected
 
@@ -60,6 +60,8 @@ def fit(
     folder = (storage / name).absolute()
     check_folders(folder, folders)
     output = folder / "console.log"
+    if output.is_symlink():
+        raise PreflightError(f"{output} is a link to {output.readlink()}, and would be written through; remove it")
     request = folder / f".stop-{secrets.token_hex(8)}"
     run = partial(_run, worker, str(output), str(request))
     for failures in range(max_failures + 1):

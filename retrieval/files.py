@@ -106,7 +106,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def _own(new: Path) -> int:
     """A descriptor of the new file, locked: until this process ends, `_sweep` of others leaves the file alone."""
     while True:
-        descriptor = os.open(new, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             if new.stat().st_ino == os.fstat(descriptor).st_ino:
@@ -118,6 +118,8 @@ def _sweep(path: Path) -> None:
     """Remove files beside `path` that killed calls of `whole_file` left: nobody holds them."""
     for left in path.parent.iterdir():
         if not re.fullmatch(temporaries(re.escape(path.name)), left.name):
+            continue
+        if left.is_symlink() or not left.is_file():  # none of ours has such a name
             continue
         try:
             descriptor = os.open(left, os.O_RDONLY)
@@ -159,9 +161,9 @@ def temporaries(*names: str) -> str:
 def remove_own(folder: Path, own: str) -> None:
     """Remove the files of `folder` whose whole name matches the regular expression `own`; anything else stays.
 
-    The folder goes as well if that leaves it empty. Nothing happens where there is no such folder.
+    The folder goes as well if that leaves it empty. Nothing happens where there is no such folder, or a link to one.
     """
-    if not folder.is_dir():
+    if not folder.is_dir() or folder.is_symlink():
         return
     for path in list(folder.iterdir()):
         if re.fullmatch(own, path.name) and not path.is_dir():
@@ -212,13 +214,23 @@ def digest_file(path: Path) -> Digest:
     return found
 
 
+def refuse_link(path: Path) -> None:
+    """For a file that is written where it is. Raises UserError if `path` is a symbolic link: what it leads to, anywhere
+    on the disk, would be changed. (A folder from somebody else may hold one.)"""
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link to {path.readlink()}, and what it leads to would be changed; remove the link"
+        )
+
+
 @contextlib.contextmanager
 def locked(path: Path, wait_s: float | None = None) -> Iterator[None]:
     """Hold the lock file `path` for the block. One process at a time can hold it, of all nodes that see the file.
 
     A lock becomes free when its holder ends, also when it is killed. wait_s: seconds to wait for it; None waits
-    without limit. Raises filelock.Timeout if it is not free by then.
+    without limit. Raises filelock.Timeout if it is not free by then, and UserError if it is a link.
     """
+    refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path, timeout=-1 if wait_s is None else wait_s, poll_interval=_POLL_S):
         yield

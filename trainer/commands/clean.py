@@ -127,6 +127,8 @@ def _busy(folder: Path) -> str | None:
             return None
     except Timeout:
         return "it is being trained"
+    except UserError as error:  # its lock is a link
+        return str(error)
     except OSError as error:
         return f"it cannot be written ({error.strerror})"
 

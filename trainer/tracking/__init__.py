@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from cluster import console
+from models.errors import UserError
+from retrieval.files import refuse_link
 from trainer.tracking.address import credentials, on_shared_storage, runs_page, tracker
 from trainer.tracking.describe import command_for
 from trainer.tracking.group import write_group
@@ -103,6 +105,7 @@ def start_mirror(run_dir: Path, uri: str = "", experiment: str = "", *, running:
     command = [sys.executable, "-m", "trainer.tracking.mirror", "--run-dir", str(run_dir)]
     command += ["--started", str(time.time())] if running else []
     try:
+        refuse_link(run_dir / "mlflow.log")
         with (run_dir / "mlflow.log").open("ab") as output:
             process = subprocess.Popen(
                 command,
@@ -113,7 +116,7 @@ def start_mirror(run_dir: Path, uri: str = "", experiment: str = "", *, running:
                 # a Ctrl-C in the terminal is for the run, which then tells the mirror
                 start_new_session=True,
             )
-    except OSError as error:
+    except (OSError, UserError) as error:
         warn(f"the MLflow mirror did not start: {error}")
         return Mirror(run_dir, None, warn)
     return Mirror(run_dir, process, warn)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from models.errors import UserError
-from retrieval.files import write_bytes
+from retrieval.files import refuse_link, write_bytes
 
 Event = Literal["start", "epoch", "test", "end"]
 _FINAL = ("test", "end")
@@ -26,6 +26,7 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_link(path)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, b"")

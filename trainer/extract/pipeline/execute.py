@@ -18,8 +18,8 @@ from cluster import console
 from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
 from retrieval.disk import disk_trouble, told_of_disk
-from retrieval.files import sole_writer
-from trainer.data.features import FEATURES, FeatureManifest, open_features
+from retrieval.files import refuse_link, sole_writer
+from trainer.data.features import FEATURES, ITEMS, FeatureManifest, open_features
 from trainer.data.format.shards import BLOCK_ROWS
 from trainer.extract.pipeline.finish import OWN_HIDDEN, finish, reasons
 from trainer.extract.pipeline.units import Job, Unit
@@ -156,6 +156,8 @@ def _refuse_other(out: Path) -> None:
         raise UserError(f"{out} holds a finished extraction ({done.items:,} items); choose another --out or remove it")
     if not out.exists():
         return
+    for name in ("shards", ITEMS, UNFINISHED, f"{UNFINISHED}/parts"):
+        refuse_link(out / name)
     own = rf"{UNFINISHED}|\.lock|{OWN_HIDDEN}"
     if has_begun(out):
         own += r"|shards|failed\.csv|items\.parquet|\..*"  # hidden files of others are no obstacle, and stay

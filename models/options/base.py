@@ -15,6 +15,9 @@ ContentField = Literal["sequence", "visual", "text", "visual_layers", "text_laye
 Similarity = Literal["dot", "cosine"]
 #: how the vectors of content are scaled before a system reads them, see models/nn/content.py
 Scale = Literal["raw", "unit", "standard"]
+#: the largest width or count, and the largest number of blocks, each of which is a module: a slip of the keyboard is
+#: told before memory is full
+MOST, MOST_BLOCKS = 1 << 17, 1 << 10
 ScheduleKind = Literal["linear", "cosine", "trunc_lin"]
 
 
@@ -57,10 +60,11 @@ def require(ok: bool, name: str, value: object, rule: str) -> None:
 
 
 def at_least_one(options: object, *names: str) -> None:
-    """Raises UserError unless each option of `names` is 1 or more."""
+    """Raises UserError unless each option of `names` is 1 or more, and no larger than any model is."""
     for name in names:
-        value = getattr(options, name)
+        value, most = getattr(options, name), MOST_BLOCKS if name in ("layers", "experts") else MOST
         require(value >= 1, name, value, "it must be at least 1")
+        require(value <= most, name, value, f"it must be at most {most:,}")
 
 
 def probabilities(options: object, *names: str) -> None:

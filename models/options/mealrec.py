@@ -7,6 +7,7 @@ from typing import Literal
 
 from models.errors import UserError
 from models.options.base import (
+    MOST,
     ContentField,
     Scale,
     ScheduleKind,
@@ -45,7 +46,8 @@ class TCDOptions:
     scale: Scale = "standard"
 
     def __post_init__(self) -> None:
-        require(min(self.channels) >= 1, "channels", self.channels, "each must be at least 1")
+        require(1 <= min(self.channels) <= max(self.channels) <= MOST, "channels", self.channels,
+                f"each must be at least 1 and at most {MOST:,}")  # fmt: skip
         at_least_one(self, "attention_heads")
         require(self.attention_width >= 0, "attention_width", self.attention_width, "it must be 0 or more")
         require(self.decay >= 0, "decay", self.decay, "it must be 0 or more")
@@ -120,6 +122,7 @@ class MealRecOptions(SystemOptions):
                 raise UserError(f"model.{name} is {getattr(self, name)}: it must be in 0..model.steps ({self.steps})")
         if self.steps < 1:
             raise UserError(f"model.steps is {self.steps}: it must be at least 1")
+        at_least_one(self, "steps")
         require(0 <= self.mix <= 1, "mix", self.mix, "it must be in 0..1")
         for name in ("lambda_tcd", "lambda_npd"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "it must be 0 or more")

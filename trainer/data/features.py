@@ -16,7 +16,8 @@ from pydantic import Field
 from models.errors import UserError
 from models.options.base import ContentField
 from retrieval.files import digest
-from trainer.data.format.manifest import FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
+from trainer.data.bounded import check_parquet
+from trainer.data.format.manifest import MAX_BYTES, FileInfo, Frozen, Listed, Provenance, ShardInfo, parse_as
 from trainer.data.format.shards import Block, item_shards, read_shard
 from trainer.data.storage import is_url, join, new_array, open_file
 from trainer.progress import Progress
@@ -24,7 +25,6 @@ from trainer.progress import Progress
 FEATURES_VERSION = 1
 FEATURES = "features.json"
 ITEMS = "items.parquet"
-_MAX_MANIFEST_BYTES = 64 << 20
 _AGAIN = "extract the features again"
 
 
@@ -78,7 +78,7 @@ def open_features(root: str) -> Features:
         raise UserError(f"the extraction in {root} has not ended; give the same `mealrec extract` command again")
     where = join(root, FEATURES)
     with open_file(where) as stream:
-        text = stream.read(_MAX_MANIFEST_BYTES)
+        text = stream.read(MAX_BYTES)
     manifest = parse_as(FeatureManifest, FEATURES_VERSION, text, where, _AGAIN)
     items = _items(join(root, ITEMS), manifest)
     return Features(root, manifest, items, digest(text))
@@ -124,8 +124,9 @@ def _items(where: str, manifest: FeatureManifest) -> pl.DataFrame:
     if expected is None or len(data) != expected.bytes or digest(data) != expected.sha256:
         raise UserError(f"{where} does not match its size and sha256 in the manifest; {_AGAIN}")
     try:
+        check_parquet(io.BytesIO(data), manifest.items)
         frame = pl.read_parquet(io.BytesIO(data)).select("row", "item", "title", "source", "times")
-    except pl.exceptions.PolarsError as error:
+    except (ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{where} is not a list of items ({error}); {_AGAIN}") from None
     if len(frame) != manifest.items or frame["item"].n_unique() != manifest.items:
         raise UserError(f"{where} has {len(frame)} rows, the manifest says {manifest.items} items; {_AGAIN}")

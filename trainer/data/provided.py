@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
+from trainer.data.bounded import MALFORMED, map_npy
 from trainer.data.content import from_rows, mean_of
 from trainer.data.features import FEATURES, is_extracted, open_features, read_vectors
 from trainer.data.format.content import Content
@@ -23,6 +25,8 @@ from trainer.data.sources.reading import read_delimited
 from trainer.text_files import open_text
 
 _CHECK_BYTES = 32 << 20
+#: of one item: a hundred times the frames of a paper's encoder in float64
+_ENTRY_BYTES = 4 << 20
 #: file -> content field, dimensions, what it is
 _FILES: dict[str, tuple[ContentField, int, str]] = {
     "frames.npy": ("sequence", 3, "frames"),
@@ -192,14 +196,18 @@ def _is_id(value: object) -> bool:
 def _checked(path: Path, dimensions: int, length: int, id_file: Path) -> NDArray[Any]:
     """The array at `path`, memory-mapped, checked to be finite numbers of the right shape."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = map_npy(path, "r")
+    except MALFORMED as error:
         raise UserError(f"{path} cannot be read as a .npy array ({error})") from None
     if array.ndim != dimensions or not np.issubdtype(array.dtype, np.floating) or 0 in array.shape[1:]:
         raise UserError(f"{path} is {array.dtype} {array.shape}; expected {dimensions} dimensions of float numbers")
+    if (entry := array.dtype.itemsize * math.prod(array.shape[1:])) > _ENTRY_BYTES:
+        raise UserError(
+            f"{path} has {entry:,} bytes for each item; at most {_ENTRY_BYTES:,} are read: is it transposed?"
+        )
     if len(array) != length:
         raise UserError(f"{path} has {len(array)} rows, {id_file.name} has {length} ids; they must agree")
-    step = max(1, _CHECK_BYTES // (array.dtype.itemsize * int(np.prod(array.shape[1:]))))
+    step = max(1, _CHECK_BYTES // entry)
     for start in range(0, length, step):
         finite = np.isfinite(array[start : start + step]).reshape(-1, int(np.prod(array.shape[1:]))).all(axis=1)
         if not finite.all():

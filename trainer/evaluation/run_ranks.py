@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from models.errors import UserError
 from retrieval.metrics.base import RankMetric, UserRanks, Values
 from retrieval.metrics.registry import METRICS, MetricChoice, parse_key
 from retrieval.metrics.summary import per_user
+from trainer.data.bounded import MALFORMED, read_npz
 
 #: allows for rounding in test.json; other ranks would differ by more (one of 10,000 users changes HR@10 by 1e-4)
 TOLERANCE = 1e-5
@@ -71,11 +71,11 @@ def read_ranks(folder: Path, split: Literal["test", "valid"] = "test") -> RunRan
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     command = finishing(path.parent)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("user", "target", "rank", "rank_masked", "cold")}
+        file = read_npz(path)
+        return {name: file[name] for name in ("user", "target", "rank", "rank_masked", "cold")}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; test the run first: {command}") from error
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except MALFORMED as error:
         raise UserError(f"{path} cannot be read ({str(error)[:200]}); test the run again: {command}") from error
 
 

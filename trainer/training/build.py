@@ -43,8 +43,24 @@ def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Baseline:
         loaded.table, dataset.training_interactions(), dataset.manifest.max_length, config.seed,
         dataset.manifest.behaviours, titles,
     )  # fmt: skip
-    model = build(config.model.name, config.model.options, context)
-    return model if isinstance(model, Baseline) else model.to(loaded.device)
+    with _told_of_memory(config.model.name):
+        model = build(config.model.name, config.model.options, context)
+        return model if isinstance(model, Baseline) else model.to(loaded.device)
+
+
+@contextmanager
+def _told_of_memory(name: str) -> Iterator[None]:
+    """Memory that is refused while the model is made: UserError. torch has no class of its own for it on a CPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not refused:
+            raise
+        raise UserError(
+            f"{name} with these options does not fit into memory ({str(error).splitlines()[0][-100:]}); make it "
+            f"smaller: of its options (`mealrec settings {name}`) widths and numbers of layers need most"
+        ) from None
 
 
 def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:

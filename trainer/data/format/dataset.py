@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.contract import TrainingInteractions
 from models.errors import UserError
+from trainer.data.bounded import MALFORMED, check_parquet, map_npy
 from trainer.data.format import splits
 from trainer.data.format.manifest import Manifest, load_manifest, verify_files
 from trainer.data.format.node_copy import materialise
@@ -71,7 +72,7 @@ class Dataset:
 
     def item_titles(self) -> list[str | None]:
         """Title of item rows 1..I (None: unknown): entry i is row i + 1."""
-        return cast("list[str | None]", self._column("items.parquet", "title", self.manifest.items))
+        return self._column("items.parquet", "title", self.manifest.items)
 
     def training_interactions(self) -> TrainingInteractions:
         """Training items of every user as compressed rows."""
@@ -98,11 +99,10 @@ class Dataset:
     def _column(self, name: str, column: str, rows: int) -> list[Any]:
         path = self.root / name
         try:
-            values = pl.read_parquet(path, columns=[column], glob=False)[column].to_list()
-        except (OSError, pl.exceptions.PolarsError) as error:
+            check_parquet(path, rows)
+            values: list[Any] = pl.read_parquet(path, columns=[column], glob=False)[column].to_list()
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from None
-        if len(values) != rows:
-            raise UserError(f"{path} has {len(values)} rows, the manifest says {rows}; prepare the dataset again")
         return values
 
 
@@ -110,12 +110,12 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """The .npy file at `path`, memory-mapped; UserError where it is missing, damaged, or of other dtype or shape."""
     try:
         # mode "c" (copy-on-write) although nothing is written: torch shares the memory of writable arrays only
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = map_npy(path, "c")
+    except MALFORMED as error:
         raise UserError(f"cannot read {path} ({error}); prepare the dataset again") from None
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         raise UserError(
             f"{path} is {array.dtype} {array.shape}, the manifest says {np.dtype(dtype)} {shape}; "
             "prepare the dataset again"
         )
-    return cast("NDArray[Any]", array)
+    return array

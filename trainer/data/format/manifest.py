@@ -16,7 +16,8 @@ from trainer.data.storage import join, open_file
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
-_MAX_BYTES = 64 << 20
+#: of a manifest that are read; one of 100,000 shards has 15 MB, and parsed it may take ten times that
+MAX_BYTES = 16 << 20
 CoreOn = Literal["both", "users", "items", "none"]
 
 
@@ -179,7 +180,9 @@ def load_manifest(folder: Path) -> Manifest:
     """The manifest of the dataset in `folder`. Raises UserError as `parse_manifest`, and where there is none."""
     path = folder / MANIFEST
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        with path.open("rb") as stream:
+            text = stream.read(MAX_BYTES)
+        return parse_manifest(text, str(path))
     except OSError as error:
         raise UserError(
             f"cannot read {path} ({error.strerror}); is {folder} a dataset made by `mealrec prepare`?"
@@ -192,7 +195,7 @@ def read_manifest(source: str) -> tuple[Manifest, bytes]:
     """
     where = join(source, MANIFEST)
     with open_file(where) as stream:
-        text = stream.read(_MAX_BYTES)
+        text = stream.read(MAX_BYTES)
     return parse_manifest(text, where), text
 
 

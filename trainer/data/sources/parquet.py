@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
+import psutil
 
 from models.errors import UserError
 from trainer.data.sources.checks import require_column
 
 _SUFFIXES = (".parquet", ".pq", ".parq")
 _MAGIC = b"PAR1"
+#: of a value in memory, at least; equal values take no room in the file
+_VALUE_BYTES = 8
 
 
 def is_parquet(file: Path) -> bool:
@@ -80,6 +83,13 @@ def _read(file: Path, columns: list[str], extra: list[str]) -> pl.DataFrame:
     try:
         wanted = [require_column(file, name, schema) for name in columns]
         wanted += [name for name in extra if name in schema and name not in wanted]
+        rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()  # as the file's metadata says
+        needed, there = rows * len(wanted) * _VALUE_BYTES, psutil.virtual_memory().total
+        if needed > there:
+            raise UserError(
+                f"{file} says that it has {rows:,} rows, which need {needed / 1e9:,.1f} GB of memory and more, and "
+                f"this machine has {there / 1e9:,.1f}; take a sample of it"
+            )
         frame = pl.read_parquet(file, columns=wanted, glob=False, hive_partitioning=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{file} cannot be read as Parquet ({error})") from None

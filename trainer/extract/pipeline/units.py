@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
+from trainer.data.bounded import read_npz
 from trainer.extract.pipeline.protocols import Arrays, Unusable
 from trainer.process import peak_memory_mib
 
@@ -74,9 +75,8 @@ def pack(arrays: Arrays) -> bytes:
 
 
 def unpack(data: bytes) -> Arrays:
-    """The arrays of `pack`; raises ValueError and the like for any other bytes. Never unpickles."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
+    """The arrays of `pack`; raises one of MALFORMED for any other bytes. Never unpickles."""
+    return dict(read_npz(io.BytesIO(data)))
 
 
 def load_unit(unit: Unit, one: Callable[[str], Arrays]) -> bytes:

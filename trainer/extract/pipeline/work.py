@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from retrieval.files import remove_own, temporaries, write_bytes, write_json, write_text
+from trainer.data.bounded import MALFORMED, read_npz
 from trainer.extract.pipeline.protocols import Arrays
 from trainer.extract.pipeline.units import COST, FAILED, POSITIONS, REASONS, Unit, pack, unpack
 
@@ -175,10 +175,10 @@ class Work:
 
     def _note(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                positions, failed, reasons = arrays[POSITIONS], arrays[FAILED], arrays[REASONS]
-                self._costs.append(arrays[COST])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            arrays = read_npz(path)
+            positions, failed, reasons = arrays[POSITIONS], arrays[FAILED], arrays[REASONS]
+            self._costs.append(arrays[COST])
+        except MALFORMED as error:
             raise UserError(f"{path} is damaged ({error}); remove it, its items are then done again") from None
         self._next = int(path.stem) + 1
         self.failed |= dict(zip(failed.tolist(), reasons.tolist(), strict=True))

@@ -78,7 +78,8 @@ def _export(out: Path, items: int, index: str) -> None:
     )  # fmt: skip
     if index != "exact":
         made = Recommender.load(out)
-        build_index(made.item_vectors.numpy(), index, checksum=made.card.checksum).save(index_folder(out, index))
+        vectors = made.item_vectors.numpy()
+        build_index(vectors, index, checksum=made.card.checksum, queries=vectors[1:]).save(index_folder(out, index))
 
 
 async def _measure(url: str, args: argparse.Namespace) -> None:

@@ -200,7 +200,7 @@ class Digest:
         return self._sha256.hexdigest()
 
 
-def digest(data: bytes | str) -> str:
+def digest(data: bytes | memoryview | str) -> str:
     """SHA-256 of `data` (text: in UTF-8), as a hex digest."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 

@@ -26,7 +26,7 @@ from retrieval.batches import BATCH, batches
 from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
 from retrieval.export import Export, index_folder, load_export
 from retrieval.index.build import load_index
-from retrieval.index.faiss_index import Device, FaissIndex, Index
+from retrieval.index.faiss_index import Device, FaissIndex, Index, device_of
 from retrieval.index.kinds import KINDS
 from retrieval.index.search import index_topk
 from retrieval.rebuild import rebuild
@@ -77,8 +77,9 @@ class Recommender:
         ranker: FaissIndex | None = None
         if index != "exact":
             ranker = load_index(
-                index_folder(model_dir, index), export.card.checksum, device=index_device, threads=threads
-            )
+                index_folder(model_dir, index), export.card.checksum, device=index_device, gpu=device_of(place)[1],
+                threads=threads,
+            )  # fmt: skip
             if (ranker.record.count + 1, ranker.record.width) != tuple(export.item_vectors.shape):
                 raise UserError(f"the index {index} in {model_dir} does not hold its items; build it again")
         return cls(export, rebuild(export, place, model_dir), place, ranker)

@@ -11,6 +11,23 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 Parameters = dict[str, int | float | str]
+#: what an index finds of the exact first 20, unless another recall is asked for
+RECALL_K, RECALL_TARGET = 20, 0.99
+#: queries by which an effort is found; exact ranking of each costs as much as an inner product with every item
+SAMPLE = 256
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How widely each search looks, which may be changed after the build: wider is slower and finds more.
+
+    option: the field of the kind that fixes it; where that is None, `tune.find_effort` finds the value. parameter: its
+    name in faiss.ParameterSpace, and in `index.json`. least: the first value that is tried.
+    """
+
+    option: str
+    parameter: str
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,17 @@ class IndexKind(ABC):
     exact: ClassVar[bool] = False
     #: whether FAISS can move an index of this kind to a GPU
     gpu_form: ClassVar[bool] = False
+    #: what `--recall` finds; None for kinds whose searches are all equally wide
+    effort: ClassVar[Effort | None] = None
+
+    @property
+    def effort_given(self) -> bool:
+        """Whether there is nothing to find: the kind has no effort, or its option says how much."""
+        return self.effort is None or getattr(self, self.effort.option) is not None
+
+    def most_effort(self, index: Any) -> int:
+        """The largest effort that can help a search in the FAISS index `index`."""
+        return int(index.ntotal)
 
     @abstractmethod
     def build(self, faiss: Any, vectors: Vectors) -> tuple[Any, Parameters]:

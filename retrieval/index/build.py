@@ -9,11 +9,22 @@ import numpy as np
 import torch
 
 from models.errors import UserError
-from retrieval.exact import check_finite, exact_topk
+from retrieval.exact import check_finite
 from retrieval.folders import present
-from retrieval.index.base import IndexKind, Vectors
-from retrieval.index.faiss_index import Device, FaissIndex, Ids, Index, IndexRecord, load_faiss, read_index
+from retrieval.index.base import RECALL_K, RECALL_TARGET, IndexKind, Vectors
+from retrieval.index.faiss_index import (
+    Device,
+    FaissIndex,
+    Ids,
+    Index,
+    IndexRecord,
+    Packed,
+    Tuned,
+    load_faiss,
+    read_index,
+)
 from retrieval.index.kinds import KINDS
+from retrieval.index.tune import Exact, find_effort, sample
 from retrieval.records import check_file, read_record
 
 _REMEDY = "build it again with `mealrec index`"
@@ -26,18 +37,26 @@ def build_index(
     *,
     checksum: str,
     device: Device = "auto",
+    gpu: int = 0,
     threads: int | None = None,
+    queries: Vectors | None = None,
+    recall: float = RECALL_TARGET,
 ) -> FaissIndex:
     """Index item vectors (I, D) float32, row 0 padding, by `kind` of KINDS.
 
     options: options of that kind; None takes its defaults. checksum: that of the model; `load_index` compares it.
-    device "auto" uses a GPU if FAISS reports one and the kind has a GPU form. threads: number of FAISS threads in
-    this process. Raises UserError if the kind is unknown, faiss is not installed, a vector is not finite, there is no
-    item, or the options do not fit the items; ValueError if the options are those of another kind.
+    device "auto" uses a GPU if FAISS reports one and the kind has a GPU form. gpu: its number among those that this
+    process sees, as in torch. threads: number of FAISS threads in this process. queries: (U, D) user vectors; where the
+    options leave open how widely a search looks, it is as widely as finds `recall` of the exact first 20 of a sample of
+    these (item vectors will not do: their neighbours are easier to find). Raises UserError if the kind is unknown,
+    faiss is not installed, a vector is not finite, there is no item, or the options do not fit the items; ValueError if
+    the options are those of another kind, or there are no queries and the options need them.
     """
     made = options if options is not None else KINDS[kind]()
     if not isinstance(made, KINDS[kind]):
         raise ValueError(f"{type(made).__name__} are not the options of {kind}")
+    if not made.effort_given and (queries is None or not len(queries)):
+        raise ValueError(f"{kind} needs queries, by which it finds how widely to search")
     faiss = load_faiss(threads)
     check_finite(torch.from_numpy(item_vectors), "item vector")
     real = np.ascontiguousarray(item_vectors[1:], dtype=np.float32)
@@ -46,6 +65,12 @@ def build_index(
         raise UserError("there is no item to index; the model was exported without items")
     index, parameters = made.build(faiss, real)
     index.add(real)
+    tuned: Tuned | None = None
+    if made.effort is not None and not made.effort_given and queries is not None:
+        asked = sample(queries)
+        found = find_effort(faiss, index, made, Exact.of(asked, item_vectors, RECALL_K), recall)
+        parameters = {**parameters, made.effort.parameter: found.effort}
+        tuned = Tuned(target=recall, recall=found.recall, enough=found.enough, queries=len(asked))
     record = IndexRecord(
         kind=kind,
         parameters=parameters,
@@ -54,12 +79,15 @@ def build_index(
         checksum=checksum,
         file_sha256="",
         faiss=faiss.__version__,
+        tuned=tuned,
     )
-    return FaissIndex(index, record, device, gpu_form=made.gpu_form)
+    return FaissIndex(index, record, device, gpu_form=made.gpu_form, gpu=gpu)
 
 
-def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads: int | None = None) -> FaissIndex:
-    """Load the index in `folder`, which was built for the model with `checksum`. device, threads: see `build_index`.
+def load_index(
+    folder: Path, checksum: str, *, device: Device = "auto", gpu: int = 0, threads: int | None = None
+) -> FaissIndex:
+    """Load the index in `folder`, built for the model with `checksum`. device, gpu, threads: see `build_index`.
 
     Raises UserError if the index is absent, damaged, of a kind that is not registered, or built for another model.
     """
@@ -73,18 +101,26 @@ def load_index(folder: Path, checksum: str, *, device: Device = "auto", threads:
     index = read_index(folder / "index.faiss")
     if (index.ntotal, index.d) != (record.count, record.width):
         raise UserError(f"{folder} is damaged: its two files are not of one index; {_REMEDY}")
-    return FaissIndex(index, record, device, gpu_form=kind.gpu_form)
+    return FaissIndex(index, record, device, gpu_form=kind.gpu_form, gpu=gpu)
+
+
+def unpack(packed: Packed, *, device: Device = "auto", gpu: int = 0) -> FaissIndex:
+    """The index that another process of this program has packed. device, gpu: see `build_index`."""
+    faiss = load_faiss()
+    faiss.set_deserialization_vector_byte_limit(max(1, len(packed.data)))  # as `read_index` left it
+    faiss.set_deserialization_loop_limit(max(1, len(packed.data)))
+    index = faiss.deserialize_index(np.frombuffer(packed.data, np.uint8), faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+    return FaissIndex(index, packed.record, device, gpu_form=KINDS[packed.record.kind].gpu_form, gpu=gpu)
 
 
 def recall_against_exact(
-    index: Index, users: Vectors, item_vectors: Vectors, k: int, sample: int = 1000, seed: int = 0
+    index: Index, users: Vectors, item_vectors: Vectors, k: int, size: int = 1000, seed: int = 0
 ) -> float:
-    """Share of the exact top-k that `index` finds, over at most `sample` random users; 0 to 1.
+    """Share of the exact top-k that `index` finds, over at most `size` random users; 0 to 1.
 
     users: (U, D), item_vectors: (I, D) as indexed. An item that ties with the k-th exact score counts as found.
     """
-    if len(users) > sample:
-        users = users[np.random.default_rng(seed).choice(len(users), sample, replace=False)]
+    users = sample(users, size, seed)
     k = min(k, len(item_vectors) - 1)
     return recall_of(index.search(users, k)[1], users, item_vectors)
 
@@ -94,11 +130,4 @@ def recall_of(ids: Ids, users: Vectors, item_vectors: Vectors) -> float:
 
     ids: (U, k) item rows that an index found, 0 where it found none; users: (U, D), item_vectors: (I, D) as indexed.
     """
-    exact_scores, exact_ids = (
-        x.numpy() for x in exact_topk(torch.from_numpy(users), torch.from_numpy(item_vectors), ids.shape[1])
-    )
-    same = (ids[:, :, None] == exact_ids[:, None, :]).any(axis=2)
-    scores = np.einsum("bd,bkd->bk", users, item_vectors[ids])
-    last = exact_scores[:, -1:]
-    tied = scores >= last - 1e-6 * np.abs(last)
-    return float(((same | tied) & (ids > 0)).mean())
+    return float(Exact.of(users, item_vectors, ids.shape[1]).found(ids).mean())

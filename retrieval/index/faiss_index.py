@@ -7,7 +7,7 @@ Item row 0 (padding) is never in an index, so every id that comes out is an item
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ class Index(Protocol):
     """Finds the items with the highest inner product with a query, exactly or approximately."""
 
     @property
+    def kind(self) -> str:
+        """Its name in KINDS."""
+
+    @property
     def description(self) -> str:
         """Kind, parameters and device, in words."""
 
@@ -48,8 +52,19 @@ class Index(Protocol):
         """Write the index into `folder`, which is replaced as a whole."""
 
 
+class Tuned(Record):
+    """How widely the index searches was found, not given: `recall` of the exact first 20 of so many `queries` is what
+    that gives, `target` was asked for, and `enough` says whether this index can give that."""
+
+    target: float
+    recall: float
+    enough: bool
+    queries: int
+
+
 class IndexRecord(Record):
-    """The content of `index.json`. checksum: that of the indexed model. file_sha256: that of `index.faiss`."""
+    """The content of `index.json`. checksum: that of the indexed model. file_sha256: that of `index.faiss`. tuned: None
+    where the options said how widely to search."""
 
     kind: str
     parameters: Parameters
@@ -58,20 +73,35 @@ class IndexRecord(Record):
     checksum: str
     file_sha256: str
     faiss: str
+    tuned: Tuned | None = None
+
+
+class Packed(NamedTuple):
+    """A FAISS index in bytes, and what it is."""
+
+    data: bytes
+    record: IndexRecord
 
 
 class FaissIndex:
     """An `Index` made by `build_index` or `load_index`."""
 
-    def __init__(self, index: Any, record: IndexRecord, device: Device, *, gpu_form: bool) -> None:
-        """index: a FAISS index in host memory, without padding. gpu_form: see IndexKind. device: see `build_index`."""
+    def __init__(self, index: Any, record: IndexRecord, device: Device, *, gpu_form: bool, gpu: int = 0) -> None:
+        """index: a FAISS index in host memory, without padding. gpu_form: see IndexKind. device, gpu: see
+        `build_index`."""
         self.record = record
         self._cpu_index = index
-        self._index, self.device, note = _on_device(index, record.kind, device, gpu_form)
+        self._index, self.device, note = _on_device(index, record.kind, device, gpu_form, gpu)
+        number = f" {gpu}" if self.device == "gpu" else ""
         parameters = "".join(f" {name}={value}" for name, value in record.parameters.items())
         self._description = (
-            f"{record.kind}{parameters} on {self.device}{note}, {record.count:,} items of width {record.width}"
+            f"{record.kind}{parameters} on {self.device}{number}{note}, {record.count:,} items of width {record.width}"
         )
+
+    @property
+    def kind(self) -> str:
+        """See `Index.kind`."""
+        return self.record.kind
 
     @property
     def description(self) -> str:
@@ -98,12 +128,24 @@ class FaissIndex:
         scores[ids == 0] = -np.inf
         return scores, ids
 
+    def packed(self) -> Packed:
+        """The index in bytes, for another process; `unpack` makes an index of it again."""
+        return Packed(load_faiss().serialize_index(self._cpu_index).tobytes(), self.record)
+
     def save(self, folder: Path) -> None:
         """See `Index.save`. Writes `index.faiss` and `index.json`, both or neither."""
         with whole_folder(folder, replace=True) as new:
             load_faiss().write_index(self._cpu_index, str(new / "index.faiss"))
             record = self.record.model_copy(update={"file_sha256": digest_file(new / "index.faiss").sha256})
             (new / "index.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def device_of(device: torch.device) -> tuple[Device, int]:
+    """Where an index for a model on `device` is searched, as `build_index` takes it: on the CPU, or on that very GPU
+    where FAISS can use GPUs. (Of several workers on a machine, each has a GPU of its own.)"""
+    if device.type != "cuda":
+        return "cpu", 0
+    return "auto", torch.cuda.current_device() if device.index is None else device.index
 
 
 def load_faiss(threads: int | None = None) -> Any:
@@ -134,13 +176,16 @@ def read_index(file: Path) -> Any:
     faiss.set_deserialization_vector_byte_limit(size)
     faiss.set_deserialization_loop_limit(size)
     try:
-        return faiss.read_index(str(file))
+        # the tables are for distances, not for inner products
+        return faiss.read_index(str(file), faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
     except (RuntimeError, MemoryError) as error:
         reason = str(error).strip().splitlines()[0].rpartition("Error: ")[2][:200]
         raise UserError(f"{file} is damaged ({reason}); build it again with `mealrec index`") from None
 
 
-def _on_device(index: Any, kind: str, device: Device, gpu_form: bool) -> tuple[Any, Literal["cpu", "gpu"], str]:
+def _on_device(
+    index: Any, kind: str, device: Device, gpu_form: bool, gpu: int
+) -> tuple[Any, Literal["cpu", "gpu"], str]:
     """The index on the chosen device, the device, and a note for the description that tells why a CPU was chosen."""
     faiss = load_faiss()
     gpus = faiss.get_num_gpus()
@@ -155,6 +200,8 @@ def _on_device(index: Any, kind: str, device: Device, gpu_form: bool) -> tuple[A
             "a GPU index was asked for, but FAISS sees no GPU; use --device cpu, or install faiss-gpu "
             "in place of faiss-cpu on a machine that has one"
         )
+    if gpu >= gpus:
+        raise UserError(f"FAISS sees {gpus} GPU(s), numbered from 0, and GPU {gpu} was asked for; use --device cpu")
     if (probes := getattr(index, "nprobe", 0)) > _GPU_MAX:
         raise UserError(f"FAISS on a GPU searches at most {_GPU_MAX:,} lists, but nprobe is {probes:,}; lower --nprobe")
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index), "gpu", ""
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index), "gpu", ""

@@ -10,21 +10,35 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.errors import UserError
 from models.registry import Registry, nearest
-from retrieval.index.base import IndexKind
+from retrieval.index.base import SAMPLE, IndexKind
 from retrieval.index.flat import Flat
 from retrieval.index.hnsw import Hnsw
-from retrieval.index.ivf import Ivf
+from retrieval.index.ivf import Ivf, build_cost
+from retrieval.index.ivfpq import IvfPq
 
-KINDS: Registry[type[IndexKind]] = Registry("index", {"flat": Flat, "ivf": Ivf, "hnsw": Hnsw})
+KINDS: Registry[type[IndexKind]] = Registry("index", {"flat": Flat, "ivf": Ivf, "ivfpq": IvfPq, "hnsw": Hnsw})
 
-# From here on hnsw answers at least nine times as fast as flat, and still finds 99 %; below it flat needs at most a
-# millisecond or two for a user, and is exact (benchmarks/README.md, "Which index")
-_HNSW_FROM = 100_000
+#: below this an index saves little: see docs/ranking.md for what exact ranking takes by the size of the catalogue
+EXACT_BELOW = 100_000
 
 
 def suggested_kind(items: int) -> str:
-    """The kind of index to suggest for so many items. Never ivf: with default options it finds least."""
-    return "hnsw" if items >= _HNSW_FROM else "flat"
+    """The kind of index to suggest for so many items, to answer from."""
+    return "ivf" if items >= EXACT_BELOW else "flat"
+
+
+def cheapest(items: int, users: int, measured: int) -> tuple[str, str]:
+    """How to rank so many users once by vectors that change before the next time: "exact" or a kind; and why, in words.
+
+    measured: users who are ranked exactly besides, to know the recall. The work decides, not the time it took, so that
+    a run that is repeated or resumed ranks as before. It is in inner products, which both ways compute alike.
+    """
+    if items < EXACT_BELOW:
+        return "exact", f"{items:,} items, fewer than {EXACT_BELOW:,}"
+    even = build_cost(items) // items + SAMPLE + measured
+    if users < even:
+        return "exact", f"an index of {items:,} items takes the work of ranking {even:,} users, and there are {users:,}"
+    return "ivf", f"{items:,} items; building it takes the work of ranking {even:,} of the {users:,} users exactly"
 
 
 def parse_options(kind: str, values: Mapping[str, object]) -> IndexKind:

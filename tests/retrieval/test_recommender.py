@@ -157,10 +157,17 @@ def test_an_index_that_misses_much_is_warned_about(
     monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 3)  # 19 lists of 59 items
     run_command(index_command, "--model", str(model_dir), "--kind", "ivf", "--nprobe", "1", "--device", "cpu")
     assert "warning: recall@20 is below 0.95" in (printed := capsys.readouterr()).err
-    assert "other options (--nprobe), or as flat" in printed.err
+    assert "other options (--nprobe), as another kind, or as flat" in printed.err
     for index in ("exact", "ivf"):
         answer = Recommender.load(model_dir, index=index).recommend(IDS[:9], k=50)
         assert {r.item for r in answer.recommendations} == set(IDS[9:]), "whole all the same"
+
+
+def test_a_recall_that_cannot_be_reached_is_told(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(index_command, "--model", str(model_dir), "--kind", "ivfpq", "--bytes", "1", "--recall", "0.999")
+    said = capsys.readouterr().err
+    assert "recall@20 0.999 was asked for, and ivfpq finds no more than 0." in said
+    assert "--bytes" in said
 
 
 def test_a_mistake_in_an_option_or_a_kind_is_refused_by_name(model_dir: Path) -> None:
@@ -168,6 +175,8 @@ def test_a_mistake_in_an_option_or_a_kind_is_refused_by_name(model_dir: Path) ->
         (["--kind", "ifv"], "unknown index 'ifv': did you mean 'ivf'"),
         (["--kind", "flat", "--nprobe", "3"], "flat has no option nprobe"),
         (["--kind", "ivf", "--nprobe", "few"], "index ivf: nprobe"),
+        (["--kind", "ivf", "--recall", "99"], "--recall 99.0: it is a share"),
+        (["--kind", "ivf", "--recall", "0.9", "--nprobe", "1"], "two ways to say how widely ivf searches"),
     ):
         with pytest.raises(UserError, match=says):
             run_command(index_command, "--model", str(model_dir), *arguments)

@@ -6,18 +6,15 @@ Example: mealrec evaluate --run demo-mealrec --set eval.index=hnsw
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cluster import console
 from models.errors import UserError
 from retrieval.files import write_json
 from retrieval.folders import writable_file
 from trainer.config import recipe
-from trainer.evaluation.config import RECALL
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.report import metric_table, read_report, recall_warnings
+from trainer.evaluation.report import how_ranked, metric_table, read_report, recall_warnings
 from trainer.local_path import local_path
 from trainer.training.runs import open_run, run_folder
 from trainer.training.worker import evaluate_choices
@@ -51,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for group in ("warm", "cold"):
         print(f"{group} targets ({report[group]['users']:,} users): {_line(report[group])}")
     if result.index:
-        print(_by_index(result.index))
+        print(how_ranked(result.index))
     for warning in recall_warnings({folder.name: report}):
         console.warn(warning)
     console.say(f"{len(result.user):,} users in {result.seconds:.1f} s, users encoded by: {opened.model.inference}")
@@ -64,15 +61,6 @@ def _chosen(folder: Path) -> str | None:
     """The way of encoding users that training chose on validation; None if the run is not finished."""
     path = folder / "valid.json"
     return str(read_report(path)["inference"]) if path.exists() else None
-
-
-def _by_index(index: Mapping[str, Any]) -> str:
-    """How the index ranked: its recall, and for how many users it found fewer items than it was asked for."""
-    said = f"ranked by {index['description']}, {RECALL} against exact {index[RECALL]:.4f} "
-    said += f"on {index['recall_users']:,} users"
-    if index["short_users"]:
-        said += f"; for {index['short_users']:,} users it found fewer items than eval.depth={index['depth']} asks for"
-    return said
 
 
 def _line(metrics: dict[str, float]) -> str:

@@ -9,8 +9,11 @@ from dataclasses import fields
 import numpy as np
 
 from cluster import console
+from models.errors import UserError
 from retrieval.export import index_folder
+from retrieval.index.base import RECALL_TARGET, IndexKind
 from retrieval.index.build import build_index, recall_against_exact
+from retrieval.index.faiss_index import IndexRecord
 from retrieval.index.kinds import KINDS, parse_options
 from retrieval.recommender import Recommender
 from trainer.evaluation.report import LOW_RECALL
@@ -25,14 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Build a FAISS index over an exported model and save it in MODEL/index/KIND.\n"
+        "It searches as widely as the recall asked for needs, if no option fixes that.\n"
         "Recall is measured against exact ranking, for synthetic users: the model encodes random histories."
     )
-    parser.epilog = "example:\n  mealrec index --model export/demo --kind hnsw"
+    parser.epilog = "example:\n  mealrec index --model export/demo --kind hnsw --recall 0.999"
     parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
     parser.add_argument("--kind", required=True, metavar="KIND",
                         help=f"{', '.join(KINDS)}: flat is exact, the others are faster but approximate")  # fmt: skip
     for name, text in _options().items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", dest=name, help=text)
+    parser.add_argument("--recall", type=float, metavar="SHARE",
+                        help="search as widely as finds this share of the exact first 20 (0.99)")  # fmt: skip
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto",
                         help="where FAISS searches when recall is measured (auto)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="FAISS threads (all cores)")
@@ -51,9 +57,12 @@ def run(args: argparse.Namespace) -> int:
     """Build, save and measure the index; return the exit code. Raises UserError for an option that the kind lacks."""
     given = {name: getattr(args, name) for name in _options() if getattr(args, name) is not None}
     options = parse_options(args.kind, given)
+    recall = _recall(args.recall, args.kind, options)
     recommender = Recommender.load(args.model)
-    histories = np.random.default_rng(0).integers(1, len(recommender.items.ids) + 1, size=(_QUERIES, _HISTORY)).tolist()
-    users = recommender.encode(histories).numpy()  # first, because this refuses a system without vectors
+    last, shape = len(recommender.items.ids), (2 * _QUERIES, _HISTORY)
+    histories = np.random.default_rng(0).integers(1, last + 1, size=shape).tolist()
+    encoded = recommender.encode(histories).numpy()  # first, because this refuses a system without vectors
+    queries, users = encoded[:_QUERIES], encoded[_QUERIES:]
     vectors = recommender.item_vectors.numpy()
     started = time.perf_counter()
     index = build_index(
@@ -63,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         checksum=recommender.card.checksum,
         device=args.device,
         threads=args.threads,
+        queries=queries,
+        recall=recall,
     )
     seconds = time.perf_counter() - started
     folder = index_folder(args.model, args.kind)
@@ -75,10 +86,32 @@ def run(args: argparse.Namespace) -> int:
         f"recall@10 {recalls[10]:.4f}  recall@20 {recalls[20]:.4f}  against exact ranking "
         f"({_QUERIES} synthetic users: random histories of {_HISTORY} items, encoded by the model)"
     )
-    if recalls[20] < LOW_RECALL:
-        wider = [f"--{field.name.replace('_', '-')}" for field in fields(KINDS[args.kind])]
-        console.warn(
-            f"recall@20 is below {LOW_RECALL}: many of the best items are missed; build it with other options "
-            f"({', '.join(wider)}), or as flat, which is exact"
-        )
+    if warning := _too_low(index.record, recalls[20]):
+        console.warn(warning)
     return 0
+
+
+def _recall(asked: float | None, kind: str, options: IndexKind) -> float:
+    """The recall to reach. Raises UserError if it is none, or if an option says how widely to search instead."""
+    if asked is None:
+        return RECALL_TARGET
+    if not 0 < asked <= 1:
+        raise UserError(f"--recall {asked}: it is a share, above 0 and at most 1, such as 0.99")
+    if options.effort is not None and options.effort_given:
+        option = options.effort.option.replace("_", "-")
+        raise UserError(f"--recall {asked} and --{option} are two ways to say how widely {kind} searches; give one")
+    return asked
+
+
+def _too_low(record: IndexRecord, recall: float) -> str | None:
+    """A warning where many items are missed, or more than was asked for; None otherwise."""
+    other = [f"--{field.name.replace('_', '-')}" for field in fields(KINDS[record.kind])]
+    advice = f"build it with other options ({', '.join(other)}), as another kind, or as flat, which is exact"
+    if record.tuned is not None and not record.tuned.enough:
+        return (
+            f"recall@20 {record.tuned.target:g} was asked for, and {record.kind} finds no more than "
+            f"{record.tuned.recall:.4f} however widely it searches; {advice}"
+        )
+    if recall < LOW_RECALL:
+        return f"recall@20 is below {LOW_RECALL}: many of the best items are missed; {advice}"
+    return None

@@ -102,8 +102,11 @@ def _settings(run: FinishedRun) -> Settings | None:
         return None
     settings = {key: value for key, value in flat(run.config.deciding(), ".") if key != "seed"}
     evaluation = run.config.eval
-    settings |= {"train.epochs": run.config.train.epochs, "eval.index": evaluation.index}
-    if evaluation.index != "exact":
+    ranked_by = evaluation.index
+    if ranked_by == "auto":  # what it came to
+        ranked_by = str(run.report.get("index", {}).get("kind", "exact"))
+    settings |= {"train.epochs": run.config.train.epochs, "eval.index": ranked_by}
+    if ranked_by != "exact":
         settings["eval.depth"] = evaluation.depth
     settings["data.path (sha256 of its manifest.json)"] = str(run.identity.get("manifest", "unknown"))[:12]
     return settings

@@ -25,7 +25,7 @@ def identity(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     of its manifest as a whole; and the versions of the program and its libraries."""
     return {
         "config": config.fingerprint(),
-        "evaluation": config.eval.fingerprint(),
+        "evaluation": config.eval.fingerprint(manifest.items, manifest.users),
         "data": manifest.fingerprint,
         "manifest": manifest.whole_fingerprint,
         "versions": versions(),
@@ -76,9 +76,10 @@ def check_configuration(noted: Mapping[str, Any], config: RunConfig, run: str, w
     """
     if noted.get("config", config.fingerprint()) != config.fingerprint():
         raise UserError(f"{run} was trained under another configuration: {what}")
-    if noted.get("evaluation", config.eval.fingerprint()) != config.eval.fingerprint():
+    if "evaluation" in noted and not config.eval.may_be(noted["evaluation"]):
         raise UserError(
-            f"the best epoch of {run} was chosen by another evaluation (eval.index, or eval.depth of an index): {what}"
+            f"the best epoch of {run} was chosen by another evaluation (eval.index, or another setting of an index): "
+            f"{what}"
         )
 
 

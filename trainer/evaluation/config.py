@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from models.errors import UserError
 from models.registry import nearest
 from retrieval.files import digest
-from retrieval.index.kinds import KINDS
+from retrieval.index.base import RECALL_K, RECALL_TARGET, IndexKind
+from retrieval.index.kinds import KINDS, cheapest, parse_options
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 
-#: the first k of which an index's recall is measured, and the key of that recall in reports
-RECALL_K = 20
+#: the key in reports of an index's recall
 RECALL = f"recall@{RECALL_K}"
 #: decides when training stops, which epoch and which run are kept, and how users are encoded, whatever is reported
 CRITERION = "NDCG@10"
@@ -24,7 +26,10 @@ class EvalConfig(BaseModel):
     metrics: metrics to report: HR, NDCG, MRR, Recall; of lists, and at the end only, Coverage and Novelty
     ks: lengths of list at which each metric is reported
     batch_size: users who are ranked at once
-    index: what ranks the catalogue: exact, or a kind of FAISS index (flat, hnsw, ivf), whose recall is reported
+    index: what ranks the catalogue: exact, a kind of FAISS index (flat, ivf, ivfpq, hnsw), whose recall is reported, or
+        auto: exact where that is less work or an index finds too little, else ivf
+    index_options: options of that kind, such as [nprobe=8]
+    recall: share of the exact first 20 that an index finds, where no option says how widely it searches
     depth: number of items that an index returns for a user
     recall_sample: number of users for whom the recall of an index is measured
     """
@@ -34,7 +39,9 @@ class EvalConfig(BaseModel):
     metrics: tuple[str, ...] = DEFAULT.names
     ks: tuple[int, ...] = DEFAULT.ks
     batch_size: int = Field(default=2048, ge=1)
-    index: str = "exact"
+    index: str = "auto"
+    index_options: tuple[str, ...] = ()
+    recall: float = Field(default=RECALL_TARGET, gt=0, le=1)
     depth: int = Field(default=100, ge=20)
     recall_sample: int = Field(default=1000, ge=1)
 
@@ -43,9 +50,28 @@ class EvalConfig(BaseModel):
         """The metrics and list lengths to report."""
         return MetricChoice(self.metrics, self.ks)
 
-    def fingerprint(self) -> str:
+    def ranking(self, items: int, users: int) -> tuple[str, str]:
+        """What ranks so many items for so many users: "exact" or a kind of index; and why, empty where it was named."""
+        return cheapest(items, users, min(users, self.recall_sample)) if self.index == "auto" else (self.index, "")
+
+    @property
+    def options(self) -> IndexKind:
+        """The options of the named kind of index; of ivf for auto."""
+        return parse_options("ivf" if self.index == "auto" else self.index, _by_name(self.index_options))
+
+    def fingerprint(self, items: int, users: int) -> str:
         """sha256 of what chooses the best epoch: what ranks the catalogue. NDCG@10 of it decides, whatever is shown."""
-        return digest(json.dumps([self.index] if self.index == "exact" else [self.index, self.depth]))
+        exact = self.ranking(items, users)[0] == "exact"
+        return _fingerprint("exact") if exact else self._of_index()
+
+    def may_be(self, fingerprint: str) -> bool:
+        """Whether `fingerprint` is of this evaluation, of some number of items and users."""
+        return fingerprint in {"exact": {_fingerprint("exact")}, "auto": {_fingerprint("exact"), self._of_index()}}.get(
+            self.index, {self._of_index()}
+        )
+
+    def _of_index(self) -> str:
+        return _fingerprint(self.index, self.depth, self.recall, *sorted(self.index_options))
 
     @field_validator("metrics")
     @classmethod
@@ -60,8 +86,8 @@ class EvalConfig(BaseModel):
     @field_validator("index")
     @classmethod
     def _known_index(cls, name: str) -> str:
-        if name != "exact" and name not in KINDS:
-            raise ValueError(f"unknown index: {nearest(name, ['exact', *KINDS])}")
+        if name not in ("auto", "exact") and name not in KINDS:
+            raise ValueError(f"unknown index: {nearest(name, ['auto', 'exact', *KINDS])}")
         return name
 
     @model_validator(mode="after")
@@ -69,3 +95,23 @@ class EvalConfig(BaseModel):
         if self.depth < max(self.ks):
             raise ValueError(f"depth is {self.depth}, below the largest of ks; set eval.depth={max(self.ks)} or more")
         return self
+
+    @model_validator(mode="after")
+    def _known_options(self) -> EvalConfig:
+        if self.index == "exact" and self.index_options:
+            raise ValueError("exact ranking has no index_options; name a kind of index with eval.index")
+        if self.index != "exact":
+            _ = self.options
+        return self
+
+
+def _by_name(options: Iterable[str]) -> dict[str, str]:
+    """Raises UserError for an option without a value."""
+    pairs = [option.partition("=")[::2] for option in options]
+    if without := [name for name, value in pairs if not value]:
+        raise UserError(f"index_options: {without[0]!r} has no value; write [nprobe=8], say")
+    return dict(pairs)
+
+
+def _fingerprint(*parts: object) -> str:
+    return digest(json.dumps(parts))

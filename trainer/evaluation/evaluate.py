@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from models.contract import Baseline, System
+from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
-from retrieval.exact import Histories, Ranks
+from retrieval.exact import Histories, Ranks, for_similarity
 from retrieval.files import whole_file
+from retrieval.index.base import SAMPLE, Vectors
+from retrieval.index.tune import sample
 from retrieval.metrics.registry import DEFAULT, MetricChoice
 from retrieval.metrics.summary import list_values, mean_metrics, warm_cold
 from trainer.batches.loader import Loaded
 from trainer.data.format.splits import Split, target_positions
+from trainer.evaluation.catalogue_index import CatalogueIndex, Task
 from trainer.evaluation.config import CRITERION, EvalConfig
 from trainer.evaluation.exposure import ExposureCounter
 from trainer.evaluation.rankers import make_ranker
@@ -95,19 +99,26 @@ _SCORES_AT_ONCE = 1 << 26
 
 @torch.no_grad()
 def evaluate(
-    model: System, loaded: Loaded, split: Split, config: EvalConfig, *, with_lists: bool = False
+    model: System,
+    loaded: Loaded,
+    split: Split,
+    config: EvalConfig,
+    *,
+    with_lists: bool = False,
+    indices: CatalogueIndex | None = None,
 ) -> Evaluation:
     """Rank the target of every user of `split` among the whole catalogue. Collective; every rank gets all results.
 
     The model must be in eval mode. Each process takes a contiguous share of the users. Noise is keyed by user, so
     neither the shares nor the batch size change the ranks. with_lists: also compute the metrics of lists that the
-    configuration asks for.
+    configuration asks for. indices: keeps the index for further evaluations of the same item vectors.
     """
     started = time.perf_counter()
     rank, size = world()
     dataset = loaded.dataset
     users = np.array_split(np.arange(dataset.manifest.users, dtype=np.int64), size)[rank]
-    ranker = make_ranker(model, config)
+    task = Task(dataset.manifest.users, loaded.device, partial(_some_users, model, loaded, split, users))
+    ranker = make_ranker(model, config, task, indices or CatalogueIndex())
     known = _Known(loaded, split)
     nobody = torch.zeros(0, dtype=torch.int64)  # a worker has no users if there are more workers than users
     parts = [Ranks(nobody, nobody)]
@@ -131,6 +142,13 @@ def evaluate(
         seconds=time.perf_counter() - started, index=ranker.describe(), choice=config.choice,
         lists=list_values(everything, config.choice), lists_masked=list_values(unseen, config.choice),
     )  # fmt: skip
+
+
+def _some_users(model: System, loaded: Loaded, split: Split, users: Ints) -> Vectors:
+    """(Q, D) vectors of at most SAMPLE of `users`, by which an index finds how widely to search."""
+    assert isinstance(model, SequenceModel)
+    (batch,) = loaded.evaluation_batches(split, sample(users, SAMPLE), SAMPLE)
+    return for_similarity(model.user_vectors(batch), model.similarity).cpu().numpy()
 
 
 class _Known:

@@ -10,13 +10,14 @@ from torch import Tensor
 from models.contract import Baseline, Batch, SequenceModel, System
 from models.errors import UserError
 from retrieval.exact import Histories, Ranks, exact_ranks, exact_topk, for_similarity, score_ranks, score_topk
-from retrieval.index.base import Vectors
-from retrieval.index.build import build_index, recall_of
+from retrieval.index.base import RECALL_K, Vectors
+from retrieval.index.build import recall_of
 from retrieval.index.faiss_index import Index
 from retrieval.index.kinds import KINDS
 from retrieval.index.search import by_depth, seen_before
-from trainer.evaluation.config import RECALL, RECALL_K, EvalConfig
-from trainer.process import sum_over_ranks
+from trainer.evaluation.catalogue_index import CatalogueIndex, Task
+from trainer.evaluation.config import RECALL, EvalConfig
+from trainer.process import sum_over_ranks, world
 
 
 class TopLists(NamedTuple):
@@ -35,17 +36,29 @@ class Ranker(Protocol):
         """Ranks (B,), from 1, or 0 if the target was not found; and lists of length k, None for k = 0."""
 
     def describe(self) -> dict[str, Any] | None:
-        """The index and its recall against exact ranking; None for exact ranking."""
+        """The index and its recall against exact ranking; for exact ranking why, or None where it was asked for."""
 
 
-def make_ranker(model: System, config: EvalConfig) -> Ranker:
-    """The ranker for `model` that `config` asks for. Raises UserError for an index of a system without item vectors."""
+def make_ranker(model: System, config: EvalConfig, task: Task, indices: CatalogueIndex) -> Ranker:
+    """The ranker for `model` and `task` that `config` asks for. Collective.
+
+    Raises UserError for an index of a system without item vectors.
+    """
     if isinstance(model, Baseline):
-        if config.index != "exact":
+        if config.index not in ("auto", "exact"):
             raise UserError(f"eval.index={config.index}: this system has no item vectors to index; use exact")
         return ScoreRanker(model)
     assert isinstance(model, SequenceModel)
-    return ExactRanker(model) if config.index == "exact" else IndexRanker(model, config)
+    items_ID = for_similarity(model.item_vectors(), model.similarity)
+    if config.index == "exact":
+        return ExactRanker(model, items_ID)
+    if config.ranking(len(items_ID) - 1, task.users)[0] == "exact":  # before the vectors are copied to the host
+        return ExactRanker(model, items_ID, config.ranking(len(items_ID) - 1, task.users)[1])
+    vectors = items_ID.cpu().numpy()
+    choice = indices.of(vectors, config, task)
+    if choice.index is None:
+        return ExactRanker(model, items_ID, choice.why)
+    return IndexRanker(model, config, vectors, choice.index, choice.why)
 
 
 class ScoreRanker:
@@ -69,9 +82,9 @@ class ScoreRanker:
 class ExactRanker:
     """Ranks by inner products with all items."""
 
-    def __init__(self, model: SequenceModel) -> None:
-        self._model = model
-        self._items = for_similarity(model.item_vectors(), model.similarity)
+    def __init__(self, model: SequenceModel, items_ID: Tensor, why: str = "") -> None:
+        """why: the reason for it, where the program chose; else empty."""
+        self._model, self._items, self._why = model, items_ID, why
 
     def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
         """See `Ranker.rank`."""
@@ -82,8 +95,9 @@ class ExactRanker:
         everything, masked = (exact_topk(vectors, self._items, k, exclude)[1] for exclude in (None, histories))
         return ranks, TopLists(everything, masked)
 
-    def describe(self) -> None:
-        """Nothing to say: this is exact."""
+    def describe(self) -> dict[str, Any] | None:
+        """Why this is exact, if the program chose it."""
+        return {"kind": "exact", "approximate": False, "why": self._why} if self._why else None
 
 
 class IndexRanker:
@@ -92,12 +106,12 @@ class IndexRanker:
     What is evaluated is the index: where it finds too few items, nothing is filled in, but those users are counted.
     """
 
-    def __init__(self, model: SequenceModel, config: EvalConfig) -> None:
-        self._model, self._config = model, config
-        self._items = for_similarity(model.item_vectors(), model.similarity).cpu().numpy()
-        self._index: Index = build_index(self._items, config.index, checksum="evaluation")
-        real = len(self._items) - 1
+    def __init__(self, model: SequenceModel, config: EvalConfig, items: Vectors, index: Index, why: str = "") -> None:
+        """items: (I, D) the vectors in `index`. why: the reason for it, where the program chose; else empty."""
+        self._model, self._items, self._index, self._why = model, items, index, why
+        real = len(items) - 1
         self._depth, self._k = min(config.depth, real), min(RECALL_K, real)
+        self._sample = -(-config.recall_sample // world()[1])  # of this worker's users
         self._recalled, self._sampled, self._short = 0.0, 0, 0
 
     def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
@@ -129,7 +143,7 @@ class IndexRanker:
             out[rows] = rank.where((place > 0) & (rank <= self._depth), 0)
 
     def _measure_recall(self, queries: Vectors, ids: Tensor) -> None:
-        wanted = min(len(ids), self._config.recall_sample - self._sampled)
+        wanted = min(len(ids), self._sample - self._sampled)
         if wanted > 0:
             recall = recall_of(ids[:wanted, : self._k].numpy(), queries[:wanted], self._items)
             self._recalled, self._sampled = self._recalled + wanted * recall, self._sampled + wanted
@@ -140,9 +154,10 @@ class IndexRanker:
         Of the users of all ranks: collective.
         """
         counts = sum_over_ranks([self._recalled, float(self._sampled), float(self._short)])
+        kind = self._index.kind
         recalled, sampled, short = counts[0], int(counts[1]), int(counts[2])
         return {
-            "kind": self._config.index, "approximate": not KINDS[self._config.index].exact,
+            "kind": kind, "approximate": not KINDS[kind].exact, **({"why": self._why} if self._why else {}),
             "description": self._index.description, "depth": self._depth,
             RECALL: recalled / max(1, sampled), "recall_users": sampled, "short_users": short,
         }  # fmt: skip

@@ -79,6 +79,18 @@ def recall_warnings(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def how_ranked(index: Mapping[str, Any]) -> str:
+    """What ranked, from the `index` of a report: why, its recall, and for how many users it found too few items."""
+    why = f" (eval.index=auto: {index['why']})" if "why" in index else ""
+    if index["kind"] == "exact":
+        return f"ranked exactly{why}"
+    said = f"ranked by {index['description']}{why}, {RECALL} against exact {index[RECALL]:.4f} "
+    said += f"on {index['recall_users']:,} users"
+    if index["short_users"]:
+        said += f"; for {index['short_users']:,} users it found fewer items than eval.depth={index['depth']} asks for"
+    return said
+
+
 def _approximate(report: Mapping[str, Any]) -> bool:
     return bool(report.get("index", {}).get("approximate"))
 

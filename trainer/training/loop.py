@@ -28,6 +28,7 @@ from trainer.config.identity import check_configuration, check_data, identity, o
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest
 from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.report import how_ranked
 from trainer.process import GrowthLimit, usage, world
 from trainer.text_files import read_yaml
 from trainer.tracking import MetricsLog
@@ -93,6 +94,7 @@ class Loop:
         self.log: MetricsLog | None = None
         self._notice = SharedNotice(self.size)
         self._growth = GrowthLimit(engine.device)
+        self._ranked_by: str | None = None  # what the user was told
         self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
         self._before: tuple[int, ...] = ()
@@ -184,7 +186,10 @@ class Loop:
         position = self.position
         with self.engine.whole() as model:
             evaluation = evaluate(model, self.loaded, "validation", self.config.eval)
-        metrics = evaluation.metrics()
+        metrics, index = evaluation.metrics(), evaluation.index or {}
+        if index.get("kind") != self._ranked_by:
+            self._ranked_by = index.get("kind")
+            self.reporter.say(f"validation: {how_ranked(index)}")
         best = self.stopping.update(evaluation.criterion, position.epoch, position.total_steps)
         rate = rows / max(seconds, 1e-9)
         weighted = self.engine.model.loss_weights
@@ -192,6 +197,7 @@ class Loop:
             "loss": {name: value for name, value in losses.items() if name in weighted},
             "valid": metrics, "rows_per_second": rate, "train_seconds": seconds, "valid_seconds": evaluation.seconds,
             **{name: value for name, value in losses.items() if name not in weighted}, "process": usage(),
+            **({} if index.get("kind", "exact") == "exact" else {"index": dict(index)}),
         }  # fmt: skip
         if self.log is not None:
             self.log.append("epoch", position.epoch, position.total_steps, record)

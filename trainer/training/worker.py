@@ -24,6 +24,7 @@ from trainer.config.identity import identity
 from trainer.config.schema import RunConfig, parse
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
+from trainer.evaluation.catalogue_index import CatalogueIndex
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
 from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.tracking import MetricsLog, Mirror, start_mirror
@@ -233,11 +234,12 @@ def evaluate_choices(
     if isinstance(model, SequenceModel):
         model.eval()
     results: dict[Split, dict[str, Evaluation]] = {"validation": {}, "test": {}}
+    indices = CatalogueIndex()  # the item vectors are the same in all
     with torch.no_grad():
         for split in SPLITS:
             for way in model.inference_choices:
                 model.inference = way
-                results[split][way] = evaluate(model, loaded, split, config.eval, with_lists=True)
+                results[split][way] = evaluate(model, loaded, split, config.eval, with_lists=True, indices=indices)
     chosen = choose_inference({way: result.criterion for way, result in results["validation"].items()})
     model.inference = chosen
     return results, chosen

@@ -12,10 +12,11 @@ import torch
 from models.errors import UserError
 from retrieval.exact import Histories, exact_topk
 from retrieval.index.build import build_index, load_index, recall_against_exact
-from retrieval.index.faiss_index import Device, FaissIndex
+from retrieval.index.faiss_index import Device, FaissIndex, device_of
 from retrieval.index.hnsw import Hnsw
 from retrieval.index.ivf import Ivf
-from retrieval.index.kinds import KINDS, parse_options, suggested_kind
+from retrieval.index.ivfpq import IvfPq
+from retrieval.index.kinds import KINDS, cheapest, parse_options, suggested_kind
 from retrieval.index.search import by_depth, index_topk, seen_before
 from tests.helpers.killed_at_calls import killed_at
 
@@ -31,7 +32,8 @@ def clustered(n_items: int = 2000, width: int = 16, seed: int = 0) -> np.ndarray
 
 
 def build(items: np.ndarray, kind: str, device: Device = "cpu") -> FaissIndex:
-    return build_index(items, kind, checksum=CHECKSUM, device=device, threads=1)
+    users = clustered(200, items.shape[1], seed=9)[1:]
+    return build_index(items, kind, checksum=CHECKSUM, device=device, threads=1, queries=users)
 
 
 def test_flat_equals_exact_topk() -> None:
@@ -50,13 +52,63 @@ def test_recall_counts_ties_as_found_and_misses_as_missed() -> None:
     assert recall_against_exact(build(items, "flat"), users, items, 4) == 1.0
     other = items * np.linspace(1, 2, 9, dtype=np.float32)[:, None]  # here item 8 is best
     wrong = build(other[::-1].copy(), "flat")  # an index of other vectors, in which low rows are best
-    assert recall_against_exact(wrong, users, other, 2, sample=2) == 0.0
+    assert recall_against_exact(wrong, users, other, 2, size=2) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_approximate_indices_find_nearly_all(kind: str) -> None:
-    items, users = clustered(), clustered(100, seed=2)[1:]
-    assert recall_against_exact(build(items, kind), users, items, 20) > 0.9
+def test_an_index_finds_the_recall_that_was_asked_for(kind: str) -> None:
+    """Of other users than those by which it was found, and with no more effort than that needs."""
+    items, users = clustered(), clustered(200, seed=2)[1:]
+    indices = {
+        recall: build_index(items, kind, checksum=CHECKSUM, device="cpu", queries=clustered(200, seed=9), recall=recall)
+        for recall in (0.5, 0.9, 0.99)
+    }
+    for recall, index in indices.items():
+        assert recall_against_exact(index, users, items, 20) > recall - 0.01
+        assert index.record.tuned is not None
+        assert (index.record.tuned.enough, index.record.tuned.queries) == (True, 200)
+    efforts = [index.record.parameters["nprobe" if kind == "ivf" else "efSearch"] for index in indices.values()]
+    assert efforts == sorted(efforts)
+    assert efforts[0] < efforts[-1]
+
+
+def test_an_index_that_cannot_reach_the_recall_says_so() -> None:
+    """Two bytes of 16 coordinates: more lists do not mend what was rounded, so no more of them are searched."""
+    items, users = clustered(), clustered(200, seed=9)[1:]
+    index = build_index(items, "ivfpq", IvfPq(bytes=2), checksum=CHECKSUM, device="cpu", queries=users)
+    assert index.record.tuned is not None
+    assert not index.record.tuned.enough
+    assert index.record.tuned.recall < 0.95
+    assert 1 <= int(index.record.parameters["nprobe"]) < 51
+    finer = build_index(items, "ivfpq", checksum=CHECKSUM, device="cpu", queries=users)
+    assert finer.record.parameters["bytes"] == 8
+    assert finer.record.tuned is not None
+    assert finer.record.tuned.recall > index.record.tuned.recall
+    with pytest.raises(ValueError, match="ivf needs queries"):
+        build_index(items, "ivf", checksum=CHECKSUM, device="cpu")
+
+
+def test_a_worker_searches_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS that says which GPU it was asked for; torch's number of a GPU is FAISS's."""
+    asked = list[tuple[object, int]]()
+
+    def moved(resources: object, number: int, index: object) -> object:
+        asked.append((resources, number))
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 8)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", moved, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    items = clustered(50)
+    for name, number in (("cuda:3", 3), ("cuda:0", 0), ("cuda", 5), ("cpu", None)):
+        device, gpu = device_of(torch.device(name))
+        index = build_index(items, "flat", checksum=CHECKSUM, device=device, gpu=gpu)
+        assert [each for _, each in asked] == ([] if number is None else [number])
+        assert ("on cpu" if number is None else f"on gpu {number}") in index.description
+        asked.clear()
+    with pytest.raises(UserError, match=r"FAISS sees 8 GPU.*GPU 8 was asked for"):
+        build_index(items, "flat", checksum=CHECKSUM, device="auto", gpu=8)
 
 
 def test_more_probes_find_more() -> None:
@@ -199,6 +251,8 @@ def test_bad_requests_are_refused() -> None:
         build(items, "flatt")
     with pytest.raises(UserError, match=r"nprobe is 2.*choose 1 to 1"):
         build_index(items, "ivf", Ivf(nprobe=2), checksum=CHECKSUM)
+    with pytest.raises(UserError, match=r"bytes is 5.*choose of \[1, 2, 4, 8, 16\]"):
+        build_index(items, "ivfpq", IvfPq(nprobe=1, bytes=5), checksum=CHECKSUM)
     with pytest.raises(ValueError, match="Hnsw are not the options of ivf"):
         build_index(items, "ivf", Hnsw(), checksum=CHECKSUM)
     with pytest.raises(UserError, match="no item"):
@@ -223,6 +277,7 @@ def test_options_are_read_from_text_and_refused_by_name() -> None:
         ("hnsw", {"ef_search": 0}, "ef_search is 0"),
         ("hnsw", {"ef_search": "wide"}, "index hnsw: ef_search: Input should be a valid integer"),
         ("hnsw", {"ef_serch": 9}, "hnsw has no option ef_serch: did you mean 'ef_search'"),
+        ("ivfpq", {"bytes": 0}, "bytes is 0"),
         ("flat", {"nprobe": 3}, "flat has no option nprobe: it has no options"),
         ("ifv", {}, "unknown index 'ifv': did you mean 'ivf'"),
     ):
@@ -245,8 +300,22 @@ def test_a_missing_faiss_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         build(clustered(50), "flat")
 
 
-def test_ivf_is_never_suggested() -> None:
-    assert [suggested_kind(items) for items in (1, 99_999, 100_000, 10**9)] == ["flat", "flat", "hnsw", "hnsw"]
+def test_an_approximate_index_is_suggested_where_exact_answers_are_slow() -> None:
+    assert [suggested_kind(items) for items in (1, 99_999, 100_000, 10**9)] == ["flat", "flat", "ivf", "ivf"]
+
+
+def test_what_is_least_work_ranks() -> None:
+    """Of 10^6 items k-means makes 4,000 lists, in 10 iterations over 39 items of each, and each item is put into one:
+    as much work as ranking 10 * 39 * 4,000 * 4,000 / 10^6 + 4,000 = 10,240 users, and 256 + 1,000 are ranked exactly.
+    """
+    for items, users, kind, why in (
+        (99_999, 10**9, "exact", "99,999 items, fewer than 100,000"),
+        (10**6, 11_495, "exact", "takes the work of ranking 11,496 users, and there are 11,495"),
+        (10**6, 11_496, "ivf", "1,000,000 items; building it takes the work of ranking 11,496 of the 11,496 users"),
+    ):
+        found, said = cheapest(items, users, measured=1000)
+        assert found == kind
+        assert why in said
 
 
 def test_the_gpu_is_used_or_refused_never_silently_replaced() -> None:

@@ -260,7 +260,7 @@ def test_a_run_whose_configuration_has_changed_is_opened_by_no_command(
     text = (run / "config.yaml").read_text()
     for old, new, said in (
         ("batch_size: 64", "batch_size: 32", "was trained under another configuration"),
-        ("index: exact", "index: flat", "was chosen by another evaluation"),
+        ("index: auto", "index: flat", "was chosen by another evaluation"),
     ):
         assert old in text
         (run / "config.yaml").write_text(text.replace(old, new))

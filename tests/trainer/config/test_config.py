@@ -46,7 +46,11 @@ def options(config: RunConfig) -> dict[str, Any]:
         ("train.learning_rate=0", "train.learning_rate"),
         ("engine.zero_stage=4", "engine.zero_stage: Input should be 0, 1, 2 or 3 (given: 4)"),
         ("engine.precision=fp16", "'fp32' or 'bf16'"),
-        ("eval.index=faiss", "eval.index: unknown index: known: exact, flat, hnsw, ivf (given: 'faiss')"),
+        ("eval.index=faiss", "eval.index: unknown index: known: auto, exact, flat, hnsw, ivf, ivfpq (given: 'faiss')"),
+        ("eval={index: ivf, index_options: [nprobes=4]}", "ivf has no option nprobes: did you mean 'nprobe'?"),
+        ("eval={index: ivf, index_options: [nprobe]}", "index_options: 'nprobe' has no value"),
+        ("eval={index: exact, index_options: [nprobe=4]}", "exact ranking has no index_options"),
+        ("eval.recall=0", "eval.recall: Input should be greater than 0"),
         ("eval.index=hsnw", "did you mean 'hnsw'?"),
         ("eval.metrics=[HR,NDGC]", "eval.metrics: unknown metric 'NDGC': did you mean 'NDCG'?"),
         ("eval.metrics=[HR,HR]", "eval.metrics: metrics: name at least one, and each once"),
@@ -281,3 +285,14 @@ def test_what_may_not_change(setting: str) -> None:
 def test_the_window_of_a_stream_decides_the_order_of_rows() -> None:
     prints = {settings_of("data.loader=stream", f"data.stream_window={n}").fingerprint() for n in (1, 2)}
     assert len(prints) == 2
+
+
+def test_what_auto_came_to_is_what_chose_the_best_epoch() -> None:
+    """A run by auto on few items goes on as one that ranks exactly, and the other way round; one on many does not."""
+    auto, exact, ivf = (settings_of(f"eval.index={index}").eval for index in ("auto", "exact", "ivf"))
+    small, large = (1000, 1000), (10**6, 10**6)
+    assert auto.fingerprint(*small) == exact.fingerprint(*small) == exact.fingerprint(*large)
+    assert auto.fingerprint(*large) not in (exact.fingerprint(*large), ivf.fingerprint(*large))
+    for config, size, those in ((auto, small, (auto, exact)), (auto, large, (auto,)), (exact, large, (auto, exact))):
+        accepted = [each for each in (auto, exact, ivf) if each.may_be(config.fingerprint(*size))]
+        assert accepted == list(those)

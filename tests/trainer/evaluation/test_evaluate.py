@@ -74,7 +74,8 @@ def test_targets_and_cold_flags(data: Path) -> None:
         assert report["warm"]["users"] + report["cold"]["users"] == report["users"] == 80
         assert report["HR@10"] == pytest.approx(np.mean([1 <= rank <= 10 for rank in result.rank]))
         assert report["masked"]["HR@20"] == pytest.approx(np.mean([1 <= rank <= 20 for rank in result.rank_masked]))
-        assert report["index"] == {"kind": "exact", "approximate": False}
+        why = "60 items, fewer than 100,000"
+        assert report["index"] == {"kind": "exact", "approximate": False, "why": why}
 
 
 def test_every_way_of_sampling_is_independent_of_the_batch_size(data: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_flat_index_gives_the_exact_ranks_within_its_depth(data: Path, model: 
     assert (short.index["approximate"], short.index["depth"], whole.index["depth"]) == (False, 20, 60)
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq", "hnsw"])
 def test_an_approximate_index_reports_its_recall(data: Path, kind: str) -> None:
     it = opened(data, "sasrec")
     result = run(it, "test", index=kind, recall_sample=30, batch_size=16)
@@ -119,6 +120,8 @@ def test_an_approximate_index_reports_its_recall(data: Path, kind: str) -> None:
     assert result.index["recall_users"] == 30
     assert result.report()["index"]["description"]
     exact = run(it, "test")
+    if kind == "ivfpq":
+        return  # what it finds is in the order of rounded vectors
     assert (result.rank[result.rank > 0] <= exact.rank[result.rank > 0]).all(), "what is missed only moves others up"
 
 

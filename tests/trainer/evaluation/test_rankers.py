@@ -11,16 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from models.contract import Baseline, SequenceModel
+from models.contract import Baseline
 from models.errors import UserError
 from retrieval.exact import Histories, for_similarity
 from tests.helpers.untrained import Opened, opened
 from trainer.evaluation import rankers
+from trainer.evaluation.catalogue_index import CatalogueIndex, Task
 from trainer.evaluation.config import EvalConfig
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.rankers import IndexRanker, make_ranker
+from trainer.evaluation.rankers import Ranker, make_ranker
 
 K = 7
+
+
+def ranker_of(it: Opened, config: EvalConfig) -> Ranker:
+    loaded, model = it
+    task = Task(loaded.dataset.manifest.users, loaded.device, lambda: pytest.fail("no option was left open"))
+    return make_ranker(model, config, task, CatalogueIndex())
 
 
 def best(it: Opened, masked: bool) -> list[list[int]]:
@@ -45,12 +52,12 @@ def best(it: Opened, masked: bool) -> list[list[int]]:
 @pytest.mark.parametrize(("model", "index"), [("sasrec", "exact"), ("sasrec", "flat"), ("popularity", "exact")])
 def test_lists_equal_plain_sorting(data: Path, model: str, index: str) -> None:
     it = opened(data, model)
-    loaded, system = it
+    loaded = it[0]
     (batch,) = loaded.evaluation_batches("test", np.arange(80), 1000)
     offsets, items = loaded.dataset.offsets, loaded.dataset.items
     known = Histories.of([items[a : b - 1].tolist() for a, b in itertools.pairwise(offsets)])
     with torch.no_grad():
-        ranker = make_ranker(system, EvalConfig(index=index))
+        ranker = ranker_of(it, EvalConfig(index=index))
         ranks, lists = ranker.rank(batch, known, K)
         again, none = ranker.rank(batch, known, 0)
     assert lists is not None
@@ -62,13 +69,12 @@ def test_lists_equal_plain_sorting(data: Path, model: str, index: str) -> None:
 
 def test_masking_a_history_leaves_whole_lists(data: Path) -> None:
     """The first 20 without the history reach as much deeper as the history is long."""
-    loaded, model = opened(data, "sasrec")
-    assert isinstance(model, SequenceModel)
-    (batch,) = loaded.evaluation_batches("test", np.arange(1), 1)
+    it = opened(data, "sasrec")
+    (batch,) = it[0].evaluation_batches("test", np.arange(1), 1)
     with torch.no_grad():
-        ranker = IndexRanker(model, EvalConfig(index="flat", depth=20))
+        ranker = ranker_of(it, EvalConfig(index="flat", depth=20))
         _, whole = ranker.rank(batch, Histories.of([[]]), 20)
-        _, deep = IndexRanker(model, EvalConfig(index="flat", depth=60)).rank(batch, Histories.of([[]]), 60)
+        _, deep = ranker_of(it, EvalConfig(index="flat", depth=60)).rank(batch, Histories.of([[]]), 60)
         assert whole is not None
         assert deep is not None
         seen = whole.all_items[0].tolist()
@@ -77,27 +83,30 @@ def test_masking_a_history_leaves_whole_lists(data: Path) -> None:
     assert lists.all_items.tolist() == [seen]
     assert lists.history_masked.tolist() == [deep.all_items[0, 20:40].tolist()]
     assert (ranks.all_items.item(), ranks.history_masked.item()) == (0, 1), "beyond the depth; the first that is new"
-    assert ranker.describe()["short_users"] == 0
+    described = ranker.describe()
+    assert described is not None
+    assert described["short_users"] == 0
 
 
 def test_users_for_whom_an_index_finds_too_few_are_counted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """60 items make one list of ivf; with lists of at least 3 items there are 20, of which 2 are looked into."""
-    loaded, model = opened(data, "sasrec")
-    assert isinstance(model, SequenceModel)
+    it = opened(data, "sasrec")
     monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 3)
-    (batch,) = loaded.evaluation_batches("test", np.arange(80), 80)
+    (batch,) = it[0].evaluation_batches("test", np.arange(80), 80)
     with torch.no_grad():
-        ranker = IndexRanker(model, EvalConfig(index="ivf", depth=30))
+        ranker = ranker_of(it, EvalConfig(index="ivf", index_options=("nprobe=2",), depth=30))
         _, lists = ranker.rank(batch, Histories.of([[]] * 80), 20)
     assert lists is not None
     found = (lists.all_items > 0).sum(1)
     described = ranker.describe()
+    assert described is not None
     assert (found < 20).any()
     assert described["approximate"]
     assert described["short_users"] >= int((found < 20).sum())
     assert described["recall@20"] < 0.95
     monkeypatch.setattr(rankers, "sum_over_ranks", lambda own: [3 * each for each in own])
     of_three = ranker.describe()
+    assert of_three is not None
     for key, times in (("short_users", 3), ("recall_users", 3), ("recall@20", 1)):
         assert of_three[key] == pytest.approx(times * described[key])
 
@@ -126,4 +135,4 @@ def test_metrics_of_lists_are_reported_at_the_end_whatever_the_batch_size(data: 
 
 def test_an_index_over_a_system_without_vectors_is_refused(data: Path) -> None:
     with pytest.raises(UserError, match="no item vectors"):
-        make_ranker(opened(data, "popularity")[1], EvalConfig(index="flat"))
+        ranker_of(opened(data, "popularity"), EvalConfig(index="flat"))

@@ -43,7 +43,7 @@ def test_another_evaluation_and_another_manifest_are_refused(data: Path, whole: 
     """What ranks the catalogue chooses the best epoch; a manifest may differ although no file does."""
     again = Path(shutil.copytree(whole, tmp_path / "again"))
     copy = Path(shutil.copytree(data, tmp_path / "copy"))
-    with pytest.raises(UserError, match=r"was chosen by another evaluation.*eval\.index was 'exact', is 'flat'"):
+    with pytest.raises(UserError, match=r"was chosen by another evaluation.*eval\.index was 'auto', is 'flat'"):
         train(make_config(data, "sasrec", *SETTINGS, "eval.index=flat"), again)
     manifest = json.loads((copy / "manifest.json").read_text())
     text = json.dumps({**manifest, "provenance": {**manifest["provenance"], "time": "2030-01-01"}})

@@ -1,0 +1,50 @@
+"""IVFPQ: lists as of IVF, in which an item takes a few bytes instead of four for each coordinate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from models.errors import UserError
+from models.options.base import at_least_one
+from retrieval.index.base import Effort, IndexKind, Parameters, Vectors
+from retrieval.index.ivf import number_of_lists, prepare_lists
+
+_BITS = 8
+
+
+@dataclass(frozen=True)
+class IvfPq(IndexKind):
+    """Product quantization (Jegou et al. 2011): a vector is cut into pieces, and each piece is rounded to one of 256.
+
+    bytes: pieces, and so bytes, of an item; None: one for every two coordinates, an eighth of the memory of `ivf`.
+    nprobe: number of lists that a query searches; None: as many as the recall needs, or as still help.
+    """
+
+    nprobe: int | None = field(default=None, metadata={"help": "lists searched (as --recall needs)"})
+    bytes: int | None = field(default=None, metadata={"help": "bytes of an item, a divisor of its width (width / 2)"})
+
+    gpu_form: ClassVar[bool] = True
+    effort: ClassVar[Effort | None] = Effort("nprobe", "nprobe")
+
+    def __post_init__(self) -> None:
+        for name in ("nprobe", "bytes"):
+            if getattr(self, name) is not None:
+                at_least_one(self, name)
+
+    def most_effort(self, index: Any) -> int:
+        return int(index.nlist)
+
+    def build(self, faiss: Any, vectors: Vectors) -> tuple[Any, Parameters]:
+        count, width = vectors.shape
+        divisors = [n for n in range(1, width + 1) if width % n == 0]
+        pieces = max(n for n in divisors if n <= max(1, width // 2)) if self.bytes is None else self.bytes
+        if pieces not in divisors:
+            raise UserError(f"bytes is {pieces}, which does not divide the width {width}; choose of {divisors}")
+        bits = min(_BITS, count.bit_length() - 1)  # k-means needs as many items as a piece has values
+        lists = faiss.IndexFlatIP(width)
+        index = faiss.IndexIVFPQ(lists, width, number_of_lists(count), pieces, bits, faiss.METRIC_INNER_PRODUCT)
+        parameters = prepare_lists(index, self.nprobe, count)
+        index.pq.cp.min_points_per_centroid = 1  # small catalogues are no reason for a warning on stderr
+        index.train(vectors)
+        return index, {**parameters, "bytes": pieces, "bits": bits}

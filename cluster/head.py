@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from cluster.failures import PreflightError
-from cluster.session import LOOPBACK, ROOT, private_environment, require_plain_path
+from cluster.session import LOOPBACK, ROOT, private_environment, require_plain_path, require_room
 
 _PORT_OPTIONS = (
     "--port",
@@ -66,6 +66,7 @@ def running(*, cpus: int, gpus: int = 0, cwd: Path = ROOT) -> Iterator[Head]:
     Raises PreflightError with the end of Ray's output if it does not start.
     """
     require_plain_path(sys.executable)
+    require_room(Path(PLACE))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PLACE))
     added = private_environment(os.environ)
     environment = {**os.environ, **added, _MARK: folder.name}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -51,8 +50,7 @@ def _sessions(place: Path) -> list[Path]:
 
 def ray_folder() -> Path:
     """Where Ray (2.60) keeps sessions whose place nobody chose."""
-    other = os.environ.get("TMPDIR") if sys.platform.startswith("linux") else None
-    return Path(os.environ.get("RAY_TMPDIR") or other or "/tmp") / "ray"
+    return session.temporary_folder() / "ray"
 
 
 def _commands() -> list[str]:

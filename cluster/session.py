@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 #: a file in the folder of each Ray session that we start: Ray leaves these folders, see `cluster.leftovers`
 MARK = "started-by-mealrec"
+#: for the logs of a Ray that we start
+MIN_FREE_BYTES = 50_000_000
 #: set by Ray in the driver of a submitted job, or by the user
 _CLUSTER_VARIABLES = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_ADDRESS")
 
@@ -66,6 +69,7 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
     local = not on_a_cluster(os.environ)
     if local:
         require_plain_path(sys.executable)
+        require_room(temporary_folder(), ", or name another folder by the variable RAY_TMPDIR")
     os.environ.update(private_environment(os.environ) if local else _RAY_SETTINGS)
     import ray  # reads the environment when imported
 
@@ -100,6 +104,26 @@ def require_plain_path(executable: str) -> None:
         raise PreflightError(
             f"Ray cannot start from a path with spaces ({executable}); use ./launch.sh, which avoids this, or make "
             "a link to the environment, ln -s .venv ~/mealrec-venv, and run ~/mealrec-venv/bin/python -m trainer.cli"
+        )
+
+
+def temporary_folder() -> Path:
+    """Where a Ray that we start has its sessions, as Ray itself chooses."""
+    other = os.environ.get("TMPDIR") if sys.platform.startswith("linux") else None
+    return Path(os.environ.get("RAY_TMPDIR") or other or "/tmp")
+
+
+def require_room(folder: Path, or_else: str = "") -> None:
+    """Raise PreflightError if a Ray that we start has no room in `folder`: Ray itself only says that it timed out.
+
+    or_else: another way out than to make room, for the message.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        raise PreflightError(
+            f"the disk of {folder} has {free / 1e6:,.1f} MB left, and Ray needs {MIN_FREE_BYTES / 1e6:,.0f} MB there; "
+            f"make room{or_else}"
         )
 
 

@@ -20,6 +20,7 @@ from filelock import Timeout
 
 from cluster import console, leftovers
 from models.errors import UserError
+from retrieval.disk import disk_trouble
 from retrieval.files import locked, remove_own, sole_writer, temporaries
 from retrieval.folders import left_by_killed_makers, sweep
 from trainer.data.storage import default_cache
@@ -88,8 +89,10 @@ def _failure(item: Item) -> str | None:
     """Remove the item; return what went wrong, if anything did."""
     try:
         item.remove()
-    except (UserError, OSError) as error:
+    except UserError as error:
         return f"{item.name} was not cleaned: {error}"
+    except OSError as error:
+        return f"{item.name} was not cleaned: {disk_trouble(error, Path.cwd()) or error}"
     return None
 
 
@@ -154,8 +157,8 @@ def _clean_run(folder: Path, named: bool, unfinished: bool) -> None:
     with sole_writer(folder, wait_s=0):
         if reason := _why_not(folder, named, unfinished):  # it may have been resumed since it was listed
             raise UserError(reason)
+        remove_own(folder, _RUN_FILES)  # first: on a full disk there is no room for a new manifest
         keep_weights_only(CheckpointStore(folder / "checkpoints"))
-        remove_own(folder, _RUN_FILES)
 
 
 def _of_killed_commands(places: Sequence[Path]) -> Iterator[Item]:

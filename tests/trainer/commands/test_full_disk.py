@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
+from cluster.head import free_ports
 from models.errors import UserError
 from tests.helpers.extraction_job import run as number_extraction
-from tests.helpers.inspected import named, title
+from tests.helpers.inspected import made, named, title
 from tests.helpers.small_disk import fill, small_disk
 from tests.helpers.tiny_runs import MODELS, RUN
 from trainer.cli import main
 from trainer.evaluation.evaluate import Evaluation
 from trainer.extract.pipeline.work import Work
+from trainer.extract.titles.job import TitleJob
 from trainer.tracking.metrics_log import MetricsLog
 from trainer.training import worker
 from trainer.training.checkpoint import CheckpointStore
@@ -73,6 +76,26 @@ def test_prepare_table(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     columns = ["--user", "user", "--item", "item", "--time", "time", "--core-on", "none"]
     fill(disk, leave)
     refused(capsys, disk, "prepare", "table", "--file", str(tmp_path / "log.csv"), *columns, "--out", str(disk / "out"))
+
+
+@pytest.mark.parametrize("leave", [0, 64 << 10, 2 << 20])
+@pytest.mark.parametrize("extracted", [False, True])
+def test_prepare_features(
+    disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], leave: int, extracted: bool
+) -> None:
+    """The vectors have 2.7 MB as float16, and for those of an extraction there is a copy while they are read."""
+    rows = [f"user {u},i{(u * 7 + at) % 900},{at}" for u in range(900) for at in range(5)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,time", *rows]))
+    vectors, folder = np.random.default_rng(0).standard_normal((900, 1500)), tmp_path / "features"
+    if extracted:
+        made(folder, TitleJob("e"), {"text": vectors}, named(900))
+    else:
+        folder.mkdir()
+        (folder / "ids.txt").write_text("".join(f"i{n}\n" for n in range(900)))
+        np.save(folder / "text.npy", vectors)
+    log = ["--file", str(tmp_path / "log.csv"), "--user", "user", "--item", "item", "--time", "time"]
+    fill(disk, leave)
+    refused(capsys, disk, "prepare", "table", *log, "--features", str(folder), "--out", str(disk / "out"))
 
 
 @pytest.mark.parametrize("leave", [0, 8 << 10])
@@ -176,6 +199,42 @@ def test_train(home: Path, disk: Path, capsys: pytest.CaptureFixture[str], where
     assert train_on(disk, home, "--resume") == 0
     lines = (disk / "b/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["epoch", "epoch", "test", "end"]
+
+
+def test_clean(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cleaning needs room for a manifest. Without any it says so and removes nothing; an older checkpoint gives it."""
+    assert train_on(disk, home, "--set", "train.keep_optimizer=true") == 0
+    checkpoints = disk / "b/checkpoints"
+    older = checkpoints / "step-000000001"
+    shutil.copytree(sorted(checkpoints.glob("step-*"))[-1], older)
+    with small_disk(disk / "aside") as aside:
+        shutil.move(older, aside)
+        fill(disk, 0)
+        before = sorted(disk.rglob("*"))
+        capsys.readouterr()
+        assert main(["clean", "b", "--runs-dir", str(disk), "--yes"]) == 2
+        err = capsys.readouterr().err
+        assert f"b was not cleaned: the disk of {checkpoints}/step-" in err
+        assert "is full: more is needed than there is, 0.0 MB are free; make room" in err
+        assert sorted(disk.rglob("*")) == before
+        (disk / "filler").unlink()
+        shutil.move(aside / older.name, older)
+    (disk / "aside").rmdir()
+    fill(disk, 0)
+    assert main(["clean", "b", "--runs-dir", str(disk), "--yes"]) == 0
+    assert not [*checkpoints.rglob("optimizer*")]
+    assert not older.exists()
+
+
+def test_serve(home: Path, disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(disk))
+    (port,) = free_ports(1)
+    fill(disk, 0)
+    assert main(["serve", "--model", str(home / "model"), "--port", str(port)]) == 2
+    told = f"the disk of {disk} has 0.0 MB left, and Ray needs 50 MB there; make room, or name another folder by"
+    assert told in capsys.readouterr().err
+    assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
 def test_inspect(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,10 +23,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 HERE = Path(__file__).parent
 #: the slowest other files, slowest first: they start first, so that no worker runs one of them alone at the end
 LONGEST = (
-    "trainer/training/test_engines.py", "trainer/tracking/test_mirror.py", "trainer/training/test_engines_systems.py",
-    "trainer/tracking/test_mirror_server.py", "models/learns/test_content.py", "trainer/training/test_loop.py",
-    "models/learns/test_m3bsr.py", "models/learns/test_ssdrec.py", "models/learns/test_diqdiff.py",
-    "models/test_every_system.py", "trainer/extract/video/test_encoders.py", "trainer/commands/test_examples.py",
+    "trainer/training/test_engines.py", "trainer/training/test_loop.py", "trainer/tracking/test_mirror_server.py",
+    "trainer/tracking/test_mirror.py", "trainer/training/test_engines_systems.py", "models/learns/test_content.py",
+    "models/learns/test_ssdrec.py", "models/learns/test_m3bsr.py", "models/test_every_system.py",
+    "trainer/extract/video/test_encoders.py", "trainer/commands/test_examples.py", "models/learns/test_diqdiff.py",
     "models/learns/test_dmmd4sr.py", "models/learns/test_mmgcn.py", "trainer/training/test_checkpoint_readers.py",
 )  # fmt: skip
 

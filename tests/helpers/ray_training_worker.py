@@ -1,6 +1,7 @@
 """`mealrec train` with processes killed: `python -m tests.helpers.ray_training_worker FOLDER KILLS ...`.
 
-The other arguments are those of `mealrec`. KILLS: one or more of VICTIM:RANK:STEP, joined by commas. Only one thing is
+The other arguments are those of `mealrec`. KILLS: one or more of VICTIM:RANK:STEP (and :WORD, to
+tell equal ones apart), joined by commas. Only one thing is
 changed: for the first kill that was not done before (FOLDER then holds a file VICTIM:RANK:STEP), on the worker of rank
 RANK, the engine's step number STEP (from 1, since the workers started) begins with a SIGKILL, of that worker or of the
 driver (VICTIM worker-term, driver-term: with a SIGTERM).
@@ -41,7 +42,7 @@ class Killing:
 
         left = [kill for kill in self.kills if not (self.folder / kill).exists()]
         if left:
-            victim, rank, number = left[0].split(":")
+            victim, rank, number = left[0].split(":")[:3]
             if dist.get_rank() == int(rank):
                 self._arm(victim, int(number), self.folder / left[0])
         train_worker(settings)

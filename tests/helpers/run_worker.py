@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 
 from retrieval import export, folders
 from retrieval.files import FileSystem
-from tests.helpers.tiny_runs import fork_server, joined, run_ranks
+from tests.helpers.tiny_runs import ended_ranks, fork_server, joined
 from trainer.cli import main
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
@@ -47,10 +48,19 @@ def run_process(config: RunConfig, run_dir: Path, kill: tuple[str, int] | None =
     return process.exitcode
 
 
-def run_world(config: RunConfig, run_dir: Path, world: int) -> None:
-    """Train on `world` processes, which end with the call, without Ray."""
+def run_world(config: RunConfig, run_dir: Path, world: int, kill: tuple[int, str, int] | None = None) -> None:
+    """Train on `world` processes, which end with the call, without Ray.
+
+    kill: (rank, kind, n) kills this rank just before its n-th event of the kind; the others then end with an error.
+    """
     settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": "test"}
-    run_ranks(_train_rank, world, settings)
+    settings["store"] = f"{run_dir}.{secrets.token_hex(4)}.store"
+    codes = ended_ranks(_train_rank, world, settings, kill)
+    if kill is None:
+        assert codes == [0] * world, codes
+    else:
+        assert codes[kill[0]] == -signal.SIGKILL, codes
+        assert all(codes), codes
 
 
 def run_command(
@@ -91,8 +101,10 @@ def _train(settings: dict[str, Any], kill: tuple[str, int] | None) -> None:
     (Path(settings["run_dir"]) / "events.json").write_text(json.dumps(events))
 
 
-def _train_rank(rank: int, world: int, settings: dict[str, Any]) -> None:
-    with joined(rank, world, Path(f"{settings['run_dir']}.store")):
+def _train_rank(rank: int, world: int, settings: dict[str, Any], kill: tuple[int, str, int] | None) -> None:
+    if kill is not None and kill[0] == rank:
+        _count(kill[1:], signal.SIGKILL)
+    with joined(rank, world, Path(settings.pop("store"))):
         session.train_worker(settings)
 
 

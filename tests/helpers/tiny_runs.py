@@ -51,6 +51,12 @@ def make_config(data: Path, model: str = "sasrec", *settings: str) -> RunConfig:
 
 def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout: float = 120) -> None:
     """Run `target(rank, world, *arguments)` on `world` processes, and assert that all end without an error."""
+    codes = ended_ranks(target, world, *arguments, timeout=timeout)
+    assert codes == [0] * world, f"exit codes {codes} of world {world}"
+
+
+def ended_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout: float = 120) -> list[int | None]:
+    """As `run_ranks`; returns the exit codes, None for a process that had not ended."""
     processes = [fork_server().Process(target=target, args=(rank, world, *arguments)) for rank in range(world)]
     for process in processes:
         process.start()
@@ -59,7 +65,7 @@ def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout:
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
-    assert codes == [0] * world, f"exit codes {codes} of world {world}"
+    return codes
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Twenty kills at seeded moments, over steps, saves, evaluations and exports: each ends as if there had been none."""
+"""Kills at seeded moments, over steps, saves, evaluations, exports and workers: each ends as if there had been none."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.helpers.run_worker import run_command, run_process
+from tests.helpers.run_worker import run_command, run_process, run_world
 from tests.helpers.tiny_runs import make_config
-from tests.helpers.training_runs import SETTINGS, assert_same_end, write_config
+from tests.helpers.training_runs import SETTINGS, STEPS, assert_same_end, lines, write_config
+from trainer.training.checkpoint import CheckpointStore
 
 SEED, EACH = 11, 5
 
@@ -41,6 +43,45 @@ def test_twenty_kills_of_twenty_change_nothing(data: Path, whole: Path, tmp_path
         kills.append(kill)
     assert not list(tmp_path.glob(".export-*")), "what killed exports left is removed by the next one"
     print(f"{len(kills)} kills of {len(kills)} changed nothing (seed {SEED}): {kills}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_killed_rank_of_several_changes_nothing_once_resumed(data: Path, tmp_path: Path, world: int) -> None:
+    """Any rank, at its steps, saves and rankings; the run is resumed with as many workers."""
+    config, rng = make_config(data, "sasrec", *SETTINGS, "train.epochs=2"), random.Random(SEED)
+    run_world(write_config(config, tmp_path / "whole"), tmp_path / "whole", world)
+    kills = [(rng.randrange(world), "step", rng.randint(1, 16)) for _ in range(2)]
+    kills += [(0, "save", rng.randint(8, 60)), (rng.randrange(world), "evaluation", 1)]
+    for number, kill in enumerate(kills):
+        run_dir = tmp_path / f"{number}"
+        run_world(write_config(config, run_dir), run_dir, world, kill)
+        run_world(config, run_dir, world)
+        assert_same_end(tmp_path / "whole", run_dir)
+    print(f"{len(kills)} kills of {len(kills)} at {world} workers changed nothing (seed {SEED}): {kills}")
+
+
+@pytest.mark.long
+def test_a_run_goes_on_with_other_numbers_of_workers(data: Path, tmp_path: Path) -> None:
+    """Begun by 1 worker, resumed by 4 and then by 2, killed in between: without dropout the same up to rounding."""
+    still = [f"model.{name}=0.0" for name in ("attention_dropout", "hidden_dropout")]
+    config = make_config(data, "sasrec", *SETTINGS, *still)
+    run_world(write_config(config, tmp_path / "whole"), tmp_path / "whole", 1)
+    run_dir = tmp_path / "run"
+    run_world(write_config(config, run_dir), run_dir, 1, (0, "step", 11))
+    run_world(config, run_dir, 4, (3, "step", 9))
+    run_world(config, run_dir, 2)
+    one, two = (CheckpointStore(run / "checkpoints").latest() for run in (tmp_path / "whole", run_dir))
+    assert one is not None
+    assert two is not None
+    assert one.step == two.step == STEPS
+    for name, value in one.tensors["model"].items():
+        assert torch.allclose(value, two.tensors["model"][name], rtol=1e-4, atol=1e-5), name
+    losses = [
+        [row["metrics"]["loss"] for row in lines(run) if row["event"] == "epoch"]
+        for run in (tmp_path / "whole", run_dir)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def exported(folder: Path) -> dict[str, Any]:

@@ -179,6 +179,28 @@ def test_a_killed_worker_and_then_a_killed_driver_change_nothing(
 
 @pytest.mark.ray
 @pytest.mark.long
+def test_kills_again_and_again_change_nothing(
+    data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str]
+) -> None:
+    """On a head that runs: one worker of each of three commands, and the driver of the first two."""
+    rng, run, mark, done = random.Random(21), tmp_path / "runs" / "tiny", f"{os.getpid()}-again", []
+    for number in range(3):
+        # each attempt has at least one checkpoint's steps to go
+        kills = [f"worker:{rng.randrange(2)}:{rng.randint(4, 6)}"]
+        kills += [f"driver:{rng.randrange(2)}:{rng.randint(4, 6)}"] if number < 2 else []
+        kills = [f"{kill}:{number}{index}" for index, kill in enumerate(kills)]
+        status, out = train(mark, [*command(data, run), *(["--resume"] if number else [])], *kills, ray_head=ray_head)
+        assert status == (-signal.SIGKILL if number < 2 else 0), out
+        assert all((tmp_path / kill).exists() for kill in kills), (kills, out)
+        assert left_of(mark, GONE_S) == []
+        done += kills
+    assert_same_end(whole, run)
+    assert_same_weights(whole, run)
+    print(f"{len(done)} kills of {len(done)} under Ray changed nothing (seed 21): {done}")
+
+
+@pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["worker-term", "driver-term"])
 def test_sigterm_to_a_worker_or_the_driver_commits_and_the_run_goes_on_as_undisturbed(
     data: Path, whole: Path, tmp_path: Path, ray_head: dict[str, str], victim: str

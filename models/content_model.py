@@ -10,6 +10,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.contract import Batch, ModelContext, SequenceModel
 from models.losses.in_batch import InBatchSoftmax
@@ -56,7 +57,7 @@ class ContentModel(Caching, SequenceModel):
     def _encode(self, batch: Batch, item_nD: Tensor, place_BL: Tensor) -> Tensor:
         """(B, D) user vectors from (n, D) item vectors and the index in them of each history item (any for padding)."""
         layout = Layout.of(batch)
-        token_ND = item_nD.index_select(0, layout.flatten(place_BL))
+        token_ND = F.embedding(layout.flatten(place_BL), item_nD)
         return self.encoder(token_ND, layout)  # type: ignore[no-any-return]
 
     def _all_items(self) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.contract import Batch, ModelContext, SequenceModel
 from models.losses.contrastive import uniformity
@@ -47,7 +48,7 @@ class Approximator(nn.Module):
         """(N, D) guidance of the kept tokens, (B, D) x_t and (B,) steps in 1..T -> (B, D) estimate of x_0."""
         scaled_B = (t_B - 1) * (1000 / self.steps)  # the released code counts steps from 0
         state_BD = x_BD + self.time(timestep_embedding(scaled_B, x_BD.shape[1]).to(x_BD.dtype))
-        token_ND = guidance_ND + self.lambda_noise * state_BD.index_select(0, layout.row())
+        token_ND = guidance_ND + self.lambda_noise * F.embedding(layout.row(), state_BD)
         for layer in self.layers:
             token_ND = layer(token_ND, layout, last_only=layer is self.layers[-1])
         return self.norm(self.dropout(token_ND))  # type: ignore[no-any-return]

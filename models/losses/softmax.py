@@ -53,29 +53,31 @@ class _FullSoftmaxCrossEntropy(torch.autograd.Function):
         size, rows = user_BD.shape[0], max(_SLICE_ROWS, budget // (item_ID.shape[0] * 4))
         scaled_BD = user_BD * scale
         share_BD = scaled_BD / size  # the contribution of each row to the gradient of the items
-        user_grad_BD, item_grad_ID = torch.empty_like(user_BD), torch.zeros_like(item_ID)
-        log_total = at_least_float32(user_BD.new_empty(size))  # for inputs of any type (decision D35)
+        user_grad_BD = torch.empty_like(user_BD)
+        loss_B = at_least_float32(user_BD.new_empty(size))  # for inputs of any type (decision D35)
+        # slices are summed in float32, also where their products are in bfloat16
+        item_grad_ID = torch.zeros_like(item_ID, dtype=loss_B.dtype)
         for start in range(0, size, rows):
             part = slice(start, start + rows)
-            logits = (scaled_BD[part] @ item_ID.T).to(log_total.dtype)
+            logits = (scaled_BD[part] @ item_ID.T).to(loss_B.dtype)
             if corrections is not None:
                 logits = corrections.apply(logits, part, target_B)
-            highest = logits.amax(dim=1)
+            highest, score = logits.amax(dim=1), logits.gather(1, target_B[part, None]).squeeze(1)
             p = logits.softmax(dim=1)
             # log-sum-exp from the largest probability, which is at least 1 / I: avoids a second pass of exponentials
-            log_total[part] = highest - p.amax(dim=1).log()
+            loss_B[part] = highest - p.amax(dim=1).log() - score
+            # The gradient of the logits: p, less 1 for the target. Here each row has a place of its own; after the
+            # products, rows with the same target would be added in an order that a GPU does not fix.
+            p.scatter_add_(1, target_B[part, None], torch.full_like(score, -1.0)[:, None])
             p = p.to(user_BD.dtype)
             torch.mm(p, item_ID, out=user_grad_BD[part])
-            item_grad_ID.addmm_(p.T, share_BD[part])
-        target_BD = item_ID[target_B]
-        score = (scaled_BD * target_BD).sum(dim=1, dtype=log_total.dtype)
-        if corrections is not None:
-            score += corrections.own_B
-        loss = (log_total - score).mean()
-        user_grad_BD.sub_(target_BD).mul_(scale / size)
-        item_grad_ID.index_add_(0, target_B, share_BD, alpha=-1)
-        ctx.save_for_backward(user_grad_BD, item_grad_ID)
-        return loss
+            if item_grad_ID.dtype == p.dtype:
+                item_grad_ID.addmm_(p.T, share_BD[part])
+            else:
+                item_grad_ID += p.T @ share_BD[part]
+        user_grad_BD.mul_(scale / size)
+        ctx.save_for_backward(user_grad_BD, item_grad_ID.to(item_ID.dtype))
+        return loss_B.mean()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:

@@ -50,10 +50,8 @@ def recency_context(visual_NV: Tensor, layout: Layout, length_B: Tensor, decay: 
     """
     age_N = length_B[layout.row()] - 1 - layout.position()
     weight_N = torch.where(age_N >= 0, torch.exp(-decay * age_N.float()), 0.0)
-    total_B = torch.zeros(layout.rows, device=visual_NV.device).index_add_(0, layout.row(), weight_N)
-    weighted_NV = visual_NV * (weight_N / total_B[layout.row()])[:, None]
-    context_BV = torch.zeros(layout.rows, visual_NV.shape[1], dtype=weighted_NV.dtype, device=visual_NV.device)
-    return context_BV.index_add(0, layout.row(), weighted_NV)
+    share_N = weight_N / layout.sum(weight_N[:, None])[layout.row(), 0]
+    return layout.sum(visual_NV * share_N[:, None])
 
 
 class StepConv(nn.Module):

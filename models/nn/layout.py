@@ -77,6 +77,12 @@ class Layout:
             x = padded.index_copy(0, self.token, x)
         return x.view(self.rows, self.length, *x.shape[1:])
 
+    def sum(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (B, D): the sum over the kept tokens of each row, in an order that does not vary."""
+        if self.token is None:
+            return x_ND.view(self.rows, self.length, -1).sum(1)
+        return x_ND.new_zeros(self.rows, x_ND.shape[1]).index_add(0, self.row(), x_ND)  # on a CPU, one after another
+
     def position(self) -> Tensor:
         """(N,) position of each kept token in its row, 0 for the oldest item."""
         if self.token is not None:

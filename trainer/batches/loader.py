@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.contract import Batch, ItemTable
 from trainer.batches.item_table import load_table, table_bytes
-from trainer.batches.plan import Order, Rows, ShuffledOrder, WindowOrder
+from trainer.batches.plan import Rows, ShuffledOrder, WindowOrder
 from trainer.batches.stream import ShardWindows
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import Split, target_positions
@@ -100,21 +100,37 @@ class TrainingRows(ABC):
         """Which training rows those are (for reports)."""
 
 
+#: an order of up to so many rows is computed for a whole epoch at once: 8 bytes each, on the device of the sequences
+_ROWS_AT_ONCE = 1 << 27
+
+
 class RandomAccess(TrainingRows):
     """Rows computed from the sequences, resident on the device or memory-mapped on the host."""
 
     def __init__(self, dataset: Dataset, sequences: Sequences, device: torch.device, seed: int) -> None:
         self.count = dataset.manifest.train_rows
-        self._order: Order = ShuffledOrder(self.count, seed)
+        self._order = ShuffledOrder(self.count, seed)
         self._sequences, self._device = sequences, device
+        self._epoch, self._of_epoch = -1, torch.zeros(0, dtype=torch.int64)
 
     def batch(self, epoch: int, positions: Rows) -> Batch:
-        rows = torch.from_numpy(self.row_ids(epoch, positions))
-        rows = rows.to(self._sequences.items.device, non_blocking=True)
-        return self._sequences.training_batch(rows, epoch).to(self._device)
+        return self._sequences.training_batch(self._rows(epoch, positions), epoch).to(self._device)
 
     def row_ids(self, epoch: int, positions: Rows) -> Rows:
         return self._order(epoch, positions)
+
+    def _rows(self, epoch: int, positions: Rows) -> Tensor:
+        """(B,) `row_ids` on the device of the sequences. Where that is a GPU, a step then needs no copy to it."""
+        device = self._sequences.items.device
+        if self.count > _ROWS_AT_ONCE:
+            return torch.from_numpy(self.row_ids(epoch, positions)).to(device, non_blocking=True)
+        if epoch != self._epoch:
+            self._of_epoch = self._order.on_device(epoch, torch.arange(self.count, device=device))
+            self._epoch = epoch
+        first, count = int(positions[0]), len(positions)
+        if np.array_equal(positions, np.arange(first, first + count)):  # always, for the share of a plan
+            return self._of_epoch[first : first + count]
+        return self._of_epoch[torch.from_numpy(positions).to(device)]
 
 
 class Streamed(TrainingRows):

@@ -11,42 +11,46 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Rows = NDArray[np.int64]
 
 _ROUNDS = 8
-_MASK = np.uint64(0xFFFFFFFF)
+_MASK = 0xFFFFFFFF
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijective mix of 32-bit integers held in uint64."""
-    x = x ^ (x >> np.uint64(16))
-    x = (x * np.uint64(0x21F0AAAD)) & _MASK
-    x = x ^ (x >> np.uint64(15))
-    x = (x * np.uint64(0x735A2D97)) & _MASK
-    return x ^ (x >> np.uint64(15))
+def _mix(x: Tensor) -> Tensor:
+    """A bijective mix of 32-bit integers held in int64; both factors are below 2^31, so no product overflows."""
+    x = x ^ (x >> 16)
+    x = (x * 0x21F0AAAD) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x735A2D97) & _MASK
+    return x ^ (x >> 15)
 
 
 class Permutation:
-    """A pseudorandom permutation of range(size), chosen by `key`, evaluated at any points."""
+    """A pseudorandom permutation of range(size), chosen by `key`, evaluated at any points, on any device."""
 
     def __init__(self, size: int, key: Sequence[int]) -> None:
         self.size = size
         bits = max(2, (size - 1).bit_length())
-        self._left, self._right = np.uint64(bits - bits // 2), np.uint64(bits // 2)
-        self._keys = np.random.SeedSequence(list(key)).generate_state(_ROUNDS, np.uint32).astype(np.uint64)
+        self._left, self._right = bits - bits // 2, bits // 2
+        self._keys = np.random.SeedSequence(list(key)).generate_state(_ROUNDS, np.uint32).tolist()
 
-    def __call__(self, positions: Rows) -> Rows:
-        """Image of each position; positions must lie in range(size)."""
-        values = self._once(positions.astype(np.uint64))
-        while (outside := values >= self.size).any():  # cycle walking: at most half of the domain lies outside
-            values[outside] = self._once(values[outside])
-        return values.astype(np.int64)
+    def __call__(self, positions: Tensor) -> Tensor:
+        """(N,) int64 image of each position; positions must lie in range(size)."""
+        values = self._once(positions)
+        outside = (values >= self.size).nonzero().squeeze(1)
+        while len(outside):  # cycle walking: at most half of the domain lies outside
+            again = self._once(values[outside])
+            values[outside] = again
+            outside = outside[again >= self.size]
+        return values
 
-    def _once(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        one = np.uint64(1)
-        left_mask, right_mask = (one << self._left) - one, (one << self._right) - one
+    def _once(self, values: Tensor) -> Tensor:
+        left_mask, right_mask = (1 << self._left) - 1, (1 << self._right) - 1
         left, right = values >> self._right, values & right_mask
         for round_, key in enumerate(self._keys):
             if round_ % 2 == 0:
@@ -70,6 +74,10 @@ class ShuffledOrder:
     seed: int
 
     def __call__(self, epoch: int, positions: Rows) -> Rows:
+        return self.on_device(epoch, torch.from_numpy(positions)).numpy()
+
+    def on_device(self, epoch: int, positions: Tensor) -> Tensor:
+        """The rows at `positions` (N,) int64, computed on their device: the same on every kind of device."""
         return Permutation(self.rows, (self.seed, epoch))(positions)
 
 
@@ -86,7 +94,7 @@ class WindowOrder:
 
     def shards(self, epoch: int) -> Rows:
         """(S,) shard numbers in the order in which the epoch reads them."""
-        return Permutation(len(self.shard_rows), (self.seed, epoch, 1))(np.arange(len(self.shard_rows)))
+        return Permutation(len(self.shard_rows), (self.seed, epoch, 1))(torch.arange(len(self.shard_rows))).numpy()
 
     def window_of(self, epoch: int, positions: Rows) -> tuple[Rows, Rows]:
         """(window number, place within the window's shuffled rows) of each position of the epoch."""
@@ -99,7 +107,7 @@ class WindowOrder:
         rows, starts = np.array(self.shard_rows), np.concatenate([[0], np.cumsum(self.shard_rows)])
         shards = self.window_shards(epoch, number)
         within = np.concatenate([np.arange(starts[s], starts[s] + rows[s]) for s in shards])
-        return within[Permutation(len(within), (self.seed, epoch, 2, number))(np.arange(len(within)))]
+        return within[Permutation(len(within), (self.seed, epoch, 2, number))(torch.arange(len(within))).numpy()]
 
     def window_shards(self, epoch: int, number: int) -> Rows:
         """Shard numbers of one window, in reading order."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -97,6 +97,9 @@ class Engine(ABC):
         self.model = model
         self.device = device
         self._train = train
+        # for the whole process, as a backward pass has no other switch; `whole` turns it off, ranking does so, too
+        self._products: Literal["high", "highest"] = "high" if engine.precision == "tf32" else "highest"
+        torch.set_float32_matmul_precision(self._products)
         self.training_pass = TrainingPass(model, engine.precision)
 
     @abstractmethod
@@ -115,7 +118,7 @@ class Engine(ABC):
     def state(self) -> Groups:
         """{"model": name -> weight, "optimizer": "name/exp_avg" ... -> moment}: whole float32 tensors on the CPU.
 
-        Collective: every rank calls it; the result is complete on rank 0.
+        Collective: every rank calls it. Rank 0 alone gets the tensors, the others get empty groups.
         """
 
     @abstractmethod
@@ -127,10 +130,12 @@ class Engine(ABC):
         """The model with all its parameters gathered, in eval mode, without gradients: for evaluation."""
         training = self.model.training
         self.model.eval()
+        torch.set_float32_matmul_precision("highest")
         try:
             with torch.no_grad():
                 yield self.model
         finally:
+            torch.set_float32_matmul_precision(self._products)
             self.model.train(training)
 
 
@@ -185,10 +190,17 @@ class TorchEngine(Engine):
         self._guard.check()
 
     def state(self) -> Groups:
-        return {"model": weights_of(self.model), "optimizer": moments_of(self.model, self._optimizer)}
+        return replicated_state(self.model, self._optimizer)
 
     def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
         load_moments(self.model, self._optimizer, moments)
+
+
+def replicated_state(model: SequenceModel, optimizer: torch.optim.Optimizer) -> Groups:
+    """`Engine.state` where every rank has all weights and moments: only rank 0 copies them to the CPU."""
+    if world()[0] != 0:
+        return {"model": {}, "optimizer": {}}
+    return {"model": weights_of(model), "optimizer": moments_of(model, optimizer)}
 
 
 def moments_of(model: SequenceModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

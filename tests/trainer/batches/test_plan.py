@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,15 +17,15 @@ keys = st.lists(st.integers(0, 2**63), min_size=1, max_size=4)
 
 @given(size=st.integers(0, 3000), key=keys)
 def test_a_permutation_meets_every_number_once(size: int, key: list[int]) -> None:
-    assert sorted(Permutation(size, key)(np.arange(size)).tolist()) == list(range(size))
+    assert sorted(Permutation(size, key)(torch.arange(size)).tolist()) == list(range(size))
 
 
 @given(size=st.integers(1, 10**12), key=keys, data=st.data())
 def test_a_permutation_is_pure_and_point_by_point(size: int, key: list[int], data: st.DataObject) -> None:
-    positions = np.array(data.draw(st.lists(st.integers(0, size - 1), max_size=20)), np.int64)
-    before = positions.copy()
+    positions = torch.tensor(data.draw(st.lists(st.integers(0, size - 1), max_size=20)), dtype=torch.int64)
+    before = positions.clone()
     image = Permutation(size, key)(positions)
-    assert np.array_equal(positions, before)
+    assert torch.equal(positions, before)
     assert ((image >= 0) & (image < size)).all()
     alone = [int(Permutation(size, key)(positions[i : i + 1])[0]) for i in range(len(positions))]
     assert image.tolist() == alone
@@ -36,7 +37,7 @@ def test_every_row_lands_everywhere_equally_often() -> None:
     size, draws = 13, 2000
     counts = np.zeros((size, size))
     for key in range(draws):
-        counts[np.arange(size), Permutation(size, (7, key))(np.arange(size))] += 1
+        counts[np.arange(size), Permutation(size, (7, key))(torch.arange(size)).numpy()] += 1
     statistic = ((counts - draws / size) ** 2 / (draws / size)).sum(axis=1)
     assert statistic.max() < 52
 
@@ -44,7 +45,9 @@ def test_every_row_lands_everywhere_equally_often() -> None:
 def test_neighbours_do_not_stay_neighbours() -> None:
     """In a random order, the number of rows that are followed by their own successor is about Poisson(1)."""
     size = 1000
-    followed = [int((np.diff(Permutation(size, (1, key))(np.arange(size))) == 1).sum()) for key in range(300)]
+    followed = [
+        int((np.diff(Permutation(size, (1, key))(torch.arange(size)).numpy()) == 1).sum()) for key in range(300)
+    ]
     assert abs(np.mean(followed) - 1) < 5 / math.sqrt(300)
 
 

@@ -45,7 +45,7 @@ def options(config: RunConfig) -> dict[str, Any]:
         ("train.epochs=2.5", "train.epochs"),
         ("train.learning_rate=0", "train.learning_rate"),
         ("engine.zero_stage=4", "engine.zero_stage: Input should be 0, 1, 2 or 3 (given: 4)"),
-        ("engine.precision=fp16", "'fp32' or 'bf16'"),
+        ("engine.precision=fp16", "'tf32' or 'bf16'"),
         ("eval.index=faiss", "eval.index: unknown index: known: auto, exact, flat, hnsw, ivf, ivfpq (given: 'faiss')"),
         ("eval={index: ivf, index_options: [nprobes=4]}", "ivf has no option nprobes: did you mean 'nprobe'?"),
         ("eval={index: ivf, index_options: [nprobe]}", "index_options: 'nprobe' has no value"),

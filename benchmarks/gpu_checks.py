@@ -1,0 +1,166 @@
+"""The checks of benchmarks/gpu.py: is what a GPU computes right, the same each time, and without waiting?
+
+Each returns figures, and under "wrong" what must not be; an empty "wrong" is a pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_lab import SYSTEMS, Lab, Run
+
+from models.nn.noise import KeyedNoise, Stream
+from models.systems import SYSTEMS as ALL
+from trainer.evaluation.evaluate import evaluate
+from trainer.training.engine import NonFiniteError
+
+Result = dict[str, Any]
+
+#: settings that turn off everything that draws from torch's generators, which differ between devices
+_NO_DROPOUT = {
+    "sasrec": ("attention", "hidden"), "tedrec": ("attention", "hidden", "adaptor"),
+}  # fmt: skip
+#: largest relative error of a gradient against float64 on the CPU
+_TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
+_CANNOT = {"popularity", "transition-knn", "content-knn", "tfidf-knn"}
+
+
+def _without_dropout(name: str) -> list[str]:
+    if name.startswith("mealrec-"):
+        backbone = name.removeprefix("mealrec-")
+        of_backbone = [f"model.{backbone}.{kind}_dropout=0" for kind in _NO_DROPOUT[backbone]]
+        return [*of_backbone, "model.tcd.dropout=0", "model.npd.dropout=0"]
+    return [f"model.{kind}_dropout=0" for kind in _NO_DROPOUT[name]]
+
+
+def parity(lab: Lab) -> Result:
+    """Loss and gradient of one batch against the CPU in float64; noise bit for bit."""
+    found: Result = {"wrong": []}
+    key = torch.arange(1000) * 7919
+    steps = [KeyedNoise(1).integers(key.to(d), 1, 25, Stream.TCD_STEP).cpu() for d in ("cpu", lab.device)]
+    noise = [KeyedNoise(1).normal(key.to(d), (33,), Stream.TCD_NOISE).cpu() for d in ("cpu", lab.device)]
+    found["largest difference of noise"] = float((noise[0] - noise[1]).abs().max())
+    if not torch.equal(*steps) or found["largest difference of noise"] > 1e-5:
+        found["wrong"].append("keyed noise differs from the CPU's")
+    for name in SYSTEMS:
+        loss, gradient = _first_gradient(lab, name, "fp32", double=True)
+        for precision, tolerance in _TOLERANCE.items():
+            own_loss, own = _first_gradient(lab, name, precision)
+            error = float((own - gradient).norm() / gradient.norm())
+            found[f"{name} {precision}"] = {"loss": abs(own_loss / loss - 1), "gradient": error}
+            if not error <= tolerance:
+                found["wrong"].append(f"gradient of {name} in {precision}: relative error {error:.1e}")
+    return found
+
+
+def _first_gradient(lab: Lab, name: str, precision: str, *, double: bool = False) -> tuple[float, torch.Tensor]:
+    run = lab.run(name, "tiny", *_without_dropout(name), f"engine.precision={precision}", reference=double)
+    run.model.train()
+    rows = np.arange(min(256, run.loaded.training_rows.count))
+    total, _ = run.engine.training_pass(run.loaded.training_rows.batch(1, rows))
+    total.backward()
+    gradient = torch.cat([p.grad.flatten().cpu().double() for p in run.model.parameters() if p.grad is not None])
+    return float(total.detach()), gradient
+
+
+def every_system(lab: Lab) -> Result:
+    """Two steps and an evaluation in each way of encoding users, of every system, in every precision."""
+    found: Result = {"wrong": [], "systems": []}
+    names = [name for name in ALL if name not in _CANNOT and name != "mealrec"]
+    for name in (*names, *(each for each in SYSTEMS if each.startswith("mealrec"))):
+        for precision in ("fp32", "tf32", "bf16"):
+            try:
+                _train_and_evaluate(lab.run(name, "tiny", f"engine.precision={precision}"))
+                found["systems"].append(f"{name} {precision}")
+            except Exception as error:  # the next system is to be tried as well
+                if "needs" in str(error):  # this data lacks what the system is made of
+                    found.setdefault("left out", []).append(f"{name}: {str(error)[:80]}")
+                    break
+                found["wrong"].append(f"{name} {precision}: {type(error).__name__}: {str(error)[:160]}")
+    return found
+
+
+def _train_and_evaluate(run: Run) -> None:
+    run.steps(0, 2)
+    run.engine.check()
+    with run.engine.whole() as whole:
+        for way in whole.inference_choices:
+            whole.inference = way
+            evaluate(whole, run.loaded, "validation", run.config.eval)
+
+
+def guard(lab: Lab) -> Result:
+    """A gradient that is not finite must leave the weights alone, then and later, and be told by `check`."""
+    run = lab.run("sasrec", "tiny")
+    run.steps(0, 2)
+    before = run.weights()
+    hook = next(run.model.parameters()).register_hook(lambda g: g * float("nan"))
+    try:
+        run.steps(2, 1)
+    except NonFiniteError:
+        pass  # a CPU tells at once
+    hook.remove()
+    if lab.device.type == "cuda":
+        run.steps(3, 2)  # skipped as well
+    wrong = [] if torch.equal(before, run.weights()) else ["a bad gradient changed the weights"]
+    try:
+        run.engine.check()
+        wrong.append("check() did not tell")
+    except NonFiniteError:
+        pass
+    return {"wrong": wrong}
+
+
+def determinism(lab: Lab) -> Result:
+    """The weights after eight steps, twice: equal bit for bit, or a resumed run would not be the same run."""
+    found: Result = {"wrong": []}
+    size = "tiny" if lab.quick else "small"
+    names = [name for name in ALL if name not in _CANNOT and name != "mealrec"]
+    for name in (*names, *(each for each in SYSTEMS if each.startswith("mealrec"))):
+        ends = []
+        try:
+            for _ in range(2):
+                run = lab.run(name, size)
+                run.steps(0, 8)
+                ends.append(run.weights())
+        except Exception as error:
+            if "needs" in str(error):
+                continue
+            raise
+        found[name] = float((ends[0] - ends[1]).abs().max())
+        if found[name]:
+            found["wrong"].append(f"{name}: {found[name]:.1e} after 8 steps")
+    return found
+
+
+def waits(lab: Lab) -> Result:
+    """Every place where the host waits for the device within a step."""
+    if lab.device.type != "cuda":
+        return {"missing": "a CPU does not wait"}
+    found: Result = {"wrong": []}
+    for name in SYSTEMS:
+        run = lab.run(name, lab.sizes[0])
+        run.steps(0, 3)
+        lab.wait()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                run.steps(3, 1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        places = Counter(f"{w.filename.rsplit('/', 1)[-1]}:{w.lineno}" for w in seen if "synchroniz" in str(w.message))
+        found[name] = dict(places)
+        if places:
+            found["wrong"].append(f"{name} waits at {', '.join(places)}")
+    return found
+
+
+CHECKS: dict[str, Callable[[Lab], Result]] = {
+    "parity": parity, "systems": every_system, "guard": guard, "determinism": determinism, "waits": waits,
+}  # fmt: skip

@@ -1,0 +1,218 @@
+"""The speeds of benchmarks/gpu.py: epochs, evaluation, what a compiler or a graph would give, checkpoints, catalogues."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gpu_lab import SYSTEMS, Lab, Run
+
+from models.contract import Batch, ModelContext, TrainingInteractions
+from models.systems import build
+from models.options.sasrec import SASRecOptions
+from models.tensor_table import TensorTable
+from retrieval.exact import Histories, exact_ranks
+from trainer.config import recipe
+from trainer.evaluation.evaluate import evaluate
+from trainer.training.engine import TorchEngine
+from trainer.training.loop import Loop
+from trainer.training.reporting import EpochReporter
+
+Result = dict[str, Any]
+_PRECISIONS = ("fp32", "tf32", "bf16")
+_TOP_KERNELS = 12
+
+
+def epochs(lab: Lab) -> Result:
+    """Seconds of a training epoch and of an evaluation, kernels a step, and memory: each system, size and precision."""
+    found: Result = {}
+    for size in lab.sizes:
+        for name in SYSTEMS:
+            for precision in _PRECISIONS:
+                found[f"{size} {name} {precision}"] = _epoch(lab, lab.run(name, size, f"engine.precision={precision}"))
+    return found
+
+
+def _epoch(lab: Lab, run: Run) -> Result:
+    plan = run.plan
+    run.steps(0, min(10, plan.steps))
+    lab.wait()
+    walls, hosts = [], []
+    for epoch in (2, 3, 4):
+        started = time.perf_counter()
+        run.steps(0, plan.steps, epoch)
+        hosts.append(time.perf_counter() - started)
+        lab.wait()
+        walls.append(time.perf_counter() - started)
+    row: Result = {
+        "steps": plan.steps, "epoch_s": statistics.median(walls), "host_s": statistics.median(hosts),
+        "range_s": [min(walls), max(walls)],
+    }  # fmt: skip
+    if lab.device.type == "cuda":
+        row |= {"peak_mib": torch.cuda.max_memory_allocated() / 2**20} | _profile(lab, run)
+        torch.cuda.reset_peak_memory_stats()
+    with run.engine.whole() as whole:
+        for way in whole.inference_choices:
+            whole.inference = way
+            evaluate(whole, run.loaded, "validation", run.config.eval)
+            row[f"evaluation_s {way}"] = evaluate(whole, run.loaded, "validation", run.config.eval).seconds
+    return row
+
+
+def _profile(lab: Lab, run: Run) -> Result:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        run.steps(3, 1)
+        lab.wait()
+    events = seen.key_averages()
+    launches = sum(e.count for e in events if e.key.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
+    kernels = [e for e in events if not e.key.startswith(("aten::", "cuda", "cu", "Optimizer", "autograd::"))]
+    kernels.sort(key=lambda e: -e.self_device_time_total)
+    top = [[e.key[:70], e.count, round(e.self_device_time_total / 1e3, 3)] for e in kernels[:_TOP_KERNELS]]
+    return {"launches": launches, "gpu_ms": sum(e.self_device_time_total for e in kernels) / 1e3, "top": top}
+
+
+def compilers(lab: Lab) -> Result:
+    """Milliseconds of one step on a batch that stays: as it is, as a CUDA graph, compiled, and both."""
+    if lab.device.type != "cuda":
+        return {"missing": "needs a GPU"}
+    found: Result = {}
+    for size in lab.sizes:
+        for name in ("tedrec", "mealrec-tedrec"):
+            for mode in ("eager", "graph", "compiled", "compiled graph"):
+                for precision in ("tf32", "bf16"):
+                    key = f"{size} {name} {mode} {precision}"
+                    try:
+                        found[key] = {"step_ms": _fixed_step(lab.run(name, size, f"engine.precision={precision}"), mode)}
+                    except Exception as error:  # what a compiler cannot do is a finding
+                        found[key] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+    return found
+
+
+def _fixed_step(run: Run, mode: str, repeats: int = 30) -> float:
+    import numpy as np
+
+    torch._dynamo.reset()
+    run.model.train()
+    rows = np.arange(min(run.config.train.batch_size, run.loaded.training_rows.count))
+    batch = run.loaded.training_rows.batch(1, rows)
+    optimizer = torch.optim.Adam(run.model.parameters(), lr=1e-3, fused=True, capturable=True)
+    forward = run.engine.training_pass
+    compute = torch.compile(forward, dynamic=False) if "compiled" in mode else forward
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        total, _ = compute(batch)
+        total.backward()
+        optimizer.step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(4):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    go: Callable[[], None] = step
+    if "graph" in mode:
+        graph = torch.cuda.CUDAGraph()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            step()
+        go = graph.replay
+    for _ in range(5):
+        go()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        go()
+    end.record()
+    torch.cuda.synchronize()
+    return round(start.elapsed_time(end) / repeats, 3)
+
+
+def loop(lab: Lab) -> Result:
+    """The real training loop with its checkpoints: what an epoch costs besides its steps."""
+    found: Result = {}
+    for size in lab.sizes:
+        run = lab.run("mealrec-tedrec", size, "train.epochs=3", "train.patience=9", "engine.precision=tf32")
+        folder = lab.folder / f"run-{size}"
+        folder.mkdir()
+        whole = Loop(run.config, run.loaded, run.engine, folder, EpochReporter(False, 3))
+        commits: list[float] = []
+        plain = whole._commit
+
+        def commit(sums: Any, plain: Any = plain, commits: list[float] = commits) -> None:
+            started = time.perf_counter()
+            plain(sums)
+            commits.append(time.perf_counter() - started)
+
+        whole._commit = commit  # type: ignore[method-assign]
+        started = time.perf_counter()
+        whole.run()
+        lab.wait()
+        lines = [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found[size] = {
+            "wall_s": time.perf_counter() - started, "commit_s": commits,
+            "train_s": [line["train_seconds"] for line in lines], "valid_s": [line["valid_seconds"] for line in lines],
+        }  # fmt: skip
+    return found
+
+
+def catalogue(lab: Lab, batch_rows: int = 2048, users: int = 64) -> Result:
+    """A step of SASRec (width 64), its memory, and exact ranking of 2,048 users, as the catalogue grows."""
+    found: Result = {}
+    for items in (1000,) if lab.quick else (10**5, 10**6, 10**7):
+        if lab.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            found[f"{items:,}"] = _catalogue(lab, items, 16 if lab.quick else batch_rows, users)
+        except torch.OutOfMemoryError as error:
+            found[f"{items:,}"] = {"error": str(error)[:200]}
+    return found
+
+
+def _catalogue(lab: Lab, items: int, rows: int, users: int) -> Result:
+    table = TensorTable(items + 1, {}, {}, {})
+    seen = TrainingInteractions(torch.arange(users + 1) * 5, torch.randint(1, items, (users * 5,)))
+    model = build("sasrec", SASRecOptions(), ModelContext(table, seen, 10, 1)).to(lab.device)  # type: ignore[union-attr]
+    length = torch.randint(1, 11, (rows,))
+    history = torch.randint(1, items, (rows, 10)) * (torch.arange(10) < length[:, None])
+    batch = Batch(
+        torch.zeros(rows, dtype=torch.int64), history, length, torch.randint(1, items, (rows,)), torch.arange(rows),
+        torch.zeros(rows, 10, dtype=torch.uint8),
+    ).to(lab.device)  # fmt: skip
+    row: Result = {}
+    for precision in ("fp32", "tf32"):
+        config = recipe.load("demo", "sasrec", ["engine.name=torch", f"engine.precision={precision}"], "x")
+        engine = TorchEngine(model, config.train, config.engine, lab.device)  # type: ignore[arg-type]
+        engine.step([(batch, 1.0)])
+        lab.wait()
+        started = time.perf_counter()
+        for _ in range(3):
+            engine.step([(batch, 1.0)])
+        lab.wait()
+        row[f"step_ms {precision}"] = (time.perf_counter() - started) / 3 * 1e3
+        del engine
+    if lab.device.type == "cuda":
+        row["train_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    with torch.no_grad():
+        model.eval()
+        vectors = model.user_vectors(batch), model.item_vectors()  # type: ignore[union-attr, operator]
+        for _ in range(2):  # the first makes the workspace
+            lab.wait()
+            started = time.perf_counter()
+            exact_ranks(*vectors, batch.target, Histories.of([[1]] * rows))
+            lab.wait()
+            row["rank_s"] = time.perf_counter() - started
+    return row
+
+
+SPEEDS: dict[str, Callable[[Lab], Result]] = {
+    "epochs": epochs, "compilers": compilers, "loop": loop, "catalogue": catalogue,
+}  # fmt: skip

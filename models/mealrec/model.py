@@ -23,6 +23,7 @@ from models.nn.content import ContentInput
 from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.precision import at_least_float32
 from models.nn.transformer import init_weights, zero_weights
 from models.options.mealrec import MealRecOptions, Sampling
 from models.sasrec import SASRec
@@ -139,7 +140,7 @@ class MealRec(SequenceModel):
         """The preference with unit mean square, if items are ranked by cosine: then its length means nothing (D20)."""
         if self.similarity == "dot":
             return x_BD
-        return F.normalize(x_BD.float(), dim=1) * math.sqrt(x_BD.shape[1])
+        return F.normalize(at_least_float32(x_BD), dim=1) * math.sqrt(x_BD.shape[1])
 
     def _refine_training(self, sequence_BKV: Tensor, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
         """The estimate of z_0 at one random step per row (D14, D15); adds L_T (Eq. 11) to the terms."""
@@ -201,7 +202,7 @@ class MealRec(SequenceModel):
 
 def squared_distance(estimate: Tensor, target: Tensor) -> Tensor:
     """Scalar: ||target - estimate||^2 of the vectors (..., D), mean over all of them (Eqs. 11 and 14, D21)."""
-    return (estimate.float() - target.float()).square().sum(-1).mean()
+    return (at_least_float32(estimate) - at_least_float32(target)).square().sum(-1).mean()
 
 
 def _last_item(batch: Batch) -> Tensor:

@@ -25,15 +25,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))
 
-import torch
-from bench_common import choose_device, stand_in_for_webdataset
+import torch  # noqa: E402 - after the path
+from bench_common import choose_device, stand_in_for_webdataset  # noqa: E402
 
 stand_in_for_webdataset()
 
-from gpu_checks import CHECKS
-from gpu_lab import Lab
-from gpu_page import page
-from gpu_speed import SPEEDS
+from gpu_checks import CHECKS  # noqa: E402
+from gpu_lab import Lab  # noqa: E402
+from gpu_page import page  # noqa: E402
+from gpu_speed import SPEEDS  # noqa: E402
 
 PARTS = {**CHECKS, **SPEEDS}
 

@@ -60,9 +60,8 @@ def _epochs(found: Result) -> str:
 
 
 def _compilers(found: Result) -> str:
-    return table(
-        ("step", "ms"), [(key, number(row["step_ms"]) if "step_ms" in row else row["error"]) for key, row in found.items()]
-    )
+    rows = [(key, number(row["step_ms"]) if "step_ms" in row else row["error"]) for key, row in found.items()]
+    return table(("step", "ms"), rows)
 
 
 def _loop(found: Result) -> str:
@@ -76,7 +75,7 @@ def _loop(found: Result) -> str:
 def _catalogue(found: Result) -> str:
     rows = [
         (items, row["error"], "-", "-", "-") if "error" in row else
-        (items, number(row["step_ms fp32"]), number(row["step_ms tf32"]), number(row.get("train_peak_gib")), number(row["rank_s"]))
+        (items, *(number(row.get(key)) for key in ("step_ms fp32", "step_ms tf32", "train_peak_gib", "rank_s")))
         for items, row in found.items()
     ]  # fmt: skip
     header = ("items", "ms/step fp32", "ms/step tf32", "peak GiB", "s to rank 2,048 users")
@@ -86,7 +85,7 @@ def _catalogue(found: Result) -> str:
 _TITLES = {
     "parity": "The same loss and gradient as the CPU in float64", "systems": "Every system in every precision",
     "guard": "A gradient that is not finite", "determinism": "Twice the same", "waits": "Waits of the host in a step",
-    "epochs": "Epochs and evaluation", "compilers": "What a compiler or a graph would give", "loop": "The training loop",
+    "epochs": "Epochs and evaluation", "compilers": "What a compiler or a graph gives", "loop": "The training loop",
     "catalogue": "Large catalogues",
 }  # fmt: skip
 _FORMS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -45,10 +46,13 @@ class Stream(IntEnum):
     SHORTENING = 26
 
 
-def hash32(x: Tensor) -> Tensor:
-    """A bijective hash of 32-bit integers held in int64 (two multiply-xorshift rounds, hash-prospector constants).
+Integers = TypeVar("Integers", Tensor, int)
 
-    Both multipliers are below 2^31, so that products fit into int64 and do not overflow.
+
+def hash32(x: Integers) -> Integers:
+    """A bijective hash of 32-bit integers (two multiply-xorshift rounds, hash-prospector constants).
+
+    Of a tensor in int64, or of one number. Both multipliers are below 2^31, so that products do not overflow int64.
     """
     x = x ^ (x >> 16)
     x = (x * 0x21F0AAAD) & _MASK
@@ -61,8 +65,7 @@ def _mix(seed: int, stream: int, salt: int) -> int:
     """One 32-bit constant per (seed, stream, salt)."""
     state = 0x9E3779B9
     for word in (seed & _MASK, (seed >> 32) & _MASK, stream, salt):
-        state = int(hash32(torch.tensor((state ^ word) & _MASK)).item())
-        state = (state + 0x6D2B79F5) & _MASK
+        state = (hash32((state ^ word) & _MASK) + 0x6D2B79F5) & _MASK
     return state
 
 

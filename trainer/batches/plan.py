@@ -15,19 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.nn.noise import hash32
+
 Rows = NDArray[np.int64]
 
 _ROUNDS = 8
 _MASK = 0xFFFFFFFF
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijective mix of 32-bit integers held in int64; both factors are below 2^31, so no product overflows."""
-    x = x ^ (x >> 16)
-    x = (x * 0x21F0AAAD) & _MASK
-    x = x ^ (x >> 15)
-    x = (x * 0x735A2D97) & _MASK
-    return x ^ (x >> 15)
 
 
 class Permutation:
@@ -54,9 +47,9 @@ class Permutation:
         left, right = values >> self._right, values & right_mask
         for round_, key in enumerate(self._keys):
             if round_ % 2 == 0:
-                left = left ^ (_mix((right ^ key) & _MASK) & left_mask)
+                left = left ^ (hash32((right ^ key) & _MASK) & left_mask)
             else:
-                right = right ^ (_mix((left ^ key) & _MASK) & right_mask)
+                right = right ^ (hash32((left ^ key) & _MASK) & right_mask)
         return (left << self._right) | right
 
 
@@ -107,7 +100,8 @@ class WindowOrder:
         rows, starts = np.array(self.shard_rows), np.concatenate([[0], np.cumsum(self.shard_rows)])
         shards = self.window_shards(epoch, number)
         within = np.concatenate([np.arange(starts[s], starts[s] + rows[s]) for s in shards])
-        return within[Permutation(len(within), (self.seed, epoch, 2, number))(torch.arange(len(within))).numpy()]
+        shuffled: Rows = Permutation(len(within), (self.seed, epoch, 2, number))(torch.arange(len(within))).numpy()
+        return within[shuffled]
 
     def window_shards(self, epoch: int, number: int) -> Rows:
         """Shard numbers of one window, in reading order."""

@@ -35,8 +35,7 @@ from trainer.training.engine import (
     add_terms,
     load_moments,
     make_optimizer,
-    moments_of,
-    weights_of,
+    replicated_state,
 )
 
 
@@ -92,7 +91,7 @@ class DeepSpeedEngine(Engine):
 
     def state(self) -> Groups:
         if self._stage == 0:
-            return {"model": weights_of(self.model), "optimizer": moments_of(self.model, self._optimizer)}
+            return replicated_state(self.model, self._optimizer)
         self._link_states()
         steps = {float(state["step"]) for state in self._flat_states()}
         assert len(steps) <= 1, "all partitions take every step"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.losses import softmax
 from models.losses.softmax import cosine_full_softmax_cross_entropy, full_softmax_cross_entropy
 from tests.helpers.model_fixtures import assert_same
 
@@ -93,3 +94,20 @@ def test_large_logits_do_not_overflow() -> None:
     loss = full_softmax_cross_entropy(user.float(), item.float(), target, 1e4)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, [user, item]))
+
+
+def test_gradients_of_slices_in_bf16_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 slices of one row: summed in bfloat16, each would be rounded to 8 bits of the sum."""
+    torch.manual_seed(0)
+    users, items, target = torch.randn(2048, 16), torch.randn(50, 16), torch.randint(1, 50, (2048,))
+
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        leaf = items.to(dtype, copy=True).requires_grad_()
+        full_softmax_cross_entropy(users.to(dtype), leaf, target).backward()
+        assert leaf.grad is not None
+        return leaf.grad.double()
+
+    exact = gradient(torch.float64)
+    monkeypatch.setattr(softmax, "_SLICE_BYTES_CPU", 1)  # slices of _SLICE_ROWS
+    error = float((gradient(torch.bfloat16) - exact).norm() / exact.norm())
+    assert error < 6e-3, error

@@ -14,6 +14,7 @@ import torch
 from models.contract import Batch
 from models.errors import UserError
 from tests.helpers.tiny_runs import make_dataset
+from trainer.batches import loader
 from trainer.batches.loader import Loaded, Sequences, Streamed, choose_placement, load
 from trainer.data.format import shards
 from trainer.data.format.dataset import Dataset
@@ -166,3 +167,17 @@ def test_a_stream_names_the_shard_that_is_damaged(dataset: Dataset, tmp_path: Pa
     source = open_(Dataset.open(copy), "stream", 2).training_rows
     with pytest.raises(UserError, match="rows-00004"):
         source.batch(1, np.arange(source.count))
+
+
+def test_an_order_at_once_and_one_that_is_too_long_for_it_give_the_same_rows(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = [np.arange(3, 9), np.array([5, 0, 7]), np.array([0])]
+
+    def keys() -> list[list[int]]:
+        rows = open_(dataset, "resident").training_rows
+        return [rows.batch(epoch, part).key.tolist() for epoch in (1, 2, 1) for part in positions]
+
+    at_once = keys()
+    monkeypatch.setattr(loader, "_ROWS_AT_ONCE", 0)
+    assert keys() == at_once

@@ -41,7 +41,7 @@ def of_model(folder: Path) -> tuple[Vectors, Vectors]:
     from retrieval.recommender import Recommender
 
     model = Recommender.load(folder)
-    histories = np.random.default_rng(0).integers(1, len(model.items.ids) + 1, size=(4096, 3)).tolist()
+    histories = np.random.default_rng(0).integers(1, len(model.items) + 1, size=(4096, 3)).tolist()
     return model.item_vectors.numpy(), model.encode(histories).numpy()
 
 

@@ -4,7 +4,7 @@
 model.json                what this is: system, options, content, metrics, provenance, sha256 of every other file
 weights.safetensors       the model's state
 item_vectors.safetensors  "vectors" (I, D) float32, row 0 padding
-items.json                {"ids": [...], "titles": [... or null], "train_counts": [...]}, entry n is item row n + 1
+items.arrow               id, title and train_count, entry n is item row n + 1; and where the hash of an id is found
 content.safetensors       FIELD float16 and FIELD.present bool, if the model needs content to encode a history
 interactions.safetensors  "offsets" and "items" of the training interactions, if the model needs them to rank
 index/KIND/               FAISS indices (`mealrec index`)
@@ -29,17 +29,18 @@ from models.errors import UserError
 from models.options.base import ContentField, Similarity
 from retrieval.files import digest, digest_file
 from retrieval.folders import whole_folder
+from retrieval.items import Items, read_items, write_items
 from retrieval.records import Record, check_file, read_record
 
 _WEIGHTS, _VECTORS, _ITEMS, _CONTENT, _INTERACTIONS = (
     "weights.safetensors",
     "item_vectors.safetensors",
-    "items.json",
+    "items.arrow",
     "content.safetensors",
     "interactions.safetensors",
 )
-#: until 2 content was stored standardised
-_VERSION: Literal[3] = 3
+#: until 2 content was stored standardised, until 3 items were JSON
+_VERSION: Literal[4] = 4
 _NO_INTERACTIONS = TrainingInteractions(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 _REMEDY = "export the model again with `mealrec export`"
 
@@ -57,7 +58,7 @@ class ContentSpec(Record):
 class ModelCard(Record):
     """The content of `model.json`. seed: the ModelContext's, which keys the noise. files: SHA-256 by file name."""
 
-    schema_version: Literal[3] = _VERSION
+    schema_version: Literal[4] = _VERSION
     system: str
     options: dict[str, object]
     similarity: Similarity
@@ -77,17 +78,6 @@ class ModelCard(Record):
         return digest("\n".join(parts))
 
 
-class ItemNames(Record):
-    """The content of `items.json`; entry n belongs to item row n + 1.
-
-    ids: raw ids. train_counts: training interactions of each item, by which the popular ones are known.
-    """
-
-    ids: list[str]
-    titles: list[str | None]
-    train_counts: list[int]
-
-
 @dataclass(frozen=True)
 class Export:
     """An exported system in host memory. item_vectors: (I, D) float32; content, present: (I, ...) by field.
@@ -98,7 +88,7 @@ class Export:
     card: ModelCard
     weights: Mapping[str, Tensor]
     item_vectors: Tensor
-    items: ItemNames
+    items: Items
     content: Mapping[ContentField, Tensor]
     present: Mapping[ContentField, Tensor]
     interactions: TrainingInteractions
@@ -140,8 +130,7 @@ def write_export(
     with whole_folder(out) as new:
         _save(weights, new / _WEIGHTS)
         _save({"vectors": item_vectors.float()}, new / _VECTORS)
-        names = ItemNames(ids=list(item_ids), titles=list(titles), train_counts=list(train_counts))
-        (new / _ITEMS).write_text(names.model_dump_json(indent=0) + "\n", encoding="utf-8")
+        write_items(new / _ITEMS, item_ids, titles, train_counts)
         if content:
             halves = {field: x.half() for field, x in content.items()}
             flags = {f"{field}.present": x.bool() for field, x in present.items()}
@@ -188,7 +177,7 @@ def load_export(path: Path) -> Export:
         raise UserError(f"{path}/model.json lists the files {sorted(card.files)}, not {sorted(expected)}; {_REMEDY}")
     for name, recorded in card.files.items():
         check_file(path / name, recorded, _REMEDY)
-    items = cast(ItemNames, read_record(path / _ITEMS, ItemNames, _REMEDY))
+    items = read_items(path / _ITEMS, _REMEDY)
     try:
         weights = load_file(path / _WEIGHTS)
         vectors = load_file(path / _VECTORS)["vectors"]
@@ -198,10 +187,10 @@ def load_export(path: Path) -> Export:
         interactions = _interactions(path) if _INTERACTIONS in card.files else _NO_INTERACTIONS
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}; {_REMEDY}") from None
-    counts = {len(vectors) - 1, len(items.ids), len(items.titles), len(items.train_counts)}
+    counts = {len(vectors) - 1, len(items)}
     counts |= {len(x) - 1 for x in content.values()}
     if len(counts) != 1:
-        raise UserError(f"{path}: vectors, ids, titles, counts and content disagree on the number of items; {_REMEDY}")
+        raise UserError(f"{path}: vectors, items and content disagree on the number of items; {_REMEDY}")
     return Export(card, weights, vectors, items, content, present, interactions)
 
 

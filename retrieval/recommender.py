@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.contract import Baseline, Batch, SequenceModel
@@ -47,10 +49,9 @@ class Recommender:
         self.card = export.card
         self.items = export.items
         self.index = index
-        self._count, self._examples = len(export.items.ids), ", ".join(export.items.ids[:3])
+        self._count, self._examples = len(export.items), ", ".join(export.items.ids[:3])
         self._model = model
         self._device = device
-        self._rows = {item: row for row, item in enumerate(export.items.ids, start=1)}
         #: (I, D) float32 on `device`, of length 1 if the similarity is cosine
         self.item_vectors = for_similarity(export.item_vectors.to(device), self.card.similarity)
 
@@ -93,7 +94,7 @@ class Recommender:
     @property
     def description(self) -> str:
         """How items are ranked, in words: exactly or by an index, and on which device."""
-        return self.index.description if self.index else f"exact on {self._device}, {len(self.items.ids):,} items"
+        return self.index.description if self.index else f"exact on {self._device}, {self._count:,} items"
 
     @torch.no_grad()
     def encode(self, histories: Sequence[Sequence[int]]) -> Tensor:
@@ -156,7 +157,8 @@ class Recommender:
                 raise UserError(
                     f"a history is a list of ids, each a text, such as ['8245', '1903']; not {history!r:.80}"
                 )
-        known = [[self._rows[item] for item in history if item in self._rows] for history in histories]
+        rows = self._rows([item for history in histories for item in history])
+        known = [[rows[item] for item in history if item in rows] for history in histories]
         if not popular_instead:
             self._require_known(histories, known)
         excluded = self._known(exclude)
@@ -165,10 +167,10 @@ class Recommender:
         usable = [n for n, rows in enumerate(known) if rows]
         ranked = iter(self._ranked([known[n] for n in usable], [out[n] for n in usable], k, candidates))
         answers = []
-        for history, rows, left_out in zip(histories, known, out, strict=True):
-            found = next(ranked) if rows else self._popular(k, {*left_out}, candidates)
-            unknown = [item for item in history if item not in self._rows]
-            notes = ("" if rows else _POPULAR, self._shortfall(k, len(found), {*left_out}, candidates))
+        for history, mine, left_out in zip(histories, known, out, strict=True):
+            found = next(ranked) if mine else self._popular(k, {*left_out}, candidates)
+            unknown = [item for item in history if item not in rows]
+            notes = ("" if mine else _POPULAR, self._shortfall(k, len(found), {*left_out}, candidates))
             answers.append(Answer(found, unknown, "; ".join(filter(None, notes))))
         return answers
 
@@ -194,7 +196,7 @@ class Recommender:
         if the model knows none of the history, or does not know the item.
         """
         target = self.row(item)
-        rows = [self._rows[each] for each in history if each in self._rows]
+        rows = [row for row in self.items.rows(history) if row is not None]
         self._require_known([history], [rows])
         without = [rows[:n] + rows[n + 1 :] for n in range(len(rows))]
         scores = self._scores_of([rows, *filter(None, without)], target).tolist()
@@ -206,9 +208,10 @@ class Recommender:
 
     def row(self, item: str) -> int:
         """The row of an item in `item_vectors`; entry row - 1 of `items` is its name. Raises UserError if unknown."""
-        if item not in self._rows:
+        row = self.items.row(item)
+        if row is None:
             raise UserError(f"the model does not know the item {item!r}; known ids are {self._examples} and others")
-        return self._rows[item]
+        return row
 
     def _require_known(self, histories: Sequence[Sequence[str]], known: Sequence[Sequence[int]]) -> None:
         for number, (history, rows) in enumerate(zip(histories, known, strict=True), start=1):
@@ -219,7 +222,12 @@ class Recommender:
                 )
 
     def _known(self, items: Iterable[str]) -> set[int]:
-        return {self._rows[item] for item in items if item in self._rows}
+        return {*self._rows(items).values()}
+
+    def _rows(self, items: Iterable[str]) -> dict[str, int]:
+        """The rows of those ids that the model knows."""
+        distinct = list(dict.fromkeys(items))
+        return {item: row for item, row in zip(distinct, self.items.rows(distinct), strict=True) if row is not None}
 
     def _candidates(self, among: Iterable[str], excluded: set[int]) -> Tensor:
         """(C,) int64 ascending item rows of `among` that are not excluded."""
@@ -243,13 +251,14 @@ class Recommender:
 
     def _popular(self, k: int, left_out: set[int], candidates: Tensor | None) -> list[Recommendation]:
         allowed = None if candidates is None else {*candidates.tolist()}
-        rows = (row for row in self._by_popularity if row not in left_out and (allowed is None or row in allowed))
+        rows = (
+            row for row in map(int, self._by_popularity) if row not in left_out and (allowed is None or row in allowed)
+        )
         return [self._named(row, None) for row in itertools.islice(rows, k)]
 
     @cached_property
-    def _by_popularity(self) -> list[int]:
-        counts = self.items.train_counts
-        return sorted(range(1, len(counts) + 1), key=lambda row: -counts[row - 1])
+    def _by_popularity(self) -> NDArray[np.int64]:
+        return np.argsort(-self.items.train_counts, kind="stable") + 1
 
     def _shortfall(self, asked: int, found: int, left_out: set[int], candidates: Tensor | None) -> str:
         if found == asked:

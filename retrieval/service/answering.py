@@ -141,5 +141,5 @@ class Answering:
             for name, title in zip(items.ids, items.titles, strict=True)
             if name != text and (wanted in name.casefold() or (title and wanted in title.casefold()))
         )
-        known = [self.item(text)] if text in items.ids else []
+        known = [self.item(text)] if items.row(text) is not None else []
         return [*known, *itertools.islice(found, most - len(known))]

@@ -126,7 +126,7 @@ def _add_catalogue(app: FastAPI, answering: Answering) -> None:
         recommender = answering.recommender
         card = recommender.card
         return ModelResponse(
-            system=card.system, items=len(recommender.items.ids), model=card.checksum,
+            system=card.system, items=len(recommender.items), model=card.checksum,
             ranked_by=recommender.description, knows_users=answering.histories is not None, metrics=card.metrics,
             trouble=answering.trouble,
         )  # fmt: skip

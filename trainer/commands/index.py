@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     options = parse_options(args.kind, given)
     recall = _recall(args.recall, args.kind, options)
     recommender = Recommender.load(args.model)
-    last, shape = len(recommender.items.ids), (2 * _QUERIES, _HISTORY)
+    last, shape = len(recommender.items), (2 * _QUERIES, _HISTORY)
     histories = np.random.default_rng(0).integers(1, last + 1, size=shape).tolist()
     encoded = recommender.encode(histories).numpy()  # first, because this refuses a system without vectors
     queries, users = encoded[:_QUERIES], encoded[_QUERIES:]

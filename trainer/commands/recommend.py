@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from cluster import console
@@ -12,6 +11,7 @@ from models.errors import UserError
 from retrieval.answers import Answer
 from retrieval.folders import writable_file
 from retrieval.index.kinds import KINDS
+from retrieval.items import Items
 from retrieval.recommender import Recommender
 from trainer.data.format.dataset import Dataset
 from trainer.data.histories import HistoryFile, UserHistories, answer_file
@@ -93,7 +93,7 @@ def _history(args: argparse.Namespace, recommender: Recommender) -> list[str]:
     if args.item is not None:
         return list(args.item)
     if args.history is not None:
-        return _parsed(args.history, recommender.items.ids)
+        return _parsed(args.history, recommender.items)
     dataset = Dataset.open(args.data)
     if dataset.manifest.fingerprint != recommender.card.provenance.get("data"):
         console.warn(f"{args.data} is not the dataset that {args.model} was trained on; only ids that it knows count")
@@ -102,7 +102,7 @@ def _history(args: argparse.Namespace, recommender: Recommender) -> list[str]:
     return history
 
 
-def _parsed(text: str, known: Sequence[str]) -> list[str]:
+def _parsed(text: str, known: Items) -> list[str]:
     """Ids between blanks, or a list in JSON.
 
     Raises UserError for JSON that is not a list of ids; and where known ids hold blanks, if the words are one id
@@ -110,8 +110,8 @@ def _parsed(text: str, known: Sequence[str]) -> list[str]:
     """
     if not text.lstrip().startswith("["):
         words = text.split()
-        unclear = text.strip() in known or not {*words} <= {*known}
-        if len(words) > 1 and unclear and any(each.split() != [each] for each in known):
+        unclear = known.row(text.strip()) is not None or None in known.rows(words)
+        if len(words) > 1 and unclear and any(each.split() != [each] for each in known.ids):
             raise UserError(
                 f"--history {text[:80]!r} would be divided at its blanks, but ids of this model hold blanks too; "
                 "give each id with --item"
@@ -136,7 +136,7 @@ def _answer_file(args: argparse.Namespace) -> int:
     if out in [part.resolve() for part in histories.parts]:
         raise UserError(f"--out {args.out} is the file of --histories; give another one")
     recommender = Recommender.load(args.model, index=args.index)
-    k = min(max(1, args.k), len(recommender.items.ids))
+    k = min(max(1, args.k), len(recommender.items))
     done, noted = 0, 0
     progress = Progress("recommending", histories.rows)
     with answer_file(out, histories.user_type) as write:

@@ -38,8 +38,10 @@ class Column(Sequence[T]):
     def __getitem__(self, at: int | slice) -> T | list[T]:
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
+            if step != 1:
+                return [self[n] for n in range(start, stop, step)]
             found: list[T] = self._values[start:stop].to_pylist()
-            return found[::step]
+            return found
         value: T = self._values[at].as_py()
         return value
 

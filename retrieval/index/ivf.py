@@ -41,8 +41,9 @@ def prepare_lists(index: Any, nprobe: int | None, items: int) -> Parameters:
 
 
 @dataclass(frozen=True)
-class Ivf(IndexKind):
-    """About 4 sqrt(I) lists. nprobe: number of lists that a query searches; None: as many as the recall needs."""
+class OfLists(IndexKind):
+    """What all kinds of index with lists share. nprobe: number of lists that a query searches; None: as many as the
+    recall needs, or as still help."""
 
     nprobe: int | None = field(default=None, metadata={"help": "lists searched (as --recall needs)"})
 
@@ -55,6 +56,11 @@ class Ivf(IndexKind):
 
     def most_effort(self, index: Any) -> int:
         return int(index.nlist)
+
+
+@dataclass(frozen=True)
+class Ivf(OfLists):
+    """About 4 sqrt(I) lists of whole vectors."""
 
     def build(self, faiss: Any, vectors: Vectors) -> tuple[Any, Parameters]:
         count, width = vectors.shape

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from models.errors import UserError
 from models.options.base import at_least_one
-from retrieval.index.base import Effort, IndexKind, Parameters, Vectors
-from retrieval.index.ivf import number_of_lists, prepare_lists
+from retrieval.index.base import Parameters, Vectors
+from retrieval.index.ivf import OfLists, number_of_lists, prepare_lists
 
 _BITS = 8
 
 
 @dataclass(frozen=True)
-class IvfPq(IndexKind):
+class IvfPq(OfLists):
     """Product quantization (Jegou et al. 2011): a vector is cut into pieces, and each piece is rounded to one of 256.
 
     bytes: pieces, and so bytes, of an item; None: one for every two coordinates, an eighth of the memory of `ivf`.
-    nprobe: number of lists that a query searches; None: as many as the recall needs, or as still help.
     """
 
-    nprobe: int | None = field(default=None, metadata={"help": "lists searched (as --recall needs)"})
     bytes: int | None = field(default=None, metadata={"help": "bytes of an item, a divisor of its width (width / 2)"})
 
-    gpu_form: ClassVar[bool] = True
-    effort: ClassVar[Effort | None] = Effort("nprobe", "nprobe")
-
     def __post_init__(self) -> None:
-        for name in ("nprobe", "bytes"):
-            if getattr(self, name) is not None:
-                at_least_one(self, name)
-
-    def most_effort(self, index: Any) -> int:
-        return int(index.nlist)
+        super().__post_init__()
+        if self.bytes is not None:
+            at_least_one(self, "bytes")
 
     def build(self, faiss: Any, vectors: Vectors) -> tuple[Any, Parameters]:
         count, width = vectors.shape

@@ -6,6 +6,7 @@ so two runs of one seed could choose differently. Here only what is found decide
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -77,6 +78,7 @@ def find_effort(faiss: Any, index: Any, kind: IndexKind, exact: Exact, recall: f
     parameter, k, most = kind.effort.parameter, exact.ids.shape[1], kind.most_effort(index)
     space = faiss.ParameterSpace()
 
+    @functools.cache
     def found_with(effort: int) -> tuple[float, float]:
         """The mean recall, and that less its standard error."""
         space.set_index_parameter(index, parameter, effort)
@@ -94,4 +96,5 @@ def find_effort(faiss: Any, index: Any, kind: IndexKind, exact: Exact, recall: f
     while high - low > max(1, low // _STEPS):
         middle = (low + high) // 2
         low, high = (low, middle) if found_with(middle)[which] >= wanted else (middle, high)
+    space.set_index_parameter(index, parameter, high)
     return Found(high, found_with(high)[0], enough)

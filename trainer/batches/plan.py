@@ -20,7 +20,6 @@ from models.nn.noise import hash32
 Rows = NDArray[np.int64]
 
 _ROUNDS = 8
-_MASK = 0xFFFFFFFF
 
 
 class Permutation:
@@ -43,13 +42,14 @@ class Permutation:
         return values
 
     def _once(self, values: Tensor) -> Tensor:
+        # both halves have at most 32 bits, as int64 has 63 for positions
         left_mask, right_mask = (1 << self._left) - 1, (1 << self._right) - 1
         left, right = values >> self._right, values & right_mask
         for round_, key in enumerate(self._keys):
             if round_ % 2 == 0:
-                left = left ^ (hash32((right ^ key) & _MASK) & left_mask)
+                left = left ^ (hash32(right ^ key) & left_mask)
             else:
-                right = right ^ (hash32((left ^ key) & _MASK) & right_mask)
+                right = right ^ (hash32(left ^ key) & right_mask)
         return (left << self._right) | right
 
 

@@ -50,10 +50,9 @@ def make_ranker(model: System, config: EvalConfig, task: Task, indices: Catalogu
         return ScoreRanker(model)
     assert isinstance(model, SequenceModel)
     items_ID = for_similarity(model.item_vectors(), model.similarity)
-    if config.index == "exact":
-        return ExactRanker(model, items_ID)
-    if config.ranking(len(items_ID) - 1, task.users)[0] == "exact":  # before the vectors are copied to the host
-        return ExactRanker(model, items_ID, config.ranking(len(items_ID) - 1, task.users)[1])
+    kind, why = config.ranking(len(items_ID) - 1, task.users)
+    if kind == "exact":  # before the vectors are copied to the host
+        return ExactRanker(model, items_ID, why)
     vectors = items_ID.cpu().numpy()
     choice = indices.of(vectors, config, task)
     if choice.index is None:

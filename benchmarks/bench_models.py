@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +35,9 @@ from trainer.training.build import build_engine, build_model
 _WARM_UP_STEPS = 3
 _PROBED_STEPS = 3
 _PROBED_USERS = 256
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+_NO_KERNELS = ("aten::", "cuda", "cu", "Optimizer", "autograd::")  # what the profiler lists besides kernels
+_LONGEST = 12
 
 
 class Stopwatch:
@@ -55,36 +57,32 @@ class Stopwatch:
             self.seconds += time.perf_counter() - self._started
 
 
-class WatchedTable:
+class TableAround:
+    """An item table that is `inner` in all that a subclass does not change."""
+
+    def __init__(self, inner: ItemTable) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class WatchedTable(TableAround):
     """An item table whose reads are timed."""
 
-    def __init__(self, table: ItemTable, watch: Stopwatch) -> None:
-        self._table, self._watch = table, watch
-
-    @property
-    def n_items(self) -> int:
-        """See ItemTable."""
-        return self._table.n_items
-
-    @property
-    def widths(self) -> Mapping[str, tuple[int, ...]]:
-        """See ItemTable."""
-        return self._table.widths
-
-    @property
-    def kinds(self) -> Mapping[str, str]:
-        """See ItemTable."""
-        return self._table.kinds
+    def __init__(self, inner: ItemTable, watch: Stopwatch) -> None:
+        super().__init__(inner)
+        self._watch = watch
 
     def gather(self, field: ContentField, rows: Tensor) -> Tensor:
         """See ItemTable."""
         with self._watch:
-            return self._table.gather(field, rows)
+            return self.inner.gather(field, rows)
 
     def present(self, field: ContentField, rows: Tensor) -> Tensor:
         """See ItemTable."""
         with self._watch:
-            return self._table.present(field, rows)
+            return self.inner.present(field, rows)
 
 
 class Training:
@@ -194,19 +192,25 @@ def _step(training: Training, device: torch.device) -> Result:
         "loader_share": batches / max(seconds, 1e-9), "content_share": content / max(seconds, 1e-9),
         "loader_ms": 1e3 * batches / steps, "content_ms": 1e3 * content / steps,
         # no launch at all: the profiler cannot see the device here
-        "kernel_launches": (_launches(training, device) or None) if device.type == "cuda" else None,
+        "kernel_launches": (profiled(training, device)["launches"] or None) if device.type == "cuda" else None,
     }  # fmt: skip
 
 
-def _launches(training: Training, device: torch.device) -> int:
-    """Kernels launched by one step, its loader included."""
+def profiled(training: Training, device: torch.device) -> Result:
+    """One step on a GPU, its loader included: kernels launched, their milliseconds, and those that take longest."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         training.run(1)
         synchronise(device)
-    names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
-    return sum(event.count for event in seen.key_averages() if event.key.startswith(names))
+    events = seen.key_averages()
+    kernels = [event for event in events if not event.key.startswith(_NO_KERNELS)]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    longest = [[e.key[:70], e.count, round(e.self_device_time_total / 1e3, 3)] for e in kernels[:_LONGEST]]
+    return {
+        "launches": sum(event.count for event in events if event.key.startswith(_LAUNCHES)),
+        "gpu_ms": sum(event.self_device_time_total for event in kernels) / 1e3, "longest": longest,
+    }  # fmt: skip
 
 
 def _evaluate(training: Training, settings: Settings, device: torch.device) -> Result:

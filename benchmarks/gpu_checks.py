@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_lab import SYSTEMS, Lab, Run
+from bench_models import Training
+from benchmark import MODELS
+from gpu_lab import SYSTEMS, Lab
 
+from models.errors import UserError
 from models.nn.noise import KeyedNoise, Stream
-from models.systems import SYSTEMS as ALL
 from trainer.evaluation.evaluate import evaluate
-from trainer.training.engine import NonFiniteError
+from trainer.training.engine import NonFiniteError, TrainingPass
 
 Result = dict[str, Any]
 
@@ -29,7 +31,6 @@ _NO_DROPOUT = {
 }  # fmt: skip
 #: largest relative error of a gradient against float64 on the CPU
 _TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 1e-1}
-_CANNOT = {"popularity", "transition-knn", "content-knn", "tfidf-knn"}
 
 
 def _without_dropout(name: str) -> list[str]:
@@ -61,39 +62,43 @@ def parity(lab: Lab) -> Result:
 
 
 def _first_gradient(lab: Lab, name: str, precision: str, *, double: bool = False) -> tuple[float, torch.Tensor]:
-    run = lab.run(name, "tiny", *_without_dropout(name), f"engine.precision={precision}", reference=double)
-    run.model.train()
-    rows = np.arange(min(256, run.loaded.training_rows.count))
-    total, _ = run.engine.training_pass(run.loaded.training_rows.batch(1, rows))
+    settings = (*_without_dropout(name), f"engine.precision={precision}")
+    if double:
+        model, loaded = lab.reference(name, "tiny", *settings)
+        forward = TrainingPass(model, precision)
+    else:
+        run = lab.run(name, "tiny", *settings)
+        model, loaded, forward = run.model, run.loaded, run.engine.training_pass
+    model.train()
+    rows = np.arange(min(256, loaded.training_rows.count))
+    total, _ = forward(loaded.training_rows.batch(1, rows))
     total.backward()
-    gradient = torch.cat([p.grad.flatten().cpu().double() for p in run.model.parameters() if p.grad is not None])
+    gradient = torch.cat([p.grad.flatten().cpu().double() for p in model.parameters() if p.grad is not None])
     return float(total.detach()), gradient
 
 
 def every_system(lab: Lab) -> Result:
     """Two steps and an evaluation in each way of encoding users, of every system, in every precision."""
     found: Result = {"wrong": [], "systems": [], "left out": []}
-    names = [name for name in ALL if name not in _CANNOT and name != "mealrec"]
-    names += [each for each in SYSTEMS if each.startswith("mealrec")]
-    for name, precision in itertools.product(names, ("fp32", "tf32", "bf16")):
-        trouble = _trouble_of(lab, name, precision)
-        if trouble is None:
-            found["systems"].append(f"{name} {precision}")
-        else:  # left out: the random data lacks what the system is made of
-            found["left out" if "needs" in trouble else "wrong"].append(f"{name} {precision}: {trouble}")
+    for name, precision in itertools.product(MODELS, ("fp32", "tf32", "bf16")):
+        where, said = _tried(lab, name, precision)
+        found[where].append(f"{name} {precision}{said}")
     return found
 
 
-def _trouble_of(lab: Lab, name: str, precision: str) -> str | None:
+def _tried(lab: Lab, name: str, precision: str) -> tuple[str, str]:
+    """Where to list the system, and what to say of it."""
     try:
         _train_and_evaluate(lab.run(name, "tiny", f"engine.precision={precision}"))
+    except UserError as error:  # the random data lacks what the system is made of
+        return "left out", f": {str(error)[:80]}"
     except Exception as error:  # the next system is to be tried as well
-        return f"{type(error).__name__}: {str(error)[:160]}"
-    return None
+        return "wrong", f": {type(error).__name__}: {str(error)[:160]}"
+    return "systems", ""
 
 
-def _train_and_evaluate(run: Run) -> None:
-    run.steps(0, 2)
+def _train_and_evaluate(run: Training) -> None:
+    run.run(2)
     run.engine.check()
     with run.engine.whole() as whole:
         for way in whole.inference_choices:
@@ -104,15 +109,15 @@ def _train_and_evaluate(run: Run) -> None:
 def guard(lab: Lab) -> Result:
     """A gradient that is not finite must leave the weights alone, then and later, and be told by `check`."""
     run = lab.run("sasrec", "tiny")
-    run.steps(0, 2)
-    before = run.weights()
+    run.run(2)
+    before = _weights(run)
     hook = next(run.model.parameters()).register_hook(lambda g: g * float("nan"))
     with contextlib.suppress(NonFiniteError):  # a CPU tells at once
-        run.steps(2, 1)
+        run.run(1)
     hook.remove()
     if lab.device.type == "cuda":
-        run.steps(3, 2)  # skipped as well
-    wrong = [] if torch.equal(before, run.weights()) else ["a bad gradient changed the weights"]
+        run.run(2)  # skipped as well
+    wrong = [] if torch.equal(before, _weights(run)) else ["a bad gradient changed the weights"]
     try:
         run.engine.check()
         wrong.append("check() did not tell")
@@ -125,22 +130,26 @@ def determinism(lab: Lab) -> Result:
     """The weights after eight steps, twice: equal bit for bit, or a resumed run would not be the same run."""
     found: Result = {"wrong": []}
     size = "tiny" if lab.quick else "small"
-    names = [name for name in ALL if name not in _CANNOT and name != "mealrec"]
-    for name in (*names, *(each for each in SYSTEMS if each.startswith("mealrec"))):
-        ends = []
+    for name in MODELS:
         try:
-            for _ in range(2):
-                run = lab.run(name, size)
-                run.steps(0, 8)
-                ends.append(run.weights())
-        except Exception as error:
-            if "needs" in str(error):
-                continue
-            raise
-        found[name] = float((ends[0] - ends[1]).abs().max())
+            first, second = _after_eight(lab, name, size), _after_eight(lab, name, size)
+        except UserError:  # as in `every_system`
+            continue
+        found[name] = float((first - second).abs().max())
         if found[name]:
             found["wrong"].append(f"{name}: {found[name]:.1e} after 8 steps")
     return found
+
+
+def _after_eight(lab: Lab, name: str, size: str) -> torch.Tensor:
+    run = lab.run(name, size)
+    run.run(8)
+    return _weights(run)
+
+
+def _weights(run: Training) -> torch.Tensor:
+    """All weights in one float64 vector on the CPU."""
+    return torch.cat([p.detach().flatten().cpu().double() for p in run.model.parameters()])
 
 
 def waits(lab: Lab) -> Result:
@@ -150,13 +159,13 @@ def waits(lab: Lab) -> Result:
     found: Result = {"wrong": []}
     for name in SYSTEMS:
         run = lab.run(name, lab.sizes[0])
-        run.steps(0, 3)
+        run.run(3)
         lab.wait()
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
-                run.steps(3, 1)
+                run.run(1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         places = Counter(f"{w.filename.rsplit('/', 1)[-1]}:{w.lineno}" for w in seen if "synchroniz" in str(w.message))

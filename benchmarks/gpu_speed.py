@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from gpu_lab import SYSTEMS, Lab, Run
+from bench_models import Training, profiled
+from gpu_lab import SYSTEMS, Lab
 
 from models.contract import Batch, ModelContext, TrainingInteractions
 from models.options.sasrec import SASRecOptions
@@ -24,7 +26,6 @@ from trainer.training.reporting import EpochReporter
 
 Result = dict[str, Any]
 _PRECISIONS = ("fp32", "tf32", "bf16")
-_TOP_KERNELS = 12
 
 
 def epochs(lab: Lab) -> Result:
@@ -35,19 +36,19 @@ def epochs(lab: Lab) -> Result:
             for precision in _PRECISIONS:
                 row = _epoch(lab, lab.run(name, size, f"engine.precision={precision}"))
                 found[f"{size} {name} {precision}"] = row
-                shown = {key: value for key, value in row.items() if key != "top"}
+                shown = {key: value for key, value in row.items() if key != "longest"}
                 print("  ", size, name, precision, json.dumps(shown), flush=True)
     return found
 
 
-def _epoch(lab: Lab, run: Run) -> Result:
+def _epoch(lab: Lab, run: Training) -> Result:
     plan = run.plan
-    run.steps(0, min(10, plan.steps))
+    run.run(min(10, plan.steps))
     lab.wait()
     walls, hosts = [], []
-    for epoch in (2, 3, 4):
+    for _ in range(3):
         started = time.perf_counter()
-        run.steps(0, plan.steps, epoch)
+        run.run(plan.steps)
         hosts.append(time.perf_counter() - started)
         lab.wait()
         walls.append(time.perf_counter() - started)
@@ -56,7 +57,9 @@ def _epoch(lab: Lab, run: Run) -> Result:
         "range_s": [min(walls), max(walls)],
     }  # fmt: skip
     if lab.device.type == "cuda":
-        row |= {"peak_mib": torch.cuda.max_memory_allocated() / 2**20} | _profile(lab, run)
+        row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        run.run(1)  # of a new epoch, whose order is computed here, and does not count
+        row |= profiled(run, lab.device)
         torch.cuda.reset_peak_memory_stats()
     with run.engine.whole() as whole:
         for way in whole.inference_choices:
@@ -64,21 +67,6 @@ def _epoch(lab: Lab, run: Run) -> Result:
             evaluate(whole, run.loaded, "validation", run.config.eval)
             row[f"evaluation_s {way}"] = evaluate(whole, run.loaded, "validation", run.config.eval).seconds
     return row
-
-
-def _profile(lab: Lab, run: Run) -> Result:
-    from torch.profiler import ProfilerActivity, profile
-
-    run.steps(2, 1)  # the order of this epoch is computed here, and does not count
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        run.steps(3, 1)
-        lab.wait()
-    events = seen.key_averages()
-    launches = sum(e.count for e in events if e.key.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
-    kernels = [e for e in events if not e.key.startswith(("aten::", "cuda", "cu", "Optimizer", "autograd::"))]
-    kernels.sort(key=lambda e: -e.self_device_time_total)
-    top = [[e.key[:70], e.count, round(e.self_device_time_total / 1e3, 3)] for e in kernels[:_TOP_KERNELS]]
-    return {"launches": launches, "gpu_ms": sum(e.self_device_time_total for e in kernels) / 1e3, "top": top}
 
 
 def compilers(lab: Lab) -> Result:
@@ -97,9 +85,7 @@ def compilers(lab: Lab) -> Result:
     return found
 
 
-def _fixed_step(run: Run, mode: str, repeats: int = 30) -> float:
-    import numpy as np
-
+def _fixed_step(run: Training, mode: str, repeats: int = 30) -> float:
     torch._dynamo.reset()
     run.model.train()
     rows = np.arange(min(run.config.train.batch_size, run.loaded.training_rows.count))

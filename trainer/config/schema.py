@@ -71,8 +71,8 @@ class EngineConfig(_Section):
 
     name: auto is DeepSpeed if it is installed, else plain torch
     device: auto is the GPU where there is one
-    precision: tf32 rounds the factors of float32 matrix products to 10 bits on a GPU, and is fp32 on a CPU; bf16 is
-        autocast over weights in fp32
+    precision: tf32 lets a device round the factors of float32 matrix products to 10 bits, as GPUs can; bf16 is autocast
+        over weights in fp32
     zero_stage: what DeepSpeed divides among workers: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights
     """
 

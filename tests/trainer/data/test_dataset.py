@@ -1,17 +1,14 @@
-"""A written dataset: its format, the data derived from it, its copies, and damaged datasets, which are refused."""
+"""A written dataset: its format, the data derived from it, and its copies."""
 
 from __future__ import annotations
 
 import functools
 import http.server
 import itertools
-import json
-import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,69 +16,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.nn.content import ScaledContent
+from tests.helpers.small_dataset import N_ITEMS, PRESENT, RAW, L, U, write
 from trainer.batches.item_table import load_table, table_bytes
 from trainer.data.format import splits
 from trainer.data.format.content import Content
 from trainer.data.format.dataset import Dataset
-from trainer.data.format.manifest import Manifest, load_manifest, parse_manifest
+from trainer.data.format.manifest import load_manifest
 from trainer.data.format.node_copy import materialise
 from trainer.data.format.shards import read_shard, shard_list
-from trainer.data.format.writer import write_dataset
-from trainer.data.storage import open_file
 
-U, N_ITEMS, L = 40, 1200, 5
 CPU = torch.device("cpu")
-RAW = np.random.default_rng(0).normal(7, 3, (N_ITEMS, 2, 4)).astype(np.float32)
-PRESENT = np.arange(N_ITEMS) % 7 != 0
-
-
-def interactions() -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    rng = np.random.default_rng(1)
-    offsets = np.concatenate([[0], np.cumsum(rng.integers(3, 40, U))]).astype(np.int64)
-    return offsets, rng.integers(1, N_ITEMS + 1, offsets[-1]).astype(np.int32)
-
-
-def write(out: Path, **changes: Any) -> Manifest:
-    offsets, items = interactions()
-
-    def sequence(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        return np.where(PRESENT[start:stop, None, None], RAW[start:stop], np.nan), PRESENT[start:stop]
-
-    def text(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values = np.full((stop - start, 3), 2.5)
-        values[:, 0] += np.arange(start, stop)  # the others are constant
-        return values, np.ones(stop - start, np.bool_)
-
-    given_: dict[str, Any] = {
-        "user_ids": [f"user {u}" for u in range(U)],
-        "item_ids": [f"item {i}" for i in range(N_ITEMS)],
-        "item_titles": [None if i % 2 else f"title {i}" for i in range(N_ITEMS)],
-        "offsets": offsets,
-        "items": items,
-        "content": {
-            "sequence": Content((2, 4), sequence, "frames", "test"),
-            "text": Content((3,), text, "title", "test"),
-        },
-        "max_length": L,
-        "dropped": {"duplicate rows": 2},
-    }
-    return write_dataset(out, **(given_ | changes))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dataset") / "data"
-    write(out)
-    return out
-
-
-@pytest.fixture
-def copy(root: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(root, tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -279,128 +226,3 @@ def test_half_made_copy_is_made_again(root: Path, tmp_path: Path) -> None:
     stale.mkdir()
     assert Dataset.open(materialise(str(root), tmp_path)).manifest.users == U
     assert not stale.exists()
-
-
-@pytest.mark.parametrize("name", ["users.parquet", "sequences/items.npy", "shards/items-00000.tar"])
-def test_copy_of_a_damaged_dataset_is_refused(copy: Path, name: str, tmp_path: Path) -> None:
-    flip(copy / name)
-    with pytest.raises(UserError, match=Path(name).name.replace(".", r"\.")):
-        materialise(str(copy), tmp_path / "cache")
-    assert [p for p in (tmp_path / "cache").iterdir() if p.is_dir()] == []
-
-
-def test_shards_of_another_dataset_than_its_table(copy: Path, tmp_path: Path) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["files"]["table/text.npy"]["sha256"] = "0" * 64
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"text\.npy does not match its sha256"):
-        materialise(str(copy), tmp_path / "cache")
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-600] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [flip, lambda p: p.write_bytes(p.read_bytes()[:-1]), Path.unlink])
-def test_verify_names_every_damaged_file(root: Path, copy: Path, damage: Any) -> None:
-    dataset = Dataset.open(copy)
-    for name in dataset.manifest.files:
-        if (copy / name).stat().st_size < 600:
-            continue
-        damage(copy / name)
-        with pytest.raises(UserError, match=name.replace(".", r"\.")):
-            dataset.verify()
-        shutil.copy(root / name, copy / name)
-    dataset.verify()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("{", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("[]", "schema version None"),
-        ('{"schema_version": 1}', "schema version 1, this program reads 2"),
-        ('{"schema_version": 2}', "key 'users': Field required"),
-        ({"users": -1}, "key 'users'"),
-        ({"surprise": 1}, "key 'surprise'"),
-        ({"content": {"smell": {}}}, "key 'content"),
-        ({"files": {"../x": {"bytes": 1, "sha256": "0" * 64}}}, "lies outside the folder"),
-        ({"files": {"/x": {"bytes": 1, "sha256": "0" * 64}}}, "lies outside the folder"),
-        ({"files": {}}, "no checksum for shard"),
-    ],
-    ids=lambda v: str(v)[:40],
-)
-def test_malformed_manifest(root: Path, change: str | dict[str, Any], message: str) -> None:
-    text = change
-    if isinstance(change, dict):
-        text = json.dumps(json.loads((root / "manifest.json").read_text()) | change)
-    with pytest.raises(UserError, match=f"^here.*{message}"):
-        parse_manifest(str(text), "here")
-
-
-def test_no_dataset_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is .* a dataset made by `mealrec prepare`"):
-        Dataset.open(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["sequences/offsets.npy", "sequences/items.npy", "table/text.npy"])
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00v\x00{", "object", "short", "float"])
-def test_array_files_that_do_not_fit(copy: Path, name: str, content: bytes | str) -> None:
-    path = copy / name
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        array = np.load(path)
-        bad = {"object": array.astype(object), "short": array[1:], "float": array.astype(np.float64)}[content]
-        np.save(path, bad, allow_pickle=content == "object")
-    with pytest.raises(UserError, match=Path(name).name.replace(".", r"\.")):
-        load_table(Dataset.open(copy), CPU, resident=True)
-
-
-def test_offsets_that_do_not_fit_items(copy: Path) -> None:
-    offsets = np.load(copy / "sequences/offsets.npy")
-    offsets[3] = offsets[2] + 1
-    np.save(copy / "sequences/offsets.npy", offsets)
-    with pytest.raises(UserError, match="does not fit"):
-        Dataset.open(copy)
-
-
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"x"), Path.unlink])
-def test_damaged_ids(copy: Path, damage: Any) -> None:
-    damage(copy / "items.parquet")
-    with pytest.raises(UserError, match=r"cannot read .*items\.parquet"):
-        Dataset.open(copy).item_ids()
-
-
-def test_content_that_is_not_finite(tmp_path: Path) -> None:
-    def bad(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values = np.zeros((stop - start, 3))
-        values[17] = np.inf
-        return values, np.ones(stop - start, np.bool_)
-
-    with pytest.raises(UserError, match="item number 17 is NaN or infinite"):
-        write(tmp_path / "out", content={"text": Content((3,), bad, "title", "test")})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_folder_in_use_is_refused_and_kept(root: Path) -> None:
-    before = (root / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match="is not an empty folder"):
-        write(root)
-    assert (root / "manifest.json").read_bytes() == before
-
-
-@pytest.mark.parametrize("source", ["pipe://ls", "ftp://x/y", "simplecache::http://x", "file://x::pipe://ls"])
-def test_only_known_urls_are_opened(source: str) -> None:
-    with pytest.raises(UserError, match=r"URLs and local paths|cannot open"):
-        open_file(source)
-
-
-def test_pipe_is_a_path_and_never_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="cannot open pipe:touch canary"):
-        open_file("pipe:touch canary")
-    assert list(tmp_path.iterdir()) == []

@@ -105,9 +105,12 @@ def _recall(asked: float | None, kind: str, options: IndexKind) -> float:
 
 def _too_low(record: IndexRecord, recall: float) -> str | None:
     """A warning where many items are missed, or more than was asked for; None otherwise."""
-    other = [f"--{field.name.replace('_', '-')}" for field in fields(KINDS[record.kind])]
-    advice = f"build it with other options ({', '.join(other)}), as another kind, or as flat, which is exact"
-    if record.tuned is not None and not record.tuned.enough:
+    kind, widest = KINDS[record.kind], record.tuned is not None and not record.tuned.enough
+    useless = kind.effort.option if widest and kind.effort else ""  # where a wider search finds no more
+    other = [f"--{field.name.replace('_', '-')}" for field in fields(kind) if field.name != useless]
+    with_options = f"with other options ({', '.join(other)}), " if other else ""
+    advice = f"build it {with_options}as another kind, or as flat, which is exact"
+    if record.tuned is not None and widest:
         return (
             f"recall@20 {record.tuned.target:g} was asked for, and {record.kind} finds no more than "
             f"{record.tuned.recall:.4f} however widely it searches; {advice}"

@@ -5,9 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.contract import Batch, ModelContext, SequenceModel
-from models.losses.softmax import cosine_full_softmax_cross_entropy, full_softmax_cross_entropy
+from models.losses.sampled import SampledItems
+from models.losses.softmax import (
+    cosine_full_softmax_cross_entropy,
+    full_softmax_cross_entropy,
+    sampled_softmax_cross_entropy,
+)
 from models.nn.noise import KeyedNoise
 from models.options.ranking import RankingOptions
 from models.ranking import Candidates, shortened
@@ -40,12 +46,24 @@ class Backbone(SequenceModel):
         del batch
         return {}
 
-    def ranking_loss(self, user_BD: Tensor, target_B: Tensor) -> Tensor:
-        """Full softmax cross-entropy of the target under this backbone's similarity, mean over rows (Eq. 15)."""
-        item_ID, target_B = self.candidates.trained(self.candidates(self.item_embedding.weight), target_B)
+    def ranking_loss(self, user_BD: Tensor, batch: Batch) -> Tensor:
+        """Softmax cross-entropy of each row's target under this backbone's similarity, mean over rows (Eq. 15).
+
+        user_BD: (B, D) vectors of the rows of `batch`. Over all items, or with `ranking.negatives` over a sample;
+        then it is collective.
+        """
+        if self.candidates.sampler is not None:
+            return self._sampled_loss(user_BD, self.candidates.sampler(batch))
+        item_ID, target_B = self.candidates.trained(self.candidates(self.item_embedding.weight), batch.target)
         if self.similarity == "cosine":
             return cosine_full_softmax_cross_entropy(user_BD, item_ID, target_B, self.temperature)
         return full_softmax_cross_entropy(user_BD, item_ID, target_B)
+
+    def _sampled_loss(self, user_BD: Tensor, sample: SampledItems) -> Tensor:
+        item_CD, scale = self.candidates.rows(self.item_embedding.weight, sample.item_C, sample.key), 1.0
+        if self.similarity == "cosine":
+            user_BD, item_CD, scale = F.normalize(user_BD, dim=-1), F.normalize(item_CD, dim=-1), 1 / self.temperature
+        return sampled_softmax_cross_entropy(user_BD, item_CD, sample.own_B, sample, scale)
 
     def training_rows(self, batch: Batch) -> Batch:
         """The rows that a training step learns from: `batch`, with the set share of histories shortened."""
@@ -53,7 +71,7 @@ class Backbone(SequenceModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         batch = self.training_rows(batch)
-        return {"ranking": self.ranking_loss(self.encode(batch), batch.target), **self.auxiliary_losses(batch)}
+        return {"ranking": self.ranking_loss(self.encode(batch), batch), **self.auxiliary_losses(batch)}
 
     def user_vectors(self, batch: Batch) -> Tensor:
         return self.encode(batch).float()

@@ -1,8 +1,8 @@
 """How a backbone learns to rank: the vectors of items as candidates, and the histories that it trains on.
 
 The defaults are the published form of every backbone: one item table serves for histories and for candidates, every
-item is a negative, and histories are not shortened. "What was learned from running it" in docs/fidelity.md
-says why there are other forms.
+item is a negative in every step, and histories are not shortened. "What was learned from running it" in
+docs/fidelity.md says why there are other forms, and docs/scale.md what a large catalogue needs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.contract import Batch, ModelContext, TrainingInteractions
+from models.losses.sampled import Sampler
 from models.nn.content import ScaledContent
 from models.nn.noise import KeyedNoise, Stream
 from models.options.ranking import RankingOptions
@@ -33,7 +34,7 @@ class Candidates(nn.Module):
 
     def __init__(self, options: RankingOptions, context: ModelContext, hidden: int) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.noise = options, KeyedNoise(context.seed)
         seen_I = seen_items(context.interactions, context.table.n_items)
         # plain parameters and not modules, so that a backbone's init_weights does not change them
         self.own = nn.Parameter(0.02 * torch.randn(len(seen_I), hidden)) if options.untied else None
@@ -47,6 +48,11 @@ class Candidates(nn.Module):
             self.content = ScaledContent(context.table, options.content, options.scale)
             self.project = nn.Parameter(_CONTENT_STD * torch.randn(hidden, self.content.width[0]))
         left_out = options.absent == "left_out" and not bool(seen_I[1:].all())
+        self.sampler: Sampler | None = None
+        if options.negatives:
+            allowed_I = seen_I.clone() if options.absent == "left_out" else torch.ones_like(seen_I)
+            allowed_I[0] = False
+            self.sampler = Sampler(context.interactions, allowed_I, options.negatives, options.sampling, context.seed)
         self.register_buffer("seen", seen_I.nonzero().squeeze(1) if left_out else None, persistent=False)
         self.register_buffer("place", seen_I.cumsum(0) if left_out else None, persistent=False)
 
@@ -59,6 +65,19 @@ class Candidates(nn.Module):
         if self.project is not None:
             item_ID = item_ID + _Projected.apply(self.project, self.content, len(item_ID))  # type: ignore[no-untyped-call]
         return item_ID
+
+    def rows(self, shared_ID: Tensor, item_C: Tensor, key: Tensor) -> Tensor:
+        """(C, D): the rows `item_C` of `forward`, at a cost that does not depend on I.
+
+        key: (0-dim) of the step. An item loses its ID vector in all of its occurrences, or in none.
+        """
+        item_CD = F.embedding(item_C, shared_ID if self.own is None else self.own)
+        if self.training and self.options.id_dropout:
+            drawn_C = self.noise.uniform(item_C + key * len(shared_ID), (1,), Stream.ID_DROPOUT)
+            item_CD = item_CD * (drawn_C >= self.options.id_dropout)
+        if self.project is not None and self.content is not None:
+            item_CD = item_CD + F.normalize(self.content(item_C).to(self.project.dtype), dim=1) @ self.project.T
+        return item_CD
 
     def trained(self, item_ID: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of `item_ID` that the training softmax runs over, padding first, and the targets' places in them.

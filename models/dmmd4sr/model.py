@@ -104,7 +104,7 @@ class DMMD4SR(Backbone):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         state = self._begin(batch)
-        losses = {"ranking": self.ranking_loss(self._encode(state), batch.target)}
+        losses = {"ranking": self.ranking_loss(self._encode(state), batch)}
         if state.divergence:
             losses["uncertainty"] = state.row_mean(torch.stack(state.divergence).sum(dim=0))
         if state.centre_BLD is not None and state.identity_BLD is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import Batch, TrainingInteractions
-from models.losses.softmax import Corrections, sampled_softmax_cross_entropy
+from models.losses.softmax import sampled_softmax_cross_entropy
 from models.nn.gather import Gather, repeated
 
 
@@ -30,6 +30,22 @@ class BatchCandidates:
     def place(self, items: Tensor) -> Tensor:
         """The index among the candidates of each item row in `items` (any shape; all must be in the batch)."""
         return torch.searchsorted(self.row, items)
+
+
+@dataclass(frozen=True)
+class _Corrections:
+    """offset_C: (C,) is added to the logits of each candidate; own_B: (B,) to that of the target of each row instead.
+    hidden_BL: (B, L) candidates that are none for their row; the target always is one."""
+
+    offset_C: Tensor
+    own_B: Tensor
+    hidden_BL: Tensor
+
+    def apply(self, logits: Tensor, rows: slice, target_B: Tensor) -> Tensor:
+        target_B1 = target_B[rows, None]
+        own = logits.gather(1, target_B1) + self.own_B[rows, None].to(logits.dtype)
+        logits.add_(self.offset_C)
+        return logits.scatter_(1, self.hidden_BL[rows], -torch.inf).scatter_(1, target_B1, own)
 
 
 class InBatchSoftmax(nn.Module):
@@ -58,8 +74,8 @@ class InBatchSoftmax(nn.Module):
         """Scalar: mean loss over rows, from (B, D) user and (C, D) candidate vectors. Memory: a slice of (B, C)."""
         target_B = candidates.place(batch.target)
         log_share_C = self.log_share[candidates.row]
-        corrections = Corrections(
-            offset_I=candidates.count.log() - log_share_C,
+        corrections = _Corrections(
+            offset_C=candidates.count.log() - log_share_C,
             own_B=-log_share_C[target_B],  # the target counts once, not n times
             hidden_BL=candidates.place(batch.history),
         )

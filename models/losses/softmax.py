@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,24 +17,11 @@ _SLICE_BYTES_GPU = 1 << 30
 _SLICE_ROWS = 32
 
 
-@dataclass(frozen=True)
-class Corrections:
-    """Constants that a softmax over a sample of the catalogue adds to its logits. They get no gradient.
-
-    offset_I: (I,) for each item. own_B: (B,) for the target of each row, in place of its offset. hidden_BL: (B, L)
-    items that are not candidates for their row; the target always is a candidate.
-    """
-
-    offset_I: Tensor
-    own_B: Tensor
-    hidden_BL: Tensor
+class Corrections(Protocol):
+    """What a softmax over a sample of the catalogue changes in its logits. It gets no gradient."""
 
     def apply(self, logits: Tensor, rows: slice, target_B: Tensor) -> Tensor:
-        """`logits` of a slice of rows, corrected in place."""
-        target_B1 = target_B[rows, None]
-        own = logits.gather(1, target_B1) + self.own_B[rows, None].to(logits.dtype)
-        logits.add_(self.offset_I)
-        return logits.scatter_(1, self.hidden_BL[rows], -torch.inf).scatter_(1, target_B1, own)
+        """`logits` (b, C) of a slice of rows, corrected in place. target_B: (B,) index of each row's target among C."""
 
 
 class _FullSoftmaxCrossEntropy(torch.autograd.Function):
@@ -95,13 +81,13 @@ def full_softmax_cross_entropy(user_BD: Tensor, item_ID: Tensor, target_B: Tenso
 
 
 def sampled_softmax_cross_entropy(
-    user_BD: Tensor, item_CD: Tensor, target_B: Tensor, corrections: Corrections
+    user_BD: Tensor, item_CD: Tensor, target_B: Tensor, corrections: Corrections, scale: float = 1.0
 ) -> Tensor:
-    """Scalar mean of -log softmax(user . item + corrections)[target] over C candidates, none of them padding.
+    """Scalar mean of -log softmax(scale * user . item, corrected)[target] over C candidates, none of them padding.
 
-    target_B and `corrections` hold indices of candidates, not item rows.
+    target_B: (B,) indices of candidates, not item rows.
     """
-    return _cross_entropy(user_BD, item_CD, target_B, 1.0, corrections)
+    return _cross_entropy(user_BD, item_CD, target_B, scale, corrections)
 
 
 def _cross_entropy(

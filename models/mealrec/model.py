@@ -125,7 +125,7 @@ class MealRec(SequenceModel):
             terms["npd"] = squared_distance(self._direction(kept + added_BD), target)
             terms |= explained("npd", x_BD, state, estimate_BD)
         user_BD = self._mix(estimate_BD, x_BD)
-        return {"ranking": self.backbone.ranking_loss(user_BD, batch.target), **terms,
+        return {"ranking": self.backbone.ranking_loss(user_BD, batch), **terms,
                 **self.backbone.auxiliary_losses(batch)}  # fmt: skip
 
     def _preference(self, batch: Batch) -> Tensor:

@@ -44,6 +44,8 @@ class Stream(IntEnum):
     START_NOISE = 24
     UNCERTAINTY = 25
     SHORTENING = 26
+    CANDIDATES = 27
+    ID_DROPOUT = 28
 
 
 Integers = TypeVar("Integers", Tensor, int)
@@ -113,3 +115,10 @@ class KeyedNoise:
     def integers(self, keys_B: Tensor, low: int, high: int, stream: Stream) -> Tensor:
         """(B,) int64 uniform on {low, ..., high}, both ends included."""
         return low + (self._row_keys(keys_B, stream, 2) * (high - low + 1) >> 32)
+
+    def below(self, size: int, key: Tensor, count: int, stream: Stream) -> Tensor:
+        """(count,) int64 uniform on range(size), of one key (0-dim). size: at most 2^40 (a bias of 2^-22)."""
+        counter = hash32(torch.arange(1, count + 1, device=key.device))
+        first = hash32(counter ^ self._row_keys(key[None], stream, 5))
+        second = hash32(counter ^ self._row_keys(key[None], stream, 6))
+        return ((first >> 1 << 31) | second >> 1) % size

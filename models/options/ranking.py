@@ -7,6 +7,11 @@ from typing import Literal
 
 from models.options.base import ContentField, Scale, probabilities, require
 
+#: more items than a step can draw to any use
+MOST_DRAWN = 1 << 20
+#: how the candidates of a sampled softmax are drawn
+Sampling = Literal["uniform", "popularity"]
+
 
 @dataclass(frozen=True)
 class RankingOptions:
@@ -18,6 +23,9 @@ class RankingOptions:
     scale: scale of this content before its vectors get unit length: raw, unit or standard
     id_dropout: share of the items whose id vector a training step leaves out, so that only content represents them
     absent: whether items without a training interaction are negatives like all others, or left_out of the softmax
+    negatives: number of items that a step draws; its softmax runs over them and the targets of the batch, for a
+        catalogue that is too large for a softmax over all items; 0: all items
+    sampling: how they are drawn: uniform, or by popularity (in proportion to 1 + the training rows with this target)
     """
 
     untied: bool = False
@@ -26,12 +34,17 @@ class RankingOptions:
     scale: Scale = "standard"
     id_dropout: float = 0.0
     absent: Literal["negatives", "left_out"] = "negatives"
+    negatives: int = 0
+    sampling: Sampling = "uniform"
 
     def __post_init__(self) -> None:
         probabilities(self, "id_dropout")
         require(0 <= self.shorten <= 1, "shorten", self.shorten, "it must be in 0..1")
         require(self.content in ("none", "text", "visual"), "content", self.content, "it must be none, text or visual")
         require(self.absent in ("negatives", "left_out"), "absent", self.absent, "it must be negatives or left_out")
+        known = self.sampling in ("uniform", "popularity")
+        require(known, "sampling", self.sampling, "it must be uniform or popularity")
+        require(0 <= self.negatives <= MOST_DRAWN, "negatives", self.negatives, f"it must be in 0..{MOST_DRAWN:,}")
         alone = self.content != "none" or not self.id_dropout
         require(alone, "id_dropout", self.id_dropout, "it needs content, which represents an item without its ID")
 

@@ -58,12 +58,12 @@ class SSDRec(Caching, Backbone):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         rows = self._rows(batch)
         if self.denoising is None:
-            return {"ranking": self.ranking_loss(self._encode(batch, rows, None), batch.target)}
+            return {"ranking": self.ranking_loss(self._encode(batch, rows, None), batch)}
         keep_BL, error_B = self._denoised(batch, rows)
         user_BD = self._encode(batch, rows, keep_BL)
         easy_b, share = easiest(error_B.detach(), batch.key, left_out(self.clock))
         return {
-            "ranking": share * self.ranking_loss(user_BD[easy_b], batch.target[easy_b]),
+            "ranking": share * self.ranking_loss(user_BD[easy_b], batch[easy_b]),
             "reconstruction": share * error_B[easy_b].mean(),
             "filter": self._filter(batch, rows),
         }

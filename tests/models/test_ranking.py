@@ -17,6 +17,7 @@ from models.contract import Batch, ModelContext, TrainingInteractions
 from models.errors import UserError
 from models.mealrec.model import MealRec
 from models.nn.noise import KeyedNoise, Stream
+from models.options.cl4srec import CL4SRecOptions
 from models.options.mealrec import MealRecOptions, TCDOptions
 from models.options.ranking import RankingOptions
 from models.options.sasrec import SASRecOptions
@@ -218,7 +219,8 @@ def test_ranking_loss_is_cross_entropy_of_the_items_seen_in_training(kind: str) 
     model = _backbone(kind).double()
     user = torch.randn(3, HIDDEN, dtype=torch.float64).requires_grad_()
     targets = [1, 4, 11]
-    loss = model.ranking_loss(user, torch.tensor(targets))
+    rows = replace(make_batch([[1]] * 3), target=torch.tensor(targets))
+    loss = model.ranking_loss(user, rows)
     leaves = [user, *model.candidates.parameters()]
     assert_same(loss, _loss(model, user, targets), leaves)
 
@@ -253,11 +255,30 @@ def test_mealrec_reads_the_shortened_rows_and_ranks_the_candidates() -> None:
     torch.testing.assert_close(loss(model, HISTORIES), loss(model_of(0.0), _cut(make_batch(HISTORIES), 0.6)))
 
 
+@pytest.mark.parametrize("backbone", ["sasrec", "cl4srec", "tedrec"])
+def test_a_sample_of_thousands_gives_mealrec_the_loss_of_all_items_in_bf16_too(backbone: Any) -> None:
+    losses = []
+    for negatives in (0, 20_000):
+        ranking = RankingOptions(content="text", negatives=negatives)
+        sasrec: Any = {"hidden": HIDDEN, "inner": 6, "ranking": ranking}
+        options = MealRecOptions(
+            backbone=backbone, sasrec=SASRecOptions(**sasrec), cl4srec=CL4SRecOptions(**sasrec),
+            tedrec=TedRecOptions(experts=2, **sasrec), tcd=TCDOptions(channels=(8, 16)), steps=3,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = MealRec(options, model_context()).eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(model(make_batch(HISTORIES))["ranking"])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+
+
 def test_options_that_mean_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="id_dropout"):
         RankingOptions(id_dropout=0.2)
     with pytest.raises(UserError, match="shorten"):
         RankingOptions(shorten=1.2)
+    with pytest.raises(UserError, match="negatives"):
+        RankingOptions(negatives=-1)
     with pytest.raises(UserError, match="text"):
         build("sasrec", SASRecOptions(ranking=ALL), model_context(table=item_table(fields=("visual",))))
 

@@ -33,7 +33,7 @@ def train(config: RunConfig, run_dir: Path) -> None:
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without times and memory."""
-    timed = {"rows_per_second", "train_seconds", "valid_seconds", "process", "peak_memory_mib"}
+    timed = {"rows_per_second", "train_seconds", "valid_seconds", "checkpoint_seconds", "process", "peak_memory_mib"}
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row["metrics"] = {key: value for key, value in row["metrics"].items() if key not in timed}

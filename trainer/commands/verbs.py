@@ -23,6 +23,7 @@ VERBS = (
     "recommend",
     "serve",
     "compare",
+    "report",
     "systems",
     "settings",
     "track",

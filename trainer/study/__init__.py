@@ -1,1 +1,1 @@
-"""Studies: many runs that answer one question, in one folder."""
+"""Studies: a plan of many runs, carried out as trials of Ray Tune, tracked and tested together."""

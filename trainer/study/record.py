@@ -1,33 +1,31 @@
-"""What a study is, as its study.json says: parts, trials, and what was left out; and the state of each trial.
-
-RUNS_DIR/STUDY/ holds study.json and an ordinary run folder per trial.
-"""
+"""`study.json`: what a study consists of, for whoever reads its results. The folder of each run says the rest."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from models.errors import UserError
+from retrieval.files import write_json
 
-RECORD = "study.json"
-FAILURE = "failure.json"
-VERSION = 1
+NAME, FAILURE, STOPPED = "study.json", "failure.json", "stopped.json"
+_VERSION = 1
 
+#: how the report shows a part
 FigureKind = Literal["bars", "heatmap", "lines", "complexity", "embedding", "search"]
-#: which configurations of a part are tested: all, or those that validation chose
+#: which runs of a part read the test targets: every one, or those of the configuration that validation chose
 Tested = Literal["all", "chosen"]
-State = Literal["finished", "failed", "unfinished"]
+
+#: stopped: by the scheduler of a search, since others were better after as many epochs
+State = Literal["finished", "failed", "stopped", "unfinished"]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A question of the study, and the figure that answers it. factors: the settings that its trials vary."""
+class PartRecord:
+    """See `trainer.study.plan.Part`."""
 
     name: str
     title: str
@@ -38,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One run of the study. label: what tables call its configuration; seeds of one configuration share it."""
+    """See `trainer.study.trials.Trial`."""
 
     name: str
     part: str
@@ -47,11 +45,12 @@ class TrialRecord:
     dataset: str
     seed: int
     factors: Mapping[str, Any]
+    run: str
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A system that was not trained on a dataset, and why."""
+class LeftOutRecord:
+    """A system that was left out of a part on a dataset, and why."""
 
     part: str
     system: str
@@ -61,8 +60,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """The content of study.json. metric: what validation chooses by. datasets: name -> path. folder: where it is."""
+    """A study. folder: where it is. datasets: paths by name. created: ISO 8601. metric: what validation chooses by."""
 
+    folder: Path
     name: str
     command: str
     plan: str
@@ -70,42 +70,58 @@ class StudyRecord:
     created: str
     metric: str
     datasets: Mapping[str, str]
-    parts: tuple[Part, ...]
+    parts: tuple[PartRecord, ...]
     trials: tuple[TrialRecord, ...]
-    left_out: tuple[LeftOut, ...]
-    folder: Path
+    left_out: tuple[LeftOutRecord, ...]
 
-    def of_part(self, part: Part) -> list[TrialRecord]:
-        """The trials of a part, in the order of the plan."""
-        return [trial for trial in self.trials if trial.part == part.name]
+    def run_folder(self, trial: TrialRecord) -> Path:
+        """The folder with the results of a trial, an ordinary run folder."""
+        return self.folder / trial.run
+
+    def of_part(self, part: str) -> list[TrialRecord]:
+        """The trials of a part."""
+        return [trial for trial in self.trials if trial.part == part]
 
 
-_ADAPTER = TypeAdapter(StudyRecord)
+def write_study(study: StudyRecord) -> None:
+    """Write `study.json`, whole or not at all."""
+    content = {"version": _VERSION, **asdict(study)}
+    del content["folder"]
+    write_json(study.folder / NAME, content)
 
 
 def read_study(folder: Path) -> StudyRecord:
-    """The study in `folder`. Raises UserError, naming the file, if it is missing, damaged, or of another version."""
-    path = folder / RECORD
+    """The study in `folder`. Raises UserError if there is none, or it was written by another version."""
+    path = folder / NAME
     try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
-        if (version := content.pop("version", None)) != VERSION:
-            raise UserError(f"{path} has version {version!r}, this MealRec reads version {VERSION}; use the one that wrote it")
-        return _ADAPTER.validate_python(content | {"folder": folder})
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if content.pop("version") != _VERSION:
+            raise UserError(f"{path} was written by another version of MealRec; read it with that one")
+        return StudyRecord(
+            folder=folder,
+            parts=tuple(PartRecord(**{**each, "factors": tuple(each["factors"])}) for each in content.pop("parts")),
+            trials=tuple(TrialRecord(**each) for each in content.pop("trials")),
+            left_out=tuple(LeftOutRecord(**each) for each in content.pop("left_out")),
+            **content,
+        )
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a study (no {RECORD}); give the name of a folder that mealrec study made") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} does not fit: {where}: {first['msg']}; bring the file back from a copy") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); bring the file back from a copy") from None
+        raise UserError(f"there is no study in {folder} (no {NAME}); `mealrec study` makes one") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a study that this version understands ({error})") from None
 
 
-def trial_state(folder: Path, test: Tested) -> State:
-    """The state of a trial from its run folder. test: of its part; where it is "chosen", validation ends a trial."""
-    reports = ("valid.json", "test.json") if test == "all" else ("valid.json",)
-    if all((folder / name).exists() for name in reports):
+def trial_state(folder: Path, test: bool) -> State:
+    """What has become of the run in `folder`. test: whether it is finished only when it was tested."""
+    if (folder / FAILURE).exists():
+        return "failed"
+    if (folder / "valid.json").exists() and (not test or (folder / "test.json").exists()):
         return "finished"
-    return "failed" if (folder / FAILURE).exists() else "unfinished"
+    return "stopped" if (folder / STOPPED).exists() else "unfinished"
+
+
+def failure(folder: Path) -> str:
+    """Why the trial in `folder` failed, in one line."""
+    content = json.loads((folder / FAILURE).read_bytes())
+    return f"{content['kind']}: {content['message']}".splitlines()[0]

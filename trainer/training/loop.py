@@ -95,6 +95,7 @@ class Loop:
         self._notice = SharedNotice(self.size)
         self._growth = GrowthLimit(engine.device)
         self._ranked_by: str | None = None  # what the user was told
+        self._saving_s = 0.0  # spent on checkpoints since the last line of the log
         self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
         self._before: tuple[int, ...] = ()
@@ -196,25 +197,26 @@ class Loop:
         record = {
             "loss": {name: value for name, value in losses.items() if name in weighted},
             "valid": metrics, "rows_per_second": rate, "train_seconds": seconds, "valid_seconds": evaluation.seconds,
+            "checkpoint_seconds": self._saving_s,
             **{name: value for name, value in losses.items() if name not in weighted}, "process": usage(),
             **({} if index.get("kind", "exact") == "exact" else {"index": dict(index)}),
         }  # fmt: skip
+        self._saving_s = 0.0
         if self.log is not None:
             self.log.append("epoch", position.epoch, position.total_steps, record)
         shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items()) + (" (best)" if best else "")
         eta = (seconds + evaluation.seconds) * (self.config.train.epochs - position.epoch)
         self.reporter.epoch(position.epoch, losses, rate, shown, eta)
         self.position = Position(epoch=position.epoch + 1, total_steps=position.total_steps)
-        started = time.perf_counter()
         self._commit({})
         self.reporter.say(
-            f"  training {seconds:.2f} s, validation {evaluation.seconds:.2f} s, checkpoint "
-            f"{time.perf_counter() - started:.2f} s",
+            f"  training {seconds:.2f} s, validation {evaluation.seconds:.2f} s, checkpoint {self._saving_s:.2f} s",
             at=Verbosity.VERBOSE,
         )
 
     def _commit(self, sums: dict[str, Tensor]) -> None:
         """Commit a checkpoint: every rank contributes, rank 0 writes, and all ranks wait until it is on the disk."""
+        started = time.perf_counter()
         self._check(self.position.step - 1)  # a checkpoint must not count a step that a GPU skipped
         tensors = self.engine.state()
         totals = self._totals(sums) if sums else {}
@@ -234,6 +236,7 @@ class Loop:
         if failed[0] is not None:
             raise UserError(failed[0])
         self._before = (self.position.total_steps, self.stopping.best_step)
+        self._saving_s += time.perf_counter() - started
 
     def _stop_if_asked(self, sums: dict[str, Tensor], *, last: bool = False) -> None:
         """Raise Stopped on every rank, after a checkpoint, when one of them was told to stop. Collective."""

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.helpers.finished_study import write_study
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
 from trainer.cli import main
 from trainer.commands import extract, serve, train
@@ -28,7 +29,7 @@ class Reached(Exception):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Path:
-    """data/demo, runs/demo-*, mlflow.db, and the files of the user."""
+    """data/demo, runs/demo-*, the study runs/first, mlflow.db, and the files of the user."""
     root = tmp_path_factory.mktemp("examples")
     make_dataset(root / "data/demo")
     shutil.copy(mlflow_store, root / "mlflow.db")
@@ -36,6 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Path:
         settings = [f"--set={each}" for each in (*MODELS[model], *RUN, "train.epochs=1")]
         assert main(["train", "--quiet", "--recipe", "demo", "--model", model, "--name", f"demo-{model}", "--data",
                      str(root / "data/demo"), "--runs-dir", str(root / "runs"), *settings]) == 0  # fmt: skip
+    write_study(root / "runs/first", root / "data/demo", only=("table2",))
     _files_of_the_user(root)
     return root
 

@@ -1,0 +1,154 @@
+"""`mealrec report` on a study written by hand: the page in a real browser, its text, its pictures, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.browser import look, require_browser
+from tests.helpers.finished_study import write_study
+from tests.helpers.tiny_runs import make_dataset
+from trainer.cli import main
+from trainer.report import pictures
+from trainer.report.figures.style import PageFigure, figure
+from trainer.report.pictures import NoBrowserError, write_pictures
+
+FIGURES = {
+    "table2-demo", "ablation-demo", "sensitivity-demo-mealrec", "noise-demo", "complexity-demo", "tune-demo-sasrec",
+    "tune-demo-sasrec-settings", "time", "data-demo", "curves-table2-demo", "curves-ablation-demo",
+    "curves-sensitivity-demo", "curves-noise-demo", "curves-complexity-demo", "curves-embedding-demo",
+    "curves-tune-demo",
+}  # fmt: skip
+DRAWN = "document.documentElement.dataset.drawn !== undefined"
+#: what the software renderer of a machine without a GPU says of itself
+_OF_THE_DRIVER = "GL Driver Message"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with the study "first"."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_study(folder / "first", make_dataset(folder / "demo"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Path:
+    """The page of the study."""
+    out = runs.parent / "page"
+    arguments = ["report", "--study", "first", "--runs-dir", str(runs), "--out", str(out), "--no-pictures"]
+    assert main(arguments) == 0
+    return out / "index.html"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_page_draws_every_figure_asks_for_nothing_and_fits(page: Path, width: int, dark: bool) -> None:
+    require_browser()
+    ask = {
+        "drawn": "[...document.querySelectorAll('.plot')].filter(e => e.querySelector('.main-svg')).map(e => e.id)",
+        "empty": "[...document.querySelectorAll('.plot')].filter(e => e.clientHeight < 100).map(e => e.id)",
+        "width": "document.documentElement.scrollWidth",
+        "buttons": "[...document.querySelectorAll('.modebar-btn')].map(e => e.dataset.title)",
+        "back": "getComputedStyle(document.body).backgroundColor",
+        "paper": "getComputedStyle(document.querySelector('.plot .main-svg')).backgroundColor",
+    }
+    seen = look(page, width, dark=dark, until=DRAWN, ask=ask)
+    assert [message for message in seen.messages if _OF_THE_DRIVER not in message] == []
+    assert [url for url in seen.requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
+    assert set(seen.answers["drawn"]) == FIGURES
+    assert seen.answers["empty"] == []
+    assert seen.answers["width"] <= width
+    assert not [title for title in seen.answers["buttons"] if title and "cloud" in title.lower()]
+    light = {"back": "rgb(246, 247, 249)", "paper": "rgb(255, 255, 255)"}
+    assert all((seen.answers[name] == colour) != dark for name, colour in light.items())
+
+
+def test_page_tells_what_is_missing_and_how_each_figure_is_made(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    body = text[: text.index('<script type="application/json"')]
+    for told in (
+        "&lt;demo&gt; has no visual_layers", "out of memory in a step of 2048 rows", "81,234", "OutOfMemoryError",
+        "table2-mmgcn-s2020", "41 of 43",
+    ):  # fmt: skip
+        assert told in body, told
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", body)
+    for part in re.split(r"(?=<figure)", body)[1:]:
+        assert re.search(r'<pre class="command"><code>[^<]*mealrec (report|analyse)', part), part[:80]
+    assert "mealrec compare table2-mealrec-s2020" in body
+
+
+def test_tables_hold_mean_deviation_and_the_sign_of_a_test(page: Path, runs: Path) -> None:
+    reports = [
+        json.loads((runs / f"first/table2-mealrec-s{seed}/test.json").read_bytes()) for seed in (2020, 2021, 2022)
+    ]
+    values = [report["NDCG@10"] for report in reports]
+    mean = sum(values) / 3
+    deviation = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
+    row = re.search(r"<tr><td class=\"\">mealrec</td>.*?</tr>", page.read_text(encoding="utf-8"))
+    assert row is not None
+    assert f"{mean:.4f} ±{deviation:.4f}" in row[0]
+
+
+def test_heatmap_outlines_the_one_that_was_tested(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    drawn = json.loads(re.search(r'id="figures-data">(.*?)</script>', text, re.DOTALL)[1])["sensitivity-demo-mealrec"]  # type: ignore[index]
+    (shape,) = drawn["layout"]["shapes"]
+    heat = drawn["data"][0]
+    assert (heat["x"][round(shape["x0"] + 0.5)], heat["y"][round(shape["y0"] + 0.5)]) == ("25", "0.1")
+
+
+def test_pictures_are_png_and_pdf(tmp_path: Path) -> None:
+    require_browser()
+    drawn = figure(200)
+    drawn.add_bar(x=[1, 2], y=[3, 4])
+    write_pictures([PageFigure("one", "One", "", drawn, ())], tmp_path)
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_without_a_browser_the_page_is_made_and_the_reason_told(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pictures.SilentChromium, "find_browser", lambda **_: None)
+    monkeypatch.setattr("choreographer.browsers.chromium.Chromium.find_browser", lambda **_: None)
+    out = tmp_path / "report"
+    assert main(["report", "--study", str(runs / "first"), "--out", str(out)]) == 0
+    assert "no Chrome or Chromium was found" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert 'href="figures/' not in (out / "index.html").read_text(encoding="utf-8")
+    with pytest.raises(NoBrowserError):
+        write_pictures([], tmp_path)
+
+
+def test_an_earlier_report_is_replaced_and_nothing_else(
+    runs: Path, page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["report", "--study", "first", "--runs-dir", str(runs), "--no-pictures", "--out"]
+    before = page.stat().st_mtime_ns
+    assert main([*arguments, str(page.parent)]) == 0
+    assert page.stat().st_mtime_ns > before
+    (tmp_path / "index.html").write_text("mine")
+    assert main([*arguments, str(tmp_path)]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_an_unknown_study_is_told_with_the_nearest_name(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--study", "frist", "--runs-dir", str(runs)]) == 2
+    assert "did you mean 'first'?" in capsys.readouterr().err
+
+
+def test_a_study_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "new")
+    for report in study.rglob("*.json"):
+        if report.parent != study:
+            report.unlink()
+    for log in study.rglob("metrics.jsonl"):
+        log.unlink()
+    assert main(["report", "--study", str(study), "--out", str(tmp_path / "out"), "--no-pictures"]) == 0
+    text = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    assert "0 of 43" in text
+    assert "not there any more" in text

@@ -1,0 +1,1 @@
+"""Where a trained model wins and loses, on the test set."""

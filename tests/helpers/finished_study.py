@@ -35,7 +35,8 @@ class PlannedTrial:
     @property
     def whole_label(self) -> str:
         """The label as `mealrec study` makes it: with the values of factors."""
-        return " ".join([self.label, *(f"{key.rpartition('.')[2]}={value}" for key, value in self.factors.items())])
+        shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in self.factors.items()}
+        return " ".join([self.label, *(f"{key.rpartition('.')[2]}={value}" for key, value in shown.items())])
 
     @property
     def name(self) -> str:

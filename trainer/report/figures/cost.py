@@ -97,6 +97,7 @@ def time_spent(study: Study, commands: tuple[str, ...]) -> list[PageFigure]:
                 hovertemplate=f"%{{y}}<br>{name}: %{{x:.2f}} min<extra></extra>",
             )
         )  # fmt: skip
+    drawn.update_layout(legend_traceorder="normal")
     drawn.update_xaxes(title_text="minutes over all seeds")
     drawn.update_yaxes(autorange="reversed", showgrid=False)
     caption = "Measured in the runs: training steps, validation at the end of each epoch, and writing checkpoints."

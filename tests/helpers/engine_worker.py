@@ -26,6 +26,8 @@ from trainer.training.engine import Engine, Groups, NonFiniteError, TorchEngine
 ITEMS, LENGTH = 40, 6
 PLAN = Plan(263, 130)  # steps of 130, 130 and 3 rows: fewer than there are shares
 HALF, STEPS = 2, 4
+#: another learning rate in every step
+TRAIN = TrainConfig.model_validate({"epochs": 2, "schedule": {"name": "cosine", "epochs": 2, "warmup": 1}})
 BAD_STEP = 1
 #: three items per user; here each user is one training row
 INTERACTIONS = TrainingInteractions(3 * torch.arange(PLAN.rows + 1), 1 + torch.arange(3 * PLAN.rows) * 7 % (ITEMS - 1))
@@ -112,6 +114,7 @@ def _run(folder: Path, job: Job, rank: int, world: int) -> None:
 
 
 def _step(engine: Engine, job: Job, step: int, rank: int, world: int) -> list[float]:
+    engine.set_learning_rate(TRAIN.rate(step, PLAN.steps))
     shares = PLAN.share(step % PLAN.steps, rank, world, job.accumulation)
     terms = engine.step([(_batch(rows), weight) for rows, weight in shares])
     # figures without a weight, such as shares of the variance of a batch, depend on how rows are divided

@@ -16,7 +16,8 @@ from trainer.training.worker import train_worker
 
 STEPS = 32  # steps of the undisturbed run: 4 epochs of 8
 SETTINGS = (
-    "train.epochs=4", "train.batch_size=30", "train.checkpoint_every=3", "train.patience=9", "train.keep_optimizer=true"
+    "train.epochs=4", "train.batch_size=30", "train.checkpoint_every=3", "train.patience=9",
+    "train.keep_optimizer=true", "train.schedule={name: cosine, epochs: 9, warmup: 5}",
 )  # fmt: skip
 
 

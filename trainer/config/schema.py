@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -41,12 +42,37 @@ class DataConfig(_Section):
     stream_window: int = Field(default=4, ge=1)
 
 
+class ScheduleConfig(_Section):
+    """How the learning rate changes during a run.
+
+    name: constant, or step: after every `epochs` epochs it is multiplied by `factor`, or cosine: it falls along half a
+        cosine, to 0 at the end of epoch number `epochs`
+    epochs: for step: epochs from one fall to the next; for cosine: epochs of the whole fall
+    factor: for step: what the learning rate is multiplied by
+    warmup: number of steps at the start in which it rises linearly to its value; 0: none
+    """
+
+    name: Literal["constant", "step", "cosine"] = "constant"
+    epochs: int = Field(default=100, ge=1)
+    factor: float = Field(default=0.1, gt=0, le=1)
+    warmup: int = Field(default=0, ge=0)
+
+    def share(self, step: int, steps_per_epoch: int) -> float:
+        """What the learning rate is multiplied by in a step, from 0, of the run."""
+        done, whole = step - self.warmup, self.epochs * steps_per_epoch - self.warmup
+        if done < 0:
+            return (step + 1) / (self.warmup + 1)
+        if self.name == "cosine":
+            return 0.5 + 0.5 * math.cos(math.pi * min(done / whole, 1)) if whole > 0 else 0.0
+        return self.factor ** (step // (self.epochs * steps_per_epoch)) if self.name == "step" else 1.0
+
+
 class TrainConfig(_Section):
     """How a system is trained.
 
     epochs: the most epochs
     batch_size: training rows of a step, over all workers
-    learning_rate: step size of Adam
+    learning_rate: step size of Adam, of which `schedule` can make less
     weight_decay: weight decay of AdamW; 0: Adam without it
     patience: training stops after so many validations without a better NDCG@10
     clip_norm: largest norm of the gradient; 0: no limit
@@ -58,12 +84,26 @@ class TrainConfig(_Section):
     epochs: int = Field(default=300, ge=1)
     batch_size: int = Field(default=2048, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: float = Field(default=0.0, ge=0)
     patience: int = Field(default=10, ge=1)
     clip_norm: float = Field(default=0.0, ge=0)
     accumulation: int = Field(default=1, ge=1, le=1 << 16)
     checkpoint_every: int = Field(default=0, ge=0)
     keep_optimizer: bool = False
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, from 0, of the run; it depends on nothing else, so a run can resume anywhere."""
+        return self.learning_rate * self.schedule.share(step, steps_per_epoch)
+
+    @model_validator(mode="after")
+    def _learns_to_its_end(self) -> TrainConfig:
+        if self.schedule.name == "cosine" and self.schedule.epochs < self.epochs:
+            raise ValueError(
+                f"the learning rate is 0 after epoch {self.schedule.epochs} of {self.epochs}: give "
+                f"schedule.epochs={self.epochs} or train.epochs={self.schedule.epochs}"
+            )
+        return self
 
 
 class EngineConfig(_Section):

@@ -101,6 +101,17 @@ class Engine(ABC):
         self._products: Literal["high", "highest"] = "high" if engine.precision == "tf32" else "highest"
         torch.set_float32_matmul_precision(self._products)
         self.training_pass = TrainingPass(model, engine.precision)
+        self._adam = make_optimizer(model, train)
+        self._guard = FiniteGuard(self._adam, device)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The learning rate of the steps from now on. No checkpoint holds it: the schedule gives it for any step."""
+        for group in self._adam.param_groups:  # ZeRO replaces the parameters of the groups, not the groups
+            group["lr"] = rate
+
+    def check(self) -> None:
+        """Raise NonFiniteError if a step so far was not finite."""
+        self._guard.check()
 
     @abstractmethod
     def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
@@ -109,10 +120,6 @@ class Engine(ABC):
         Terms are scalars on the device; their sum over ranks is the mean over the global batch.
         Raises NonFiniteError before the update, unless that means waiting for the device; then `check` raises it.
         """
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise NonFiniteError if a step so far was not finite."""
 
     @abstractmethod
     def state(self) -> Groups:
@@ -155,11 +162,6 @@ class TorchEngine(Engine):
 
     name = "torch"
 
-    def __init__(self, model: SequenceModel, train: TrainConfig, engine: EngineConfig, device: torch.device) -> None:
-        super().__init__(model, train, engine, device)
-        self._optimizer = make_optimizer(model, train)
-        self._guard = FiniteGuard(self._optimizer, device)
-
     def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
         self.model.train()
         sums: dict[str, Tensor] = {}
@@ -171,8 +173,8 @@ class TorchEngine(Engine):
         self._sum_gradients()
         if self._train.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._train.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
         return sums
 
     def _sum_gradients(self) -> None:
@@ -186,14 +188,11 @@ class TorchEngine(Engine):
         for handle in handles:
             handle.wait()
 
-    def check(self) -> None:
-        self._guard.check()
-
     def state(self) -> Groups:
-        return replicated_state(self.model, self._optimizer)
+        return replicated_state(self.model, self._adam)
 
     def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
-        load_moments(self.model, self._optimizer, moments)
+        load_moments(self.model, self._adam, moments)
 
 
 def replicated_state(model: SequenceModel, optimizer: torch.optim.Optimizer) -> Groups:

@@ -29,12 +29,10 @@ from trainer.process import world
 from trainer.training.engine import (
     MOMENTS,
     Engine,
-    FiniteGuard,
     Groups,
     NonFiniteError,
     add_terms,
     load_moments,
-    make_optimizer,
     replicated_state,
 )
 
@@ -48,10 +46,8 @@ class DeepSpeedEngine(Engine):
         super().__init__(model, train, engine, device)
         _join_process_group(device)
         self._stage = engine.zero_stage
-        optimizer = make_optimizer(model, train)
-        self._guard = FiniteGuard(optimizer, device)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=self.training_pass, optimizer=optimizer, config=self._settings(train), dist_init_required=False
+            model=self.training_pass, optimizer=self._adam, config=self._settings(train), dist_init_required=False
         )
 
     def _settings(self, train: TrainConfig) -> dict[str, Any]:
@@ -79,9 +75,6 @@ class DeepSpeedEngine(Engine):
         if getattr(self._optimizer, "overflow", False):  # ZeRO noticed it before the guard, and skipped the update
             raise NonFiniteError("a gradient is not finite")
         return sums
-
-    def check(self) -> None:
-        self._guard.check()
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[SequenceModel]:

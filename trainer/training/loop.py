@@ -143,6 +143,7 @@ class Loop:
     def _step(self, step: int, sums: dict[str, Tensor]) -> None:
         torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
         self.engine.model.clock = Clock(self.position.epoch, self.position.total_steps)
+        self.engine.set_learning_rate(self.config.train.rate(self.position.total_steps, self.plan.steps))
         shares = self.plan.share(step, self.rank, self.size, self.config.train.accumulation)
         try:
             terms = self.engine.step(

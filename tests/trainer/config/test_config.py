@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def options(config: RunConfig) -> dict[str, Any]:
         ("train.epochs=many", "train.epochs: Input should be a valid integer"),
         ("train.epochs=2.5", "train.epochs"),
         ("train.learning_rate=0", "train.learning_rate"),
+        ("train.schedule.name=plateau", "train.schedule.name: Input should be 'constant', 'step' or 'cosine'"),
+        ("train.schedule.gamma=0.1", "unknown key train.schedule.gamma"),
+        ("train={epochs: 30, schedule: {name: cosine, epochs: 20}}", "the learning rate is 0 after epoch 20 of 30"),
         ("engine.zero_stage=4", "engine.zero_stage: Input should be 0, 1, 2 or 3 (given: 4)"),
         ("engine.precision=fp16", "'tf32' or 'bf16'"),
         ("eval.index=faiss", "eval.index: unknown index: known: auto, exact, flat, hnsw, ivf, ivfpq (given: 'faiss')"),
@@ -275,8 +279,8 @@ def test_what_may_change_between_save_and_resume(setting: str) -> None:
 @pytest.mark.parametrize(
     "setting",
     ["train.learning_rate=0.5", "train.batch_size=7", "train.accumulation=2", "train.clip_norm=1", "train.patience=4",
-     "train.weight_decay=0.1", "engine.precision=bf16", "seed=1", "model.mix=0.25", "model.name=sasrec",
-     "model.tcd.channels=[8, 16]", "data.loader=stream"],
+     "train.weight_decay=0.1", "train.schedule.warmup=9", "engine.precision=bf16", "seed=1", "model.mix=0.25",
+     "model.name=sasrec", "model.tcd.channels=[8, 16]", "data.loader=stream"],
 )  # fmt: skip
 def test_what_may_not_change(setting: str) -> None:
     assert settings_of(setting).fingerprint() != settings_of().fingerprint()
@@ -296,3 +300,36 @@ def test_what_auto_came_to_is_what_chose_the_best_epoch() -> None:
     for config, size, those in ((auto, small, (auto, exact)), (auto, large, (auto,)), (exact, large, (auto, exact))):
         accepted = [each for each in (auto, exact, ivf) if each.may_be(config.fingerprint(*size))]
         assert accepted == list(those)
+
+
+def rates(epochs: int, schedule: dict[str, Any]) -> list[float]:
+    """Learning rates of a run whose epochs have 4 steps, with a rate of 1."""
+    train = TrainConfig.model_validate({"learning_rate": 1.0, "epochs": epochs, "schedule": schedule})
+    return [train.rate(step, 4) for step in range(4 * epochs)]
+
+
+def test_a_schedule_of_steps() -> None:
+    """As torch's StepLR of 2 epochs and a factor of .5, which it counts at the end of an epoch."""
+    assert rates(6, {"name": "step", "epochs": 2, "factor": 0.5}) == [1.0] * 8 + [0.5] * 8 + [0.25] * 8
+    assert rates(2, {}) == [1.0] * 8
+
+
+def test_a_schedule_rises_before_it_falls() -> None:
+    assert rates(2, {"warmup": 3}) == [0.25, 0.5, 0.75, *[1.0] * 5]
+    assert rates(1, {"warmup": 9}) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rates(2, {"name": "step", "epochs": 1, "warmup": 2}) == pytest.approx([1 / 3, 2 / 3, 1, 1, *[0.1] * 4])
+
+
+def test_a_schedule_of_half_a_cosine() -> None:
+    found = rates(3, {"name": "cosine", "epochs": 3, "warmup": 4})
+    assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert found[8] == pytest.approx(0.5), "half-way down"
+    assert all(a > b for a, b in pairwise(found[4:]))
+    train = TrainConfig.model_validate({"epochs": 3, "schedule": {"name": "cosine", "epochs": 3}})
+    assert [train.rate(step, 4) for step in (12, 13, 99)] == [0.0] * 3
+
+
+def test_a_schedule_depends_on_its_epochs_and_not_on_those_of_the_run() -> None:
+    """A run that is given more epochs goes on, and has done no step at another rate."""
+    schedule = {"name": "cosine", "epochs": 9}
+    assert rates(2, schedule) == rates(9, schedule)[:8]

@@ -244,6 +244,24 @@ def test_early_stopping_counts_on_after_a_resume(data: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "run/test.json").read_text())["epoch"] == 1
 
 
+def test_each_step_has_the_learning_rate_of_its_schedule(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Adam has in its groups at each update, also after a resume."""
+    settings = ("train.batch_size=64", "train.schedule={name: step, epochs: 1, factor: 0.5, warmup: 1}")
+    seen = []
+    step = TorchEngine.step
+
+    def noting(self: TorchEngine, batches: Any) -> Any:
+        seen.append(self._adam.param_groups[0]["lr"])
+        return step(self, batches)
+
+    monkeypatch.setattr(TorchEngine, "step", noting)
+    train(make_config(data, "sasrec", *settings, "train.epochs=1", "train.keep_optimizer=true"), tmp_path)
+    train(make_config(data, "sasrec", *settings, "train.epochs=2", "train.keep_optimizer=true"), tmp_path)
+    assert seen == pytest.approx([0.001, *[0.002] * 3, *[0.001] * 4])
+
+
 def test_stopping_restores_from_json() -> None:
     stopping = EarlyStopping(2)
     assert [stopping.update(value, n, 10 * n) for n, value in enumerate([0.1, 0.3, 0.3])] == [True, True, False]

@@ -19,7 +19,7 @@ class HierarchicalDenoising(nn.Module):
     Item level: an additive attention of each item with the user. LayerNorm replaces the released BatchNorm over places.
     """
 
-    def __init__(self, length: int, hidden: int, dropout: float) -> None:
+    def __init__(self, length: int, hidden: int, dropout: float, readout_dropout: float) -> None:
         super().__init__()
         self.lstm = BiLSTM(hidden, hidden, bias=True)
         self.mix = nn.Conv1d(2 * length, length, 1)
@@ -28,7 +28,7 @@ class HierarchicalDenoising(nn.Module):
         self.item = nn.Linear(hidden, hidden, bias=False)
         self.user = nn.Linear(hidden, hidden)
         self.item_level = nn.Linear(hidden, 2, bias=False)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.readout_dropout = Dropout(dropout), Dropout(readout_dropout)
 
     def forward(
         self, item_BLD: Tensor, vector_BLD: Tensor, user_BD: Tensor, length_B: Tensor,
@@ -69,7 +69,7 @@ class HierarchicalDenoising(nn.Module):
         return at_least_float32(scores).sigmoid()
 
     def _by_item(self, vector_BLD: Tensor, user_BD: Tensor) -> Tensor:
-        item = self.item(self.dropout(self.norm(vector_BLD)))
+        item = self.item(self.readout_dropout(self.norm(vector_BLD)))
         scores: Tensor = self.item_level(torch.tanh(item + self.user(user_BD)[:, None]))
         return at_least_float32(scores).sigmoid()
 

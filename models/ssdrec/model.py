@@ -52,7 +52,9 @@ class SSDRec(Caching, Backbone):
             self.item_relations = ItemRelations(relations, hidden, dropout)
             self.user_relations = UserRelations(relations, hidden, dropout)
         self.augmentation = SelfAugmentation(hidden, self.noise) if options.augment else None
-        self.denoising = HierarchicalDenoising(context.max_length, hidden, dropout) if options.denoise else None
+        self.denoising = None
+        if options.denoise:
+            self.denoising = HierarchicalDenoising(context.max_length, hidden, dropout, options.readout_dropout)
         self.apply(init_weights)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

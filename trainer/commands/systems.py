@@ -31,7 +31,7 @@ _NOTES = (
     "needs: content of the items, with the default options. Five overlapping parts of the titles (`mealrec prepare "
     "... --text minilm --segments 5`, for layer states also `--layers`) can take the place of frames and videos. M3BSR "
     "also uses behaviours, such as likes, where the dataset has them.",
-    "cost: time of an epoch, SASRec's is 1: on a sample of MicroLens, by recipe `sample`, whose batch sizes differ "
+    "cost: time of an epoch, SASRec's is 1: on a sample of MicroLens, at width 64, by batches of different size "
     "(2026-11-21, one thread of a 2-core AMD EPYC; docs/results.md has the figures and the commands).",
 )
 

@@ -251,7 +251,7 @@ def _reference_denoising(
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("noisy", [False, True])
 def test_denoising_equals_place_by_place(noisy: bool) -> None:
-    module = HierarchicalDenoising(7, HIDDEN, 0.0).double()
+    module = HierarchicalDenoising(7, HIDDEN, 0.0, 0.0).double()
     generator = torch.Generator().manual_seed(8)
     randomise(module)
     lengths, draw = [len(r) for r in ROWS] * 4, lambda *shape: torch.randn(*shape, generator=generator).double()
@@ -268,7 +268,7 @@ def test_denoising_equals_place_by_place(noisy: bool) -> None:
 
 
 def test_a_row_of_noise_alone_keeps_its_last_item() -> None:
-    module = HierarchicalDenoising(7, HIDDEN, 0.0)
+    module = HierarchicalDenoising(7, HIDDEN, 0.0, 0.0)
     gumbel = torch.zeros(4, 2, 2, 7)
     gumbel[:, :, 1] = 50.0
     x = torch.randn(4, 7, HIDDEN)

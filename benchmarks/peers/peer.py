@@ -64,6 +64,8 @@ class Peer(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any = None
+    #: what `better` must know of earlier validations, besides the best one: a checkpoint holds it
+    memory: dict[str, float] | None = None
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,12 +26,14 @@ class MMGCN(Peer):
     def __init__(self, job: Job) -> None:
         sys.path.insert(0, str(job.code / "src"))
         os.chdir(job.code / "src")  # MMRec reads its configuration files from where it stands
+        _leave_images_out()
         from common.trainer import Trainer  # type: ignore[import-not-found]
-        from models.mmgcn import MMGCN as Released  # type: ignore[import-not-found]
         from utils.configurator import Config  # type: ignore[import-not-found]
         from utils.dataloader import TrainDataLoader  # type: ignore[import-not-found]
         from utils.dataset import RecDataset  # type: ignore[import-not-found]
         from utils.utils import init_seed  # type: ignore[import-not-found]
+
+        from models.mmgcn import MMGCN as Released  # type: ignore[import-not-found]
 
         _write(job)
         self.settings = {
@@ -47,22 +50,23 @@ class MMGCN(Peer):
         init_seed(job.seed)
         data, _, _ = RecDataset(config).split()
         assert len(data) == sum(map(len, job.training_items())), "MMRec holds other training interactions"
+        str(data)  # counts its interactions, which its loader reads
         self._loader = TrainDataLoader(config, data, batch_size=config["train_batch_size"], shuffle=True)
         self._loader.pretrain_setup()
         self.model: Any = Released(config, self._loader).to(config["device"])
         assert self.model.n_items == job.sequences.manifest["items"], "MMRec ranks another catalogue"
         self._trainer = Trainer(config, self.model)
         self.optimizer, self.scheduler = self._trainer.optimizer, self._trainer.lr_scheduler
-        self._plain = [self.model.id_embedding, self.model.v_gcn.preference, self.model.t_gcn.preference]
 
     def train_epoch(self, epoch: int) -> float:
+        self._loader.dataset = self._loader.dataset_bk.copy(self._loader.dataset_bk.df)  # MMRec shuffles in place
         total, losses = self._trainer._train_epoch(self._loader, epoch)
         if torch.is_tensor(total):
             sys.exit("MMRec's loss is not a number")
         self.scheduler.step()
         return float(total) / len(losses)
 
-    def scores(self, split: str) -> Iterator[Tensor]:
+    def scores(self, split: str) -> Iterator[Tensor]:  # noqa: ARG002  # users are nodes, the history is not read
         self.model.forward()  # its `result` is that of the last step, before its update
         for users in torch.arange(self.model.n_users, device=self.model.device).split(2048):
             found = self.model.full_sort_predict([users])
@@ -71,6 +75,14 @@ class MMGCN(Peer):
     def better(self, now: dict[str, Metrics], best: dict[str, Metrics] | None) -> bool:
         """Recall@20 with the history masked, as in MMRec."""
         return best is None or now["masked"]["HR@20"] > best["masked"]["HR@20"]
+
+
+def _leave_images_out() -> None:
+    """Stand-ins for what MMRec imports to read images: nothing here does."""
+    images = types.ModuleType("utils.data_utils")
+    for name in ("ImageResize", "ImagePad", "image_to_tensor", "load_decompress_img_from_lmdb_value"):
+        setattr(images, name, None)
+    sys.modules |= {"utils.data_utils": images, "lmdb": types.ModuleType("lmdb")}
 
 
 def _write(job: Job) -> None:

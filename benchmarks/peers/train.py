@@ -33,6 +33,9 @@ from training import report, train
 #: name -> module and class; a module is imported when its peer is asked for, because each has its own environment
 PEERS = {
     "tedrec": ("peer_tedrec", "TedRec"),
+    "diqdiff": ("peer_diqdiff", "DiQDiff"),
+    "mmgcn": ("peer_mmgcn", "MMGCN"),
+    "dmmd4sr": ("peer_dmmd4sr", "DMMD4SR"),
 }
 
 

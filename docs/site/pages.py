@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*.png", "docs/*.svg", "docs/site/*.css",
-         "benchmarks/README.md", "benchmarks/results/*")  # fmt: skip
+         "benchmarks/README.md", "benchmarks/peers/README.md", "benchmarks/results/*")  # fmt: skip
 PROGRAM = "assets/mermaid.js"  # in the site
 #: sha256 of mermaid 11.12.0 as its authors published it (mermaid.min.js); the package mmdc has a copy
 MERMAID = "07e37dfa97b337ccc85365d57eddf99b9706f09db3b59b260d0333b23b343c4b"

@@ -10,7 +10,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -41,7 +40,7 @@ from retrieval.service.schema import (
     Scored,
     SimilarResponse,
 )
-from retrieval.service.watched import Watched
+from retrieval.service.watched import POLL_S, Identity, Watched
 
 _UNPROCESSABLE, _NOT_FOUND = 422, 404
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -52,8 +51,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 class Service:
     """One replica. asgi: the application. Raises what `load` raises.
 
-    load: makes the recommender, again at each `reload`. histories: see `Answering`. watch: a file of the model; if
-    another one takes its place, the model is loaded anew, within seconds.
+    load: makes the recommender, again at each `reload`. histories: see `Answering`. watch: tells models apart, asked
+    every `poll_s` seconds; if another model has taken the place of the first, it is loaded.
     """
 
     def __init__(
@@ -61,13 +60,14 @@ class Service:
         load: Callable[[], Recommender],
         histories: Callable[[str], Sequence[str]] | None = None,
         limits: Limits | None = None,
-        watch: Path | None = None,
+        watch: Identity | None = None,
+        poll_s: float = POLL_S,
     ) -> None:
         measures = Measures()
         watched = None if watch is None else Watched(watch)  # before it is loaded, so that no change is missed
         self._answering = Answering(load, histories, measures)
         if watched is not None:
-            threading.Thread(target=watched.follow, args=(self.reload,), daemon=True, name="watch").start()
+            threading.Thread(target=watched.follow, args=(self.reload, poll_s), daemon=True, name="watch").start()
         self.asgi = Guard(_application(self._answering, measures), limits or Limits(), measures)
 
     def reload(self) -> bool:
@@ -128,7 +128,7 @@ def _add_catalogue(app: FastAPI, answering: Answering) -> None:
         return ModelResponse(
             system=card.system, items=len(recommender.items), model=card.checksum,
             ranked_by=recommender.description, knows_users=answering.histories is not None, metrics=card.metrics,
-            trouble=answering.trouble,
+            run=str(card.provenance.get("run", "")), trouble=answering.trouble,
         )  # fmt: skip
 
 

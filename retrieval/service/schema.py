@@ -100,7 +100,8 @@ class FoundResponse(BaseModel):
 
 
 class ModelResponse(BaseModel):
-    """What is served. ranked_by: exactly or by an index. trouble: why the last reload failed; else empty."""
+    """What is served. ranked_by: exactly or by an index. run: which training made it. trouble: why the last reload
+    failed; else empty."""
 
     system: str
     items: int
@@ -108,6 +109,7 @@ class ModelResponse(BaseModel):
     ranked_by: str
     knows_users: bool
     metrics: dict[str, Any]
+    run: str
     trouble: str
 
 

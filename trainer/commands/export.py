@@ -36,13 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the export and print how to use it."""
     writable_folder(args.out)  # refuses it before the work, not after
     folder = run_folder(args.run, args.runs_dir)
-    opened = open_run(folder, args.data)
-    valid = folder / "valid.json"
-    if valid.exists():
-        opened.model.inference = str(read_report(valid)["inference"])
-    else:
-        evaluate_choices(opened.model, opened.loaded, opened.config)
-    _write(opened, args.out)
+    opened = export_run(folder, args.data, args.out)
     console.say(f"{opened.config.model.name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
     out = shlex.quote(str(args.out))
     console.say(f'ask it: mealrec recommend --model {out} --history "ITEM ITEM ..." --k 20')
@@ -50,6 +44,18 @@ def run(args: argparse.Namespace) -> int:
         items = opened.loaded.dataset.manifest.items
         console.say(f"index it: mealrec index --model {out} --kind {suggested_kind(items)}")
     return 0
+
+
+def export_run(folder: Path, data: str | None, out: Path) -> Run:
+    """Export the run in `folder` to `out`, and return it. data: where its dataset is now. Raises UserError."""
+    opened = open_run(folder, data)
+    valid = folder / "valid.json"
+    if valid.exists():
+        opened.model.inference = str(read_report(valid)["inference"])
+    else:
+        evaluate_choices(opened.model, opened.loaded, opened.config)
+    _write(opened, out)
+    return opened
 
 
 def _write(opened: Run, out: Path) -> None:

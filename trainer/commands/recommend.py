@@ -13,6 +13,7 @@ from retrieval.folders import writable_file
 from retrieval.index.kinds import KINDS
 from retrieval.items import Items
 from retrieval.recommender import Recommender
+from trainer.commands.model_source import add_model_argument, model_source
 from trainer.data.format.dataset import Dataset
 from trainer.data.histories import HistoryFile, UserHistories, answer_file
 from trainer.local_path import local_path
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  mealrec recommend --model export/demo --item i8 --item i19 --json\n"
         "  mealrec recommend --model export/demo --user u17 --data data/demo"
     )
-    parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
+    add_model_argument(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--history", metavar='"ITEM ..."',
                         help="raw item ids, oldest first, with blanks between them, or as a list in JSON")  # fmt: skip
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             raise UserError("--json prints one answer; the answers to --histories are written to --out as Parquet")
         return _answer_file(args)
-    recommender = Recommender.load(args.model, index=args.index)
+    recommender = Recommender.load(model_source(args.model).folder(), index=args.index)
     answer = recommender.recommend(_history(args, recommender), args.k, exclude_history=not args.keep_history)
     if args.json:
         ranked = [{"rank": n, **asdict(item)} for n, item in enumerate(answer.recommendations, start=1)]
@@ -135,7 +136,7 @@ def _answer_file(args: argparse.Namespace) -> int:
     histories = HistoryFile.open(args.histories)
     if out in [part.resolve() for part in histories.parts]:
         raise UserError(f"--out {args.out} is the file of --histories; give another one")
-    recommender = Recommender.load(args.model, index=args.index)
+    recommender = Recommender.load(model_source(args.model).folder(), index=args.index)
     k = min(max(1, args.k), len(recommender.items))
     done, noted = 0, 0
     progress = Progress("recommending", histories.rows)

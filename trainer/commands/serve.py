@@ -20,6 +20,7 @@ from cluster import console
 from cluster.serving import Serving, served
 from models.errors import UserError
 from retrieval.index.kinds import KINDS
+from trainer.commands.model_source import ModelSource, add_model_argument, model_source
 from trainer.local_path import local_path
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ TOKEN = "MEALREC_TOKEN"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec serve`."""
-    parser.add_argument("--model", type=local_path, required=True, metavar="DIR", help="made by `mealrec export`")
+    add_model_argument(parser)
     parser.add_argument("--index", default="exact", choices=["exact", *KINDS], metavar="KIND",
                         help="how to rank: exact, or by an index that `mealrec index` made (exact)")  # fmt: skip
     parser.add_argument("--data", type=local_path, metavar="DIR",
@@ -51,10 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit code."""
     token = os.environ.get(TOKEN) or None
     _check(args, token)
-    make = partial(
-        _service, Path.cwd() / args.model, args.index, args.data and Path.cwd() / args.data, args.cpus, token, args.rate
-    )
-    described = _describe(args)
+    source = model_source(args.model)
+    make = partial(_service, source, args.index, args.data and Path.cwd() / args.data, args.cpus, token, args.rate)
+    described = _describe(args, source)
     serving = Serving(args.host, args.port, args.replicas, args.cpus, queued=args.queue, timeout_s=args.timeout)
     console.say(f"starting Ray Serve for {described}")
     try:
@@ -79,13 +79,13 @@ def _sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, former)
 
 
-def _describe(args: argparse.Namespace) -> str:
+def _describe(args: argparse.Namespace, source: ModelSource) -> str:
     """What is served, in words. Raises UserError, before Ray starts, for a model or data that cannot be loaded."""
     from retrieval.recommender import Recommender
 
     if args.data is not None:
         _histories(args.data)
-    recommender = Recommender.load(args.model, args.index)
+    recommender = Recommender.load(source.folder(), args.index)
     return f"{recommender.card.system}, ranking by {recommender.description}"
 
 
@@ -115,7 +115,9 @@ def _try(url: str) -> str:
     )
 
 
-def _service(model: Path, index: str, data: Path | None, threads: int, token: str | None, rate: float) -> Service:
+def _service(
+    source: ModelSource, index: str, data: Path | None, threads: int, token: str | None, rate: float
+) -> Service:
     """What runs in a replica. Imported there, so it must be a function of a module."""
     import torch
 
@@ -125,8 +127,11 @@ def _service(model: Path, index: str, data: Path | None, threads: int, token: st
 
     torch.set_num_threads(threads)
     histories = None if data is None else _histories(data)
-    load = partial(Recommender.load, model, index, threads=threads)
-    return Service(load, histories, Limits(token=token, rate=rate), watch=model / "model.json")
+
+    def load() -> Recommender:
+        return Recommender.load(source.folder(), index, threads=threads)
+
+    return Service(load, histories, Limits(token=token, rate=rate), source.identity(), source.poll_s)
 
 
 def _histories(data: Path) -> Callable[[str], Sequence[str]]:

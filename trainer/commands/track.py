@@ -8,12 +8,11 @@ from pathlib import Path
 from cluster import console
 from models.errors import UserError
 from retrieval.disk import disk_trouble
+from trainer.commands.tracker import add_tracker_arguments, tracker_of
 from trainer.local_path import local_path
 from trainer.tracking import start_mirror, where_runs_are
-from trainer.tracking.address import Tracker, default_uri, sqlite_path, tracker
-from trainer.tracking.describe import read_config
+from trainer.tracking.address import sqlite_path
 from trainer.tracking.metrics_log import read_lines
-from trainer.tracking.state import read_state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  mealrec track --run demo-mealrec"
     parser.add_argument("--run", required=True, metavar="RUN", help="name of the run")
     parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR", help="folder of runs")
-    parser.add_argument("--uri", metavar="URI", help="address of MLflow (the one training mirrored the run to)")
-    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the one of the run)")
+    add_tracker_arguments(parser)
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds to try for (300)")
 
 
@@ -37,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = run_dir / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"there is no run {args.run!r}: {metrics} does not exist; name a folder of {args.runs_dir}")
-    where = _tracker(run_dir, args.uri, args.experiment)
+    where = tracker_of(run_dir, args.uri, args.experiment)
     lines, _ = read_lines(metrics, 0)
     ended = bool(lines) and lines[-1]["event"] == "end"
     mirror = start_mirror(run_dir, where.uri, where.experiment, running=False)
@@ -54,13 +52,3 @@ def run(args: argparse.Namespace) -> int:
     console.say(f"MLflow at {where.shown} has all {len(lines)} lines of {metrics}")
     console.say(f"the runs in MLflow\n{where_runs_are(run_dir, where.uri, where.experiment)}")
     return 0
-
-
-def _tracker(run_dir: Path, uri: str | None, experiment: str | None) -> Tracker:
-    """Where training mirrored the run to, or would now; what the command line names goes before."""
-    before, config = read_state(run_dir), read_config(run_dir).get("tracking") or {}
-    name = experiment or before.get("experiment") or config.get("experiment") or ""
-    now = tracker(run_dir, uri or config.get("uri") or "", name)
-    if uri or not before or before["uri"] == now.shown:  # of the address in mlflow.json a password is left out
-        return now
-    return tracker(run_dir, before["uri"] or default_uri(run_dir), name)

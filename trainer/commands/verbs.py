@@ -21,6 +21,7 @@ VERBS = (
     "export",
     "index",
     "recommend",
+    "register",
     "serve",
     "compare",
     "report",

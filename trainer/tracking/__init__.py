@@ -21,19 +21,19 @@ from trainer.tracking.group import write_group
 from trainer.tracking.metrics_log import MetricsLog
 from trainer.tracking.state import read_state
 
-__all__ = ["MetricsLog", "Mirror", "Status", "start_mirror", "where_runs_are", "write_group"]
+__all__ = ["ENVIRONMENT", "MetricsLog", "Mirror", "Status", "start_mirror", "where_runs_are", "write_group"]
 
 Status = Literal["FINISHED", "FAILED"]
 
-#: for the mirror's process; what the user's environment sets goes before
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the mirror retries by itself, and notices an end in between
+#: for every process of ours that imports MLflow; what the user's environment sets goes before
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the mirror retries by itself, and a user at a command is told at once
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "PYTHONWARNINGS": "ignore",
-    "OMP_NUM_THREADS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+#: for the mirror's process
+_OF_MIRROR = {**ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 
 
 class Mirror:
@@ -128,7 +128,7 @@ def _environment(uri: str, experiment: str) -> dict[str, str]:
     package_root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     named = {"MLFLOW_TRACKING_URI": plain, "MLFLOW_EXPERIMENT_NAME": experiment, "PYTHONPATH": path}
-    return _ENVIRONMENT | os.environ | secrets | named
+    return _OF_MIRROR | os.environ | secrets | named
 
 
 def where_runs_are(run_dir: Path, uri: str = "", experiment: str = "") -> str:

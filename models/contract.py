@@ -152,6 +152,9 @@ class SequenceModel(System, nn.Module, ABC):
     similarity: Similarity = "dot"
     #: weight of each named term of `forward` in the total loss
     loss_weights: Mapping[str, float]
+    #: ends of the names of parameters that have a row for each item (row 0 is padding), or a row for each user
+    item_rows: tuple[str, ...] = ("item_embedding.weight", "candidates.own")
+    user_rows: tuple[str, ...] = ("user_embedding.weight",)
     #: set by the training loop before every step
     clock: Clock = Clock()
 

@@ -123,6 +123,10 @@ class MMGCN(Caching, SequenceModel):
     A known user's vector comes from the graph and not from the history; only an unknown user's history is read.
     """
 
+    # without content, tables of their own take its place
+    item_rows = ("item_embedding.weight", *(f"content.{n}.weight" for n in range(len(MODALITIES))))
+    user_rows = ("user_embedding.weight", ".preference")
+
     def __init__(self, options: MMGCNOptions, context: ModelContext) -> None:
         super().__init__()
         self.loss_weights = {"ranking": 1.0, "regularisation": options.lambda_regularisation}

@@ -15,6 +15,7 @@ from cluster import console
 from models.errors import UserError
 from trainer.commands.tracker import add_tracker_arguments, prepare_mlflow, tracker_of
 from trainer.local_path import local_path
+from trainer.tracking.address import Tracker
 from trainer.tracking.model_address import check_alias, check_name
 
 
@@ -38,26 +39,36 @@ def run(args: argparse.Namespace) -> int:
     run_dir = args.runs_dir / args.run
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"there is no run {args.run!r}: {run_dir}/config.yaml does not exist; name a trained run")
-    where = tracker_of(run_dir, args.uri, args.experiment)
+    if args.export is not None:
+        _require_of_run(args.export, run_dir.name)
+    register_run(
+        run_dir, tracker_of(run_dir, args.uri, args.experiment), args.model, args.alias, args.data, args.export
+    )
+    return 0
+
+
+def register_run(
+    run_dir: Path, where: Tracker, model: str, alias: str | None, data: str | None = None, export: Path | None = None
+) -> None:
+    """Make the run the next version of `model`, let `alias` name it, and say so. data: where its dataset is now.
+
+    export: of the run; None makes one. Raises UserError.
+    """
     prepare_mlflow()
     from trainer.tracking.registry import register, set_alias  # imports MLflow
 
     with ExitStack() as stack:
-        export = args.export
         if export is None:
             from trainer.commands.export import export_run
 
             export = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "export"
-            export_run(run_dir, args.data, export)
-        else:
-            _require_of_run(export, run_dir.name)
-        version = register(run_dir, export, where, args.model)
-    if args.alias:
-        set_alias(where, version, args.alias)
-    address = f"models:/{args.model}" + (f"@{args.alias}" if args.alias else f"/{version.number}")
-    console.say(f"{run_dir.name} is version {version.number} of {args.model} in MLflow at {where.shown}")
+            export_run(run_dir, data, export)
+        version = register(run_dir, export, where, model)
+    if alias:
+        set_alias(where, version, alias)
+    address = f"models:/{model}" + (f"@{alias}" if alias else f"/{version.number}")
+    console.say(f"{run_dir.name} is version {version.number} of {model} in MLflow at {where.shown}")
     console.say(f"serve it: mealrec serve --model {address}")
-    return 0
 
 
 def _require_of_run(export: Path, run: str) -> None:

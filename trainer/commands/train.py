@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             if several:
                 console.say(f"\n== {each.name}")
             with told_of_disk(each.folder):
-                _train(each.name, each.config, each.folder)
+                train_one(each.name, each.config, each.folder)
     reports = {each.name: read_report(each.folder / "test.json") for each in plan.runs}
     print(metric_table(reports, plan.runs[0].config.eval.choice.keys), flush=True)
     for warning in recall_warnings(reports):
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(name: str, config: RunConfig, run_dir: Path) -> None:
+def train_one(name: str, config: RunConfig, run_dir: Path) -> None:
+    """Train one run, or continue it from the last checkpoint in its folder. Raises UserError, Stopped, WorkerFailed."""
     import torch  # only after all checks, so that mistakes are reported at once
 
     from trainer.training.worker import train_worker
@@ -87,7 +88,9 @@ def _train(name: str, config: RunConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     with sole_writer(run_dir):  # a second command is refused before its workers start; the first worker writes
         pass
-    given = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *sys.argv[1:]]  # trainer/run.py adds the verb
+    given = (
+        sys.argv[1:] if sys.argv[1:2] in (["train"], ["update"]) else ["train", *sys.argv[1:]]
+    )  # trainer/run.py adds the verb
     settings: dict[str, Any] = {
         "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": shlex.join(["mealrec", *given]),
     }  # fmt: skip

@@ -22,6 +22,7 @@ VERBS = (
     "index",
     "recommend",
     "register",
+    "update",
     "serve",
     "compare",
     "report",

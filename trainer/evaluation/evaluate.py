@@ -94,7 +94,7 @@ class Evaluation:
 
 
 #: most scores to compute at once for a system without vectors
-_SCORES_AT_ONCE = 1 << 26
+SCORES_AT_ONCE = 1 << 26
 
 
 @torch.no_grad()
@@ -127,7 +127,7 @@ def evaluate(
         counter = ExposureCounter(config.ks, loaded.table.n_items, loaded.device)
     size_of_batch = config.batch_size
     if isinstance(model, Baseline):
-        size_of_batch = min(size_of_batch, max(1, _SCORES_AT_ONCE // loaded.table.n_items))
+        size_of_batch = min(size_of_batch, max(1, SCORES_AT_ONCE // loaded.table.n_items))
     for batch in loaded.evaluation_batches(split, users, size_of_batch):
         ranks, lists = ranker.rank(batch, known.histories(batch.user.cpu()), max(config.ks) if counter else 0)
         parts.append(Ranks(ranks.all_items.cpu(), ranks.history_masked.cpu()))

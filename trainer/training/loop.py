@@ -102,7 +102,9 @@ class Loop:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`, whose weights are already in the model. Collective."""
-        if OPTIMIZER in checkpoint.tensors:  # else `check_resumable` has made sure that there is nothing left to train
+        # without the group `check_resumable` has made sure that there is nothing left to train; an empty one is that of
+        # a run that begins with the weights of another
+        if checkpoint.tensors.get(OPTIMIZER):
             self.engine.load_optimizer(checkpoint.tensors[OPTIMIZER])
         state = checkpoint.state
         self.stopping.restore(state["stopping"])

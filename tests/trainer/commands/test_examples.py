@@ -19,7 +19,7 @@ import pytest
 from tests.helpers.finished_study import write_study
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
 from trainer.cli import main
-from trainer.commands import extract, serve, train
+from trainer.commands import extract, serve, train, update
 from trainer.commands.verbs import VERBS, parser_of
 
 
@@ -97,7 +97,8 @@ def test_every_example_runs(world: Path, monkeypatch: pytest.MonkeyPatch, capsys
             raise Reached
         return work(job, *rest, **{**options, "where": extract.Where("inline")})
 
-    monkeypatch.setattr(train, "_train", reach)
+    monkeypatch.setattr(train, "train_one", reach)
+    monkeypatch.setattr(update, "train_one", reach)
     monkeypatch.setattr(serve, "served", reach)
     monkeypatch.setattr(extract, "extract", extracted)
     ran = []

@@ -73,6 +73,13 @@ class Backbone(SequenceModel):
         batch = self.training_rows(batch)
         return {"ranking": self.ranking_loss(self.encode(batch), batch), **self.auxiliary_losses(batch)}
 
+    def sparse_tables(self) -> list[Tensor]:
+        own = self.candidates.own
+        if self.candidates.sampler is None:
+            return []
+        self.item_embedding.sparse = self.candidates.sparse = True
+        return [self.item_embedding.weight, *([] if own is None else [own])]
+
     def user_vectors(self, batch: Batch) -> Tensor:
         return self.encode(batch).float()
 

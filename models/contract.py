@@ -166,6 +166,13 @@ class SequenceModel(System, nn.Module, ABC):
         the name of a part of the system and its own, such as "tcd/explained".
         """
 
+    def sparse_tables(self) -> list[Tensor]:
+        """Make the gradients of the tables of which a step reads few rows sparse, and return these tables.
+
+        Their cost, and that of their updates, then does not grow with the table. [] if the system has no such tables.
+        """
+        return []
+
     @abstractmethod
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, D) float32 user vectors for the histories; `batch.target` is not read. Deterministic in eval mode."""

@@ -29,11 +29,14 @@ _CONTENT_STD = 0.05
 class Candidates(nn.Module):
     """Makes the candidates from the backbone's ID table, and selects the items that the training softmax runs over."""
 
+    own: nn.Parameter | None
     seen: Tensor | None
     place: Tensor | None
 
     def __init__(self, options: RankingOptions, context: ModelContext, hidden: int) -> None:
         super().__init__()
+        #: whether the gradients of tables are sparse where `rows` reads them
+        self.sparse = False
         self.options, self.noise = options, KeyedNoise(context.seed)
         seen_I = seen_items(context.interactions, context.table.n_items)
         # plain parameters and not modules, so that a backbone's init_weights does not change them
@@ -71,7 +74,7 @@ class Candidates(nn.Module):
 
         key: (0-dim) of the step. An item loses its ID vector in all of its occurrences, or in none.
         """
-        item_CD = F.embedding(item_C, shared_ID if self.own is None else self.own)
+        item_CD = F.embedding(item_C, shared_ID if self.own is None else self.own, sparse=self.sparse)
         if self.training and self.options.id_dropout:
             drawn_C = self.noise.uniform(item_C + key * len(shared_ID), (1,), Stream.ID_DROPOUT)
             item_CD = item_CD * (drawn_C >= self.options.id_dropout)

@@ -193,6 +193,9 @@ class MealRec(SequenceModel):
             state, start, lambda z, t: self.refine(z, torch.full_like(batch.length, t), context_BV)
         )
 
+    def sparse_tables(self) -> list[Tensor]:
+        return self.backbone.sparse_tables()
+
     def doubts(self, figures: Mapping[str, float]) -> tuple[str, ...]:
         return idle(figures)
 

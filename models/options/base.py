@@ -40,6 +40,8 @@ class SystemOptions:
 
     #: whether the system is trained; the constructor of a baseline fits it, so there is nothing to train
     trained: ClassVar[bool] = True
+    #: whether each training step reads the vectors of all items, and no option changes that
+    reads_catalogue: ClassVar[bool] = False
     #: whether a system that is rebuilt from an export needs the training interactions, or the titles, in the export
     needs_interactions: ClassVar[bool] = False
     needs_titles: ClassVar[bool] = False

@@ -23,6 +23,8 @@ class DiQDiffOptions(SystemOptions):
     lambda_codebook: weight of the loss that draws centres and histories together
     """
 
+    reads_catalogue = True
+
     hidden: int = 128
     inner: int = 512
     layers: int = 4

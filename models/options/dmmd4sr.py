@@ -33,6 +33,8 @@ class DMMD4SROptions(SystemOptions):
     use_denoising: false leaves level 3 alone (ablation)
     """
 
+    reads_catalogue = True
+
     hidden: int = 64
     inner: int = 256
     layers: int = 2

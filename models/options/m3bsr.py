@@ -33,6 +33,8 @@ class M3BSROptions(SystemOptions):
     contrast_temperature: temperature of the loss that makes the experts differ
     """
 
+    reads_catalogue = True
+
     hidden: int = 128
     inner: int = 512
     layers: int = 2

@@ -23,6 +23,7 @@ class MMGCNOptions(SystemOptions):
     """
 
     needs_interactions = True
+    reads_catalogue = True
 
     hidden: int = 64
     visual_width: int = 256

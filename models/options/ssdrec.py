@@ -22,6 +22,7 @@ class SSDRecOptions(SystemOptions):
     """
 
     needs_interactions = True
+    reads_catalogue = True
 
     hidden: int = 100
     inner: int = 100

@@ -12,6 +12,7 @@ from typing import Any
 from models.errors import UserError
 from models.systems import check_content
 from trainer.config import recipe
+from trainer.config.catalogue import growing_costs
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest, read_manifest
 from trainer.data.storage import is_url
@@ -68,6 +69,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             configs.append(config)
     if size := recipe.size_for(args.recipe, manifest.train_rows):
         told.insert(0, _about(args.recipe, size, manifest, configs))
+    told += [line for config in configs for line in growing_costs(config, manifest.items)]
     return Plan(_runs(args, configs, seeds), manifest, told)
 
 

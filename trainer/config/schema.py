@@ -75,6 +75,8 @@ class TrainConfig(_Section):
     learning_rate: step size of Adam, of which `schedule` can make less
     weight_decay: weight decay of AdamW; 0: Adam without it
     patience: training stops after so many validations without a better NDCG@10
+    lazy_adam: Adam updates only the rows of item tables that a step reads, so that a step costs the same for a
+        catalogue of any size; it needs ranking.negatives and engine.name=torch
     clip_norm: largest norm of the gradient; 0: no limit
     accumulation: micro-batches of a step and worker; more need less memory
     checkpoint_every: steps between checkpoints within an epoch; 0: only at its end
@@ -87,6 +89,7 @@ class TrainConfig(_Section):
     schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: float = Field(default=0.0, ge=0)
     patience: int = Field(default=10, ge=1)
+    lazy_adam: bool = False
     clip_norm: float = Field(default=0.0, ge=0)
     accumulation: int = Field(default=1, ge=1, le=1 << 16)
     checkpoint_every: int = Field(default=0, ge=0)
@@ -217,6 +220,17 @@ class RunConfig(_Section):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     seed: int = Field(default=2020, ge=0, le=2**63 - 1)
+
+    @model_validator(mode="after")
+    def _lazy_adam_fits(self) -> RunConfig:
+        if self.train.lazy_adam and self.engine.name != "torch":
+            raise ValueError("train.lazy_adam=true needs the plain engine: add engine.name=torch")
+        if self.train.lazy_adam and self.train.weight_decay:
+            raise ValueError(
+                "train.weight_decay changes every row in each step, and train.lazy_adam=true only those that the step "
+                "reads; leave out one of them"
+            )
+        return self
 
     def fingerprint(self) -> str:
         """sha256 of `deciding`; a run is only continued if it is equal."""

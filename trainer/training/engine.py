@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from models.contract import Batch, SequenceModel
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.process import world
+from trainer.training.row_updates import RowUpdates, clip, sparse_tables, sum_rows, values_of
 
 Groups = dict[str, dict[str, Tensor]]
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -65,7 +66,7 @@ class FiniteGuard:
 
     def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = values_of(p for group in optimizer.param_groups for p in group["params"])
         if gradients:
             norms = torch.stack(torch._foreach_norm(gradients))
             self._bad = torch.maximum(self._bad, (~torch.isfinite(norms).all()).float())
@@ -162,6 +163,11 @@ class TorchEngine(Engine):
 
     name = "torch"
 
+    def __init__(self, model: SequenceModel, train: TrainConfig, engine: EngineConfig, device: torch.device) -> None:
+        super().__init__(model, train, engine, device)
+        self._tables = sparse_tables(model) if train.lazy_adam else []
+        RowUpdates(self._adam, self._tables)
+
     def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
         self.model.train()
         sums: dict[str, Tensor] = {}
@@ -172,16 +178,20 @@ class TorchEngine(Engine):
             add_terms(sums, terms, weight)
         self._sum_gradients()
         if self._train.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._train.clip_norm)
+            clip(values_of(self.model.parameters()), self._train.clip_norm)
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         return sums
 
     def _sum_gradients(self) -> None:
+        for table in self._tables:
+            sum_rows(table)
         if world()[1] == 1:
             return
         handles = []
         for parameter in self.model.parameters():
+            if any(parameter is table for table in self._tables):
+                continue
             if parameter.grad is None:  # every rank must take part in every collective
                 parameter.grad = torch.zeros_like(parameter)
             handles.append(dist.all_reduce(parameter.grad, async_op=True))

@@ -109,3 +109,26 @@ def test_a_recipe_of_one_s_own_may_name_its_system(data: Path, tmp_path: Path) -
     (tmp_path / "mine.yaml").write_text("model: tedrec")
     assert systems(plan(data, "--recipe", str(tmp_path / "mine.yaml"))) == ["tedrec"]
     assert plan(data, "--recipe", str(tmp_path / "mine.yaml")).told == []
+
+
+def test_what_makes_a_step_grow_with_a_large_catalogue_is_told_with_the_setting_that_does_not(
+    data: Path, tmp_path: Path
+) -> None:
+    def told(items: int, model: str, *settings: str) -> list[str]:
+        folder = tmp_path / f"{items}-{model}-{len(settings)}"
+        folder.mkdir()
+        manifest = load_manifest(data)
+        (folder / MANIFEST).write_text(manifest.model_copy(update={"items": items}).dumps())
+        sets = [text for setting in settings for text in ("--set", setting)]
+        return [line for line in plan(folder, "--model", model, *sets).told if "a step" in line]
+
+    many = 1_000_000
+    assert told(1000, "sasrec") == []
+    lines = told(many, "mealrec")
+    assert "--set model.sasrec.ranking.negatives=4096" in lines[0]
+    assert "train.lazy_adam=true --set engine.name=torch" in lines[1]
+    negatives, lazy = "model.ranking.negatives=64", ["train.lazy_adam=true", "engine.name=torch"]
+    assert ["lazy_adam" in line for line in told(many, "sasrec", negatives)] == [True]
+    assert told(many, "sasrec", negatives, *lazy) == []
+    assert told(many, "morec") == []
+    assert "no setting changes that" in told(many, "diqdiff")[0]

@@ -98,7 +98,7 @@ class Training:
         self.engine = build_engine(self.model, config, loaded.device)
         self.plan = Plan(loaded.training_rows.count, config.train.batch_size)
         self.done = 0
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
     def run(self, steps: int) -> None:
         """Take `steps` steps."""
@@ -111,7 +111,7 @@ class Training:
                 with self.batches:
                     micro.append((self.loaded.training_rows.batch(epoch + 1, positions), weight))
             for name, value in self.engine.step(micro).items():
-                self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
             self.done += 1
 
     def rows_in(self, steps: int) -> int:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpu_lab import SYSTEMS, Lab
 from models.errors import UserError
 from models.nn.noise import KeyedNoise, Stream
 from trainer.evaluation.evaluate import evaluate
+from trainer.training.build import load_weights
 from trainer.training.engine import NonFiniteError, TrainingPass
 
 Result = dict[str, Any]
@@ -82,7 +84,9 @@ def every_system(lab: Lab) -> Result:
     found: Result = {"wrong": [], "systems": [], "left out": []}
     for name, precision in itertools.product(MODELS, ("fp32", "tf32", "bf16")):
         where, said = _tried(lab, name, precision)
-        found[where].append(f"{name} {precision}{said}")
+        line = f"{name}{said}" if where == "left out" else f"{name} {precision}{said}"
+        if line not in found[where]:
+            found[where].append(line)
     return found
 
 
@@ -107,44 +111,96 @@ def _train_and_evaluate(run: Training) -> None:
 
 
 def guard(lab: Lab) -> Result:
-    """A gradient that is not finite must leave the weights alone, then and later, and be told by `check`."""
-    run = lab.run("sasrec", "tiny")
-    run.run(2)
-    before = _weights(run)
-    hook = next(run.model.parameters()).register_hook(lambda g: g * float("nan"))
-    with contextlib.suppress(NonFiniteError):  # a CPU tells at once
-        run.run(1)
-    hook.remove()
-    if lab.device.type == "cuda":
-        run.run(2)  # skipped as well
-    wrong = [] if torch.equal(before, _weights(run)) else ["a bad gradient changed the weights"]
-    try:
-        run.engine.check()
-        wrong.append("check() did not tell")
-    except NonFiniteError:
-        pass
+    """A step that is not finite must leave the weights alone, then and later, and be told by `check`."""
+    wrong = []
+    for how in ("never", "always") if lab.device.type == "cuda" else ("never",):
+        run = lab.run("sasrec", "tiny", f"engine.cuda_graphs={how}")
+        run.run(4)
+        before = _weights(run)
+        entry = next(run.model.parameters()).data[1, :1]
+        kept = entry.clone()
+        entry.fill_(float("nan"))
+        with contextlib.suppress(NonFiniteError):  # a CPU tells at once
+            run.run(1)
+        entry.copy_(kept)
+        if lab.device.type == "cuda":
+            run.run(2)  # skipped as well
+        if not torch.equal(before, _weights(run)):
+            wrong.append(f"cuda_graphs={how}: a bad step changed the weights")
+        try:
+            run.engine.check()
+            wrong.append(f"cuda_graphs={how}: check() did not tell")
+        except NonFiniteError:
+            pass
     return {"wrong": wrong}
 
 
 def determinism(lab: Lab) -> Result:
-    """The weights after eight steps, twice: equal bit for bit, or a resumed run would not be the same run."""
+    """The weights after eight steps, twice, and once resumed after four: equal bit for bit."""
     found: Result = {"wrong": []}
-    size = "tiny" if lab.quick else "small"
-    for name in MODELS:
-        try:
-            first, second = _after_eight(lab, name, size), _after_eight(lab, name, size)
-        except UserError:  # as in `every_system`
-            continue
-        found[name] = float((first - second).abs().max())
-        if found[name]:
-            found["wrong"].append(f"{name}: {found[name]:.1e} after 8 steps")
+    for name, size in _trained(lab):
+        whole = _weights(_after(lab, name, size, 8))
+        half = _after(lab, name, size, 4)
+        resumed = lab.run(name, size)
+        state = half.engine.state()
+        load_weights(resumed.model, state["model"])
+        resumed.engine.load_optimizer(state["optimizer"])
+        resumed.done = half.done
+        resumed.run(4)
+        again = _weights(_after(lab, name, size, 8))
+        found[name] = {
+            "again": float((whole - again).abs().max()), "resumed": float((whole - _weights(resumed)).abs().max())
+        }  # fmt: skip
+        found["wrong"] += [f"{name} {how}: {error:.1e} after 8 steps" for how, error in found[name].items() if error]
     return found
 
 
-def _after_eight(lab: Lab, name: str, size: str) -> torch.Tensor:
+_HOW = {
+    "eager": ("engine.cuda_graphs=never",), "graph": (),
+    "graph, any order": ("engine.deterministic=false",),
+}  # fmt: skip
+
+
+def graphs(lab: Lab) -> Result:
+    """Two epochs by CUDA graphs against two without: equal weights and losses bit for bit; milliseconds of a step."""
+    if lab.device.type != "cuda":
+        return {"missing": "needs a GPU"}
+    found: Result = {"wrong": []}
+    for name, size in _trained(lab):
+        runs = {how: lab.run(name, size, *settings) for how, settings in _HOW.items()}
+        row: Result = {}
+        for how, run in runs.items():
+            run.run(run.plan.steps + 3)
+            lab.wait()
+            started = time.perf_counter()
+            run.run(run.plan.steps)
+            lab.wait()
+            row[f"ms {how}"] = round(1e3 * (time.perf_counter() - started) / run.plan.steps, 2)
+        plain, recorded = runs["eager"], runs["graph"]
+        row["weights"] = float((_weights(plain) - _weights(recorded)).abs().max())
+        row["losses"] = max(abs(float(plain.sums[key] - recorded.sums[key])) for key in plain.sums)
+        row["said"] = recorded.engine.remarks
+        found[name] = row
+        if row["weights"] or row["losses"]:
+            found["wrong"].append(f"{name}: weights differ by {row['weights']:.1e}, losses by {row['losses']:.1e}")
+    return found
+
+
+def _trained(lab: Lab) -> Iterator[tuple[str, str]]:
+    """Each system that this data allows, and the size to train it at."""
+    size = "tiny" if lab.quick else "small"
+    for name in MODELS:
+        try:
+            lab.run(name, size)
+        except UserError:  # as in `every_system`
+            continue
+        yield name, size
+
+
+def _after(lab: Lab, name: str, size: str, steps: int) -> Training:
     run = lab.run(name, size)
-    run.run(8)
-    return _weights(run)
+    run.run(steps)
+    return run
 
 
 def _weights(run: Training) -> torch.Tensor:
@@ -176,5 +232,6 @@ def waits(lab: Lab) -> Result:
 
 
 CHECKS: dict[str, Callable[[Lab], Result]] = {
-    "parity": parity, "systems": every_system, "guard": guard, "determinism": determinism, "waits": waits,
+    "parity": parity, "systems": every_system, "guard": guard, "determinism": determinism, "graphs": graphs,
+    "waits": waits,
 }  # fmt: skip

@@ -40,6 +40,17 @@ def _shown(value: Any) -> str:
     return f"{value:.1e}" if isinstance(value, float) else str(value)
 
 
+def _graphs(found: Result) -> str:
+    systems = {key: row for key, row in found.items() if key != "wrong"}
+    how = [key for key in next(iter(systems.values()), {}) if key.startswith("ms ")]
+    rows = [
+        (name, *(number(row[key]) for key in how), _shown(max(row["weights"], row["losses"])), _shown(row["said"]))
+        for name, row in systems.items()
+    ]
+    header = ("system", *how, "difference", "said")
+    return _check({"wrong": found["wrong"]}) + "\n\n" + table(header, rows)
+
+
 def _epochs(found: Result) -> str:
     rows = []
     for key, row in found.items():
@@ -84,11 +95,12 @@ def _catalogue(found: Result) -> str:
 
 _TITLES = {
     "parity": "The same loss and gradient as the CPU in float64", "systems": "Every system in every precision",
-    "guard": "A gradient that is not finite", "determinism": "Twice the same", "waits": "Waits of the host in a step",
+    "guard": "A step that is not finite", "determinism": "Twice the same, and resumed the same",
+    "graphs": "Steps as CUDA graphs", "waits": "Waits of the host in a step",
     "epochs": "Epochs and evaluation", "compilers": "What a compiler or a graph gives", "loop": "The training loop",
     "catalogue": "Large catalogues",
 }  # fmt: skip
 _FORMS = {
-    **dict.fromkeys(("parity", "systems", "guard", "determinism", "waits"), _check), "epochs": _epochs,
-    "compilers": _compilers, "loop": _loop, "catalogue": _catalogue,
+    **dict.fromkeys(("parity", "systems", "guard", "determinism", "waits"), _check), "graphs": _graphs,
+    "epochs": _epochs, "compilers": _compilers, "loop": _loop, "catalogue": _catalogue,
 }  # fmt: skip

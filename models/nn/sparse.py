@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.contract import TrainingInteractions
 from models.nn.precision import at_least_float32
@@ -21,11 +22,24 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         ctx.transposed = transposed
-        return matrix @ x
+        return _times(matrix, x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.transposed @ grad_outputs[0].contiguous(), None, None
+        return _times(ctx.transposed, grad_outputs[0].contiguous()), None, None
+
+
+def _times(matrix: Tensor, x: Tensor) -> Tensor:
+    # on a GPU, cuSPARSE adds in an order that varies
+    return matrix @ x if x.device.type == "cpu" else _rows_added(matrix, x)
+
+
+def _rows_added(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix (m, n) in CSR form @ x (n, D), by a kernel that adds the entries of a row one after another."""
+    return F.embedding_bag(
+        matrix.col_indices(), x.contiguous(), matrix.crow_indices(), mode="sum", per_sample_weights=matrix.values(),
+        include_last_offset=True,
+    )  # fmt: skip
 
 
 class SparseMap(nn.Module):

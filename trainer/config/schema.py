@@ -116,12 +116,17 @@ class EngineConfig(_Section):
     device: auto is the GPU where there is one
     precision: tf32 lets a device round the factors of float32 matrix products to 10 bits, as GPUs can; bf16 is autocast
         over weights in fp32
+    cuda_graphs: auto takes a step of plain torch on one GPU by one launch, where its system allows it; always
+        refuses a system that does not
+    deterministic: a step gives the same bits each time on a GPU, too; an operation that cannot is refused
     zero_stage: what DeepSpeed divides among workers: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights
     """
 
     name: Literal["auto", "deepspeed", "torch"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    cuda_graphs: Literal["auto", "always", "never"] = "auto"
+    deterministic: bool = True
     zero_stage: Literal[0, 1, 2, 3] = 0
 
     def choose(self) -> Literal["deepspeed", "torch"]:
@@ -129,12 +134,18 @@ class EngineConfig(_Section):
 
         Raises UserError if DeepSpeed is needed and is not installed, or not chosen.
         """
-        if self.name != "torch" and importlib.util.find_spec("deepspeed") is not None:
+        graphs = self.cuda_graphs == "always"
+        if self.name == "deepspeed" and graphs:
+            raise UserError("engine.cuda_graphs=always is of engine.name=torch, not of deepspeed")
+        if self.name != "torch" and not graphs and importlib.util.find_spec("deepspeed") is not None:
             return "deepspeed"
         if self.name == "deepspeed":
             raise UserError("engine.name=deepspeed, and DeepSpeed is not installed: install it, or leave it at auto")
         if self.zero_stage:
-            raise UserError("engine.zero_stage needs DeepSpeed: install it, or use engine.zero_stage=0")
+            raise UserError(
+                "engine.zero_stage needs DeepSpeed: install it and leave engine.cuda_graphs at auto, "
+                "or use engine.zero_stage=0"
+            )
         return "torch"
 
 

@@ -8,6 +8,7 @@ every engine with any number of workers can read a checkpoint that another one w
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -17,9 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.contract import Batch, SequenceModel
+from models.errors import UserError
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.process import world
 from trainer.training.row_updates import RowUpdates, clip, sparse_tables, sum_rows, values_of
+from trainer.training.step_graphs import CudaRecorder, StepGraphs
 
 Groups = dict[str, dict[str, Tensor]]
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -62,20 +65,24 @@ class FiniteGuard:
 
     def note(self, total: Tensor) -> None:
         """Remember whether the loss of a micro-batch is finite."""
-        self._bad = torch.maximum(self._bad, (~torch.isfinite(total.detach())).float())
+        self._add(~torch.isfinite(total.detach()))
 
     def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
         gradients = values_of(p for group in optimizer.param_groups for p in group["params"])
         if gradients:
             norms = torch.stack(torch._foreach_norm(gradients))
-            self._bad = torch.maximum(self._bad, (~torch.isfinite(norms).all()).float())
+            self._add(~torch.isfinite(norms).all())
         if world()[1] > 1:
             dist.all_reduce(self._bad, dist.ReduceOp.MAX)
         if self._bad.is_cuda:
             optimizer.found_inf = self._bad
         else:
             self.check()
+
+    def _add(self, bad: Tensor) -> None:
+        # in place: a recorded step and the fused optimizer in it know this tensor by its address
+        torch.maximum(self._bad, bad.float(), out=self._bad)
 
     def check(self) -> None:
         """Raise NonFiniteError if any step so far was not finite. Waits for the device."""
@@ -87,6 +94,38 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """Adam, or AdamW if weight decay is set. Fused: one pass over all parameters, and a GPU can skip an update."""
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def _record_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep learning rates on the device, where a recorded step reads them, and let steps be recorded.
+
+    Also where none is: rates are float32 there, and steps must have the same bits either way.
+    """
+    for group in optimizer.param_groups:
+        group["lr"], group["capturable"] = torch.tensor(group["lr"], dtype=torch.float32, device=device), True
+
+
+@contextlib.contextmanager
+def _same_bits(wanted: bool) -> Iterator[None]:
+    """Whether the operations of this block must give the same bits each time, on a GPU.
+
+    Otherwise, torch adds some gradients (of embeddings, of selected rows) in an order that varies. Raises UserError: an
+    operation that has no form with a fixed order.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        what = str(error).split(", but you set")[0]
+        raise UserError(f"{what}; engine.deterministic=false does without") from error
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 class Engine(ABC):
@@ -104,23 +143,37 @@ class Engine(ABC):
         self.training_pass = TrainingPass(model, engine.precision)
         self._adam = make_optimizer(model, train)
         self._guard = FiniteGuard(self._adam, device)
+        #: what the user should know about how steps are taken; the loop tells it and removes it
+        self.remarks: list[str] = []
+        self._same_bits = engine.deterministic and device.type == "cuda"  # on a CPU they always are
+        if self._same_bits:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 
     def set_learning_rate(self, rate: float) -> None:
         """The learning rate of the steps from now on. No checkpoint holds it: the schedule gives it for any step."""
         for group in self._adam.param_groups:  # ZeRO replaces the parameters of the groups, not the groups
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def check(self) -> None:
         """Raise NonFiniteError if a step so far was not finite."""
         self._guard.check()
 
-    @abstractmethod
     def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
         """Do one optimizer update from this rank's (micro-batch, weight) pairs; return its share of each loss term.
 
         Terms are scalars on the device; their sum over ranks is the mean over the global batch.
         Raises NonFiniteError before the update, unless that means waiting for the device; then `check` raises it.
         """
+        with _same_bits(self._same_bits):
+            return self._take(batches)
+
+    @abstractmethod
+    def _take(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
+        """See `step`."""
 
     @abstractmethod
     def state(self) -> Groups:
@@ -167,9 +220,28 @@ class TorchEngine(Engine):
         super().__init__(model, train, engine, device)
         self._tables = sparse_tables(model) if train.lazy_adam else []
         RowUpdates(self._adam, self._tables)
+        self._graphs, self._must = None, engine.cuda_graphs == "always"
+        if device.type == "cuda":
+            _record_rates(self._adam, device)
+        if device.type == "cuda" and world()[1] == 1 and engine.cuda_graphs != "never":
+            self._graphs = StepGraphs(model, self._update, CudaRecorder())
+        elif self._must:
+            raise UserError("engine.cuda_graphs=always needs one worker on a GPU; use engine.cuda_graphs=auto")
 
-    def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
-        self.model.train()
+    def _take(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
+        if not self.model.training:  # it asks every part of a model, which takes longer than a graph's launch
+            self.model.train()
+        if self._graphs is None:
+            return self._update(batches)
+        terms = self._graphs(batches)
+        if self._graphs.unfit is not None:
+            if self._must:
+                raise UserError(f"engine.cuda_graphs=always, but steps cannot be CUDA graphs: {self._graphs.unfit}")
+            self.remarks.append(f"steps are not CUDA graphs: {self._graphs.unfit}")
+            self._graphs = None
+        return terms
+
+    def _update(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
         for batch, weight in batches:
             total, terms = self.training_pass(batch)
@@ -203,6 +275,8 @@ class TorchEngine(Engine):
 
     def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
         load_moments(self.model, self._adam, moments)
+        if self._graphs is not None:
+            self._graphs.forget()
 
 
 def replicated_state(model: SequenceModel, optimizer: torch.optim.Optimizer) -> Groups:

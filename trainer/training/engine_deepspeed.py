@@ -49,6 +49,8 @@ class DeepSpeedEngine(Engine):
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self.training_pass, optimizer=self._adam, config=self._settings(train), dist_init_required=False
         )
+        if device.type == "cuda" and world()[1] == 1 and not engine.zero_stage:
+            self.remarks.append("on one GPU, engine.name=torch takes steps as CUDA graphs, which is faster")
 
     def _settings(self, train: TrainConfig) -> dict[str, Any]:
         return {
@@ -61,7 +63,7 @@ class DeepSpeedEngine(Engine):
             "steps_per_print": 2**31,
         }
 
-    def step(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
+    def _take(self, batches: Sequence[tuple[Batch, float]]) -> dict[str, Tensor]:
         self._engine.train()
         sums: dict[str, Tensor] = {}
         # undo DeepSpeed's division by micro-batches and workers: the weights are already shares of the global mean

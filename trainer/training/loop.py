@@ -154,6 +154,8 @@ class Loop:
         except NonFiniteError:
             self._report_non_finite(step)
             raise
+        while self.engine.remarks:
+            self.reporter.say(f"note: {self.engine.remarks.pop(0)}")
         for name, value in terms.items():
             sums[name] = sums[name] + value if name in sums else value.to(torch.float64, copy=True)
         self._growth.step_done()

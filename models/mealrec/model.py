@@ -65,7 +65,8 @@ class MealRec(SequenceModel):
         super().__init__()
         self.options = options
         self.noise = KeyedNoise(context.seed)
-        self.diffusion = Diffusion(options.schedule, options.steps)
+        self.content_diffusion = Diffusion(options.schedule, options.tcd_steps or options.steps)
+        self.preference_diffusion = Diffusion(options.schedule, options.npd_steps or options.steps)
         self.sequence = ContentInput(context.table, "sequence", options.tcd.scale)
         self.visual = ContentInput(context.table, "visual", options.tcd.scale)
         self.text = ContentInput(context.table, "text", options.npd.scale)
@@ -88,7 +89,7 @@ class MealRec(SequenceModel):
         if not self.options.use_tcd:
             return
         self.temporal = TemporalAttention(steps, width, self.options.tcd).apply(init_weights)
-        self.refine = ContentDenoiser(width, self.visual.width[0], self.diffusion, self.options.tcd)
+        self.refine = ContentDenoiser(width, self.visual.width[0], self.content_diffusion, self.options.tcd)
 
     def _choices(self) -> tuple[str, ...]:
         """All allowed uses of the denoisers at evaluation; the cheapest is first."""
@@ -112,9 +113,9 @@ class MealRec(SequenceModel):
         x_BD = self._preference(batch)
         state = x_BD
         if self.options.use_npd:
-            t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.NPD_STEP)
+            t_B = self.noise.integers(batch.key, 1, self.preference_diffusion.steps, Stream.NPD_STEP)
             noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_NOISE)
-            state = self.diffusion.corrupt(x_BD, t_B, noise)
+            state = self.preference_diffusion.corrupt(x_BD, t_B, noise)
         added_BD = self.preference(state, z_BKV, self.text(last_B))
         estimate_BD = self._direction(state + added_BD)
         if self.options.use_npd:
@@ -145,9 +146,9 @@ class MealRec(SequenceModel):
     def _refine_training(self, sequence_BKV: Tensor, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
         """The estimate of z_0 at one random step per row (D14, D15); adds L_T (Eq. 11) to the terms."""
         z_BKV = self.temporal(sequence_BKV)
-        t_B = self.noise.integers(batch.key, 1, self.options.steps, Stream.TCD_STEP)
+        t_B = self.noise.integers(batch.key, 1, self.content_diffusion.steps, Stream.TCD_STEP)
         noise = self.noise.normal(batch.key, tuple(z_BKV.shape[1:]), Stream.TCD_NOISE)
-        state = self.diffusion.corrupt(z_BKV, t_B, noise)
+        state = self.content_diffusion.corrupt(z_BKV, t_B, noise)
         estimate: Tensor = self.refine(state, t_B, self._context(batch))
         target = z_BKV.detach() if self.options.detach_content else z_BKV
         terms["tcd"] = squared_distance(estimate, target)
@@ -169,11 +170,11 @@ class MealRec(SequenceModel):
         z_BKV = self._refine(self.sequence(last_B), batch, tcd)
         x_BD = self._preference(batch)
         text_BH = self.text(last_B)
-        start = self.options.npd_start or self.options.steps
+        start = self.options.npd_start or self.preference_diffusion.steps
         if npd == "chain":
             noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_CHAIN)
-            state = self.diffusion.corrupt(x_BD, torch.full_like(last_B, start), noise)
-            estimate = self.diffusion.reverse(state, start, lambda x, _: self._denoised(x, z_BKV, text_BH))
+            state = self.preference_diffusion.corrupt(x_BD, torch.full_like(last_B, start), noise)
+            estimate = self.preference_diffusion.reverse(state, start, lambda x, _: self._denoised(x, z_BKV, text_BH))
         else:
             estimate = self._denoised(x_BD, z_BKV, text_BH)
         return self._mix(estimate, x_BD).float()
@@ -186,10 +187,10 @@ class MealRec(SequenceModel):
         z_BKV, context_BV = self.temporal(sequence_BKV), self._context(batch)
         if tcd == "direct":
             return self.refine(z_BKV, torch.ones_like(batch.length), context_BV)  # type: ignore[no-any-return]
-        start = self.options.tcd_start or self.options.steps
+        start = self.options.tcd_start or self.content_diffusion.steps
         noise = self.noise.normal(batch.key, tuple(z_BKV.shape[1:]), Stream.TCD_CHAIN)
-        state = self.diffusion.corrupt(z_BKV, torch.full_like(batch.length, start), noise)
-        return self.diffusion.reverse(
+        state = self.content_diffusion.corrupt(z_BKV, torch.full_like(batch.length, start), noise)
+        return self.content_diffusion.reverse(
             state, start, lambda z, t: self.refine(z, torch.full_like(batch.length, t), context_BV)
         )
 

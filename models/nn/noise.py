@@ -46,6 +46,9 @@ class Stream(IntEnum):
     SHORTENING = 26
     CANDIDATES = 27
     ID_DROPOUT = 28
+    DISTURBED_SEQUENCE = 29
+    DISTURBED_VISUAL = 30
+    DISTURBED_LAYERS = 31
 
 
 Integers = TypeVar("Integers", Tensor, int)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.errors import UserError
 from models.options.base import (
     MOST,
     ContentField,
@@ -82,6 +81,8 @@ class MealRecOptions(SystemOptions):
     use_tcd: false leaves TCD out (ablation)
     use_npd: false leaves NPD out (ablation)
     steps: number of steps T of both diffusions
+    tcd_steps: number of steps of TCD's diffusion; 0: as steps
+    npd_steps: number of steps of NPD's diffusion; 0: as steps
     schedule: how the noise grows over the steps (D11)
     lambda_tcd: weight of TCD's loss (Eq. 16)
     lambda_npd: weight of NPD's loss (Eq. 16)
@@ -105,6 +106,8 @@ class MealRecOptions(SystemOptions):
     use_tcd: bool = True
     use_npd: bool = True
     steps: int = 25
+    tcd_steps: int = 0
+    npd_steps: int = 0
     schedule: ScheduleKind = "linear"
     lambda_tcd: float = 0.1
     lambda_npd: float = 0.1
@@ -117,12 +120,12 @@ class MealRecOptions(SystemOptions):
     npd_start: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("tcd_start", "npd_start"):
-            if not 0 <= getattr(self, name) <= self.steps:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it must be in 0..model.steps ({self.steps})")
-        if self.steps < 1:
-            raise UserError(f"model.steps is {self.steps}: it must be at least 1")
         at_least_one(self, "steps")
+        for part in ("tcd", "npd"):
+            of_part = getattr(self, f"{part}_steps")
+            require(0 <= of_part <= MOST, f"{part}_steps", of_part, f"it must be in 0..{MOST:,}")
+            start, last = getattr(self, f"{part}_start"), of_part or self.steps
+            require(0 <= start <= last, f"{part}_start", start, f"it must be in 0..{last}, the steps of the diffusion")
         require(0 <= self.mix <= 1, "mix", self.mix, "it must be in 0..1")
         for name in ("lambda_tcd", "lambda_npd"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "it must be 0 or more")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from models.contract import Batch, ItemTable
 from trainer.batches.item_table import load_table, table_bytes
+from trainer.batches.noisy_table import NoisyTable
 from trainer.batches.plan import Rows, ShuffledOrder, WindowOrder
 from trainer.batches.stream import ShardWindows
 from trainer.data.format.dataset import Dataset
@@ -176,13 +177,24 @@ class Loaded:
             yield self.sequences.evaluation_batch(user, at).to(self.device)
 
 
-def load(dataset: Dataset, device: torch.device, *, seed: int, loader: Loader = "auto", window: int = 4) -> Loaded:
+def load(
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    seed: int,
+    loader: Loader = "auto",
+    window: int = 4,
+    noise: float = 0.0,
+) -> Loaded:
     """Open the item table and the rows of `dataset` for a model on `device`.
 
-    seed: of the order of the rows. loader: see `choose_placement`. window: shards shuffled together by "stream".
+    seed: of the order of the rows and of the noise. loader: see `choose_placement`. window: shards shuffled together by
+    "stream". noise: see `NoisyTable`; 0: the content as it is stored.
     """
     placement = choose_placement(loader, dataset, device)
     table = load_table(dataset, device, resident=placement == "resident")
+    if noise:
+        table = NoisyTable(table, noise, seed)
     sequences = Sequences.of(dataset, device if placement == "resident" else torch.device("cpu"))
     rows: TrainingRows
     if placement == "stream":

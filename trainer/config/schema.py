@@ -35,11 +35,14 @@ class DataConfig(_Section):
     loader: resident keeps content and sequences on the model's device; mmap reads them from memory-mapped files; stream
         reads training rows from WebDataset shards; auto is resident if all fits in half of the free memory, else mmap
     stream_window: number of shards whose rows are shuffled together
+    noise: Gaussian noise on the features of the videos, the same in training and evaluation, in their deviations; to
+        see how much of it a system bears
     """
 
     path: str = ""
     loader: Literal["auto", "resident", "mmap", "stream"] = "auto"
     stream_window: int = Field(default=4, ge=1)
+    noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class ScheduleConfig(_Section):
@@ -256,6 +259,8 @@ class RunConfig(_Section):
         content = self.model_dump(exclude={"cluster", "tracking", "eval"})
         streamed = self.data.loader == "stream"  # streamed rows come in another order
         content["data"] = {"stream_window": self.data.stream_window} if streamed else {}
+        if self.data.noise:
+            content["data"]["noise"] = self.data.noise
         content["engine"] = {"precision": self.engine.precision}
         for free in ("epochs", "checkpoint_every", "keep_optimizer"):
             del content["train"][free]

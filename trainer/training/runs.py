@@ -53,7 +53,10 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     if changed := other_versions(latest.state):
         console.warn(f"{folder.name} was trained with {changed}; figures may differ")
     device = choose_device(config.engine.device)
-    loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
+    loaded = load(
+        dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
+        noise=config.data.noise,
+    )  # fmt: skip
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)
     if isinstance(model, SequenceModel):

@@ -61,7 +61,10 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str, device
     dataset = Dataset.open(config.data.path)
     if rank == 0:
         dataset.verify()
-    loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
+    loaded = load(
+        dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
+        noise=config.data.noise,
+    )  # fmt: skip
     model = build_model(config, loaded)
     reporter = EpochReporter(rank == 0, config.train.epochs)
     checkpoint = _agree_on_checkpoint(run_dir)

@@ -7,6 +7,7 @@ checkpoint needs no generator state, and a resumed run draws the same numbers as
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ from trainer.training.checkpoint_files import OPTIMIZER, require_nothing_to_do
 from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import EpochReporter
 from trainer.training.stopping import EarlyStopping
+
+#: called on each rank after every epoch, when its checkpoint is on the disk: the epoch, and the validation's NDCG@10
+EpochDone = Callable[[int, float], None]
 
 
 class SharedNotice:
@@ -79,10 +83,16 @@ class Position:
 
 
 class Loop:
-    """One run on one worker. Rank 0 writes; every rank computes."""
+    """One run on one worker. Rank 0 writes; every rank computes. epoch_done may end the run, by an exception."""
 
     def __init__(
-        self, config: RunConfig, loaded: Loaded, engine: Engine, run_dir: Path, reporter: EpochReporter
+        self,
+        config: RunConfig,
+        loaded: Loaded,
+        engine: Engine,
+        run_dir: Path,
+        reporter: EpochReporter,
+        epoch_done: EpochDone | None = None,
     ) -> None:
         self.config, self.loaded, self.engine, self.run_dir = config, loaded, engine, run_dir
         self.rank, self.size = world()
@@ -92,6 +102,7 @@ class Loop:
         self.reporter = reporter
         self.position = Position()
         self.log: MetricsLog | None = None
+        self._epoch_done = epoch_done
         self._notice = SharedNotice(self.size)
         self._growth = GrowthLimit(engine.device)
         self._ranked_by: str | None = None  # what the user was told
@@ -218,6 +229,8 @@ class Loop:
             f"  training {seconds:.2f} s, validation {evaluation.seconds:.2f} s, checkpoint {self._saving_s:.2f} s",
             at=Verbosity.VERBOSE,
         )
+        if self._epoch_done is not None:
+            self._epoch_done(position.epoch, evaluation.criterion)
 
     def _commit(self, sums: dict[str, Tensor]) -> None:
         """Commit a checkpoint: every rank contributes, rank 0 writes, and all ranks wait until it is on the disk."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,16 @@ from trainer.training.build import build_engine, build_model, choose_device, loa
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import keep_weights_only
 from trainer.training.engine import NonFiniteError
-from trainer.training.loop import Loop, check_resumable
+from trainer.training.loop import EpochDone, Loop, check_resumable
 from trainer.training.reporting import EpochReporter
 
 _MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
 
 
-def train_worker(settings: dict[str, Any]) -> None:
+def train_worker(settings: dict[str, Any], epoch_done: EpochDone | None = None) -> None:
     """Train one run on this worker. settings: `config` (plain values of a RunConfig), `run_dir`, `command`, which heads
-    config.yaml, and `device` ("cpu" or "cuda") where Ray has placed the worker; else engine.device decides.
+    config.yaml, `device` ("cpu" or "cuda") where Ray has placed the worker, else engine.device decides, and `test`:
+    False leaves the test targets unread, for a run that may not be chosen. epoch_done: see `Loop`.
 
     Continues from the last checkpoint in the run folder if there is one. So Ray Train can simply call it again after
     a worker died, and `--resume` needs nothing else.
@@ -52,10 +53,23 @@ def train_worker(settings: dict[str, Any]) -> None:
     # told here, as a user's mistake: workers that fail by one are not started again
     with told_of_disk(run_dir), sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
         device = choose_device(settings.get("device") or config.engine.device)
-        _train_run(config, run_dir, rank, settings["command"], device)
+        splits = SPLITS if settings.get("test", True) else SPLITS[:1]
+        _train_run(_Order(config, run_dir, settings["command"], splits, epoch_done), rank, device)
 
 
-def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str, device: torch.device) -> None:
+@dataclass(frozen=True)
+class _Order:
+    """What to train, and where. splits: to be evaluated at the end; validation is among them."""
+
+    config: RunConfig
+    run_dir: Path
+    command: str
+    splits: Sequence[Split]
+    epoch_done: EpochDone | None
+
+
+def _train_run(order: _Order, rank: int, device: torch.device) -> None:
+    config, run_dir = order.config, order.run_dir
     if device.type == "cpu":
         keep_freed_memory()
     dataset = Dataset.open(config.data.path)
@@ -73,17 +87,17 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str, device
         if changed:
             reporter.warn(f"the run was begun with {changed}; what follows may differ")
     if rank == 0:  # this process is the only writer now, and the run may continue with this configuration
-        write_text(run_dir / "config.yaml", recipe.dump(config, command))
+        write_text(run_dir / "config.yaml", recipe.dump(config, order.command))
     if isinstance(model, Baseline):
         _announce(reporter, config, loaded, model, "fitted, nothing is trained")
         with _tracked(config, run_dir, checkpoint, rank) as log:
             _fit(config, loaded, run_dir)
-            _finish(Trained(model, 0, 0, "none"), config, loaded, run_dir, log, reporter)
+            _finish(Trained(model, 0, 0, "none"), order, loaded, log, reporter)
         return
     if checkpoint is not None:
         load_weights(model, checkpoint.tensors["model"])
     engine = build_engine(model, config, device)
-    loop = Loop(config, loaded, engine, run_dir, reporter)
+    loop = Loop(config, loaded, engine, run_dir, reporter, order.epoch_done)
     if checkpoint is not None:
         loop.restore(checkpoint)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
@@ -97,7 +111,7 @@ def _train_run(config: RunConfig, run_dir: Path, rank: int, command: str, device
         assert isinstance(best, SequenceModel)
         load_weights(best, loop.best().tensors["model"])
         trained = Trained(best, loop.stopping.best_epoch, loop.position.total_steps, engine.name)
-        _finish(trained, config, loaded, run_dir, log, reporter)
+        _finish(trained, order, loaded, log, reporter)
 
 
 @dataclass(frozen=True)
@@ -188,11 +202,10 @@ def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, ra
             mirror.close(wait_s, "FINISHED" if status == "FINISHED" else "FAILED")
 
 
-def _finish(
-    trained: Trained, config: RunConfig, loaded: Loaded, run_dir: Path, log: MetricsLog | None, reporter: EpochReporter
-) -> None:
+def _finish(trained: Trained, order: _Order, loaded: Loaded, log: MetricsLog | None, reporter: EpochReporter) -> None:
     """Evaluate the best model in every way of encoding users; report the way that is best on validation."""
-    evaluations, chosen = evaluate_choices(trained.model, loaded, config)
+    config, run_dir = order.config, order.run_dir
+    evaluations, chosen = evaluate_choices(trained.model, loaded, config, order.splits)
     if log is None:
         return
     common = {
@@ -201,21 +214,22 @@ def _finish(
     }  # fmt: skip
     if loaded.dataset.manifest.truth:
         common["truth"] = loaded.dataset.manifest.truth
-    for split, name in zip(SPLITS, ("valid", "test"), strict=True):
-        choices = evaluations[split]
+    for split, choices in evaluations.items():
+        name = {"validation": "valid"}.get(split, split)
         report = choices[chosen].report()
         every = {way: evaluation.metrics() for way, evaluation in choices.items()}
         choices[chosen].save(run_dir / f"ranks-{name}.npz")
         write_json(run_dir / f"{name}.json", {**report, **common, "choices": every})
-    test = evaluations["test"][chosen]
-    log.append("test", trained.epoch, trained.steps, _figures(test.report()))
+    last, result = next((split, evaluations[split][chosen]) for split in reversed(order.splits))
+    if last == "test":
+        log.append("test", trained.epoch, trained.steps, _figures(result.report()))
     log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
     if not config.train.keep_optimizer:
         keep_weights_only(CheckpointStore(run_dir / "checkpoints"))
     for doubt in trained.model.doubts(_last_epoch(log)):
         reporter.warn(doubt)
-    shown = " ".join(f"{name} {value:.4f}" for name, value in test.metrics().items())
-    reporter.say(f"test (epoch {trained.epoch}, {chosen}): {shown}")
+    shown = " ".join(f"{name} {value:.4f}" for name, value in result.metrics().items())
+    reporter.say(f"{last} (epoch {trained.epoch}, {chosen}): {shown}")
 
 
 def _last_epoch(log: MetricsLog) -> dict[str, float]:
@@ -231,15 +245,18 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_choices(
-    model: SequenceModel | Baseline, loaded: Loaded, config: RunConfig
+    model: SequenceModel | Baseline, loaded: Loaded, config: RunConfig, splits: Sequence[Split] = SPLITS
 ) -> tuple[dict[Split, dict[str, Evaluation]], str]:
-    """Evaluations by split and by way of encoding users, and the way that is best on validation. Collective."""
+    """Evaluations by split and by way of encoding users, and the way that is best on validation. Collective.
+
+    splits: validation is one of them, as it chooses the way.
+    """
     if isinstance(model, SequenceModel):
         model.eval()
-    results: dict[Split, dict[str, Evaluation]] = {"validation": {}, "test": {}}
+    results: dict[Split, dict[str, Evaluation]] = {split: {} for split in splits}
     indices = CatalogueIndex()  # the item vectors are the same in all
     with torch.no_grad():
-        for split in SPLITS:
+        for split in splits:
             for way in model.inference_choices:
                 model.inference = way
                 results[split][way] = evaluate(model, loaded, split, config.eval, with_lists=True, indices=indices)

@@ -135,6 +135,6 @@ def test_items_are_ranked_by_the_backbones_own_table_and_rule() -> None:
 )
 def test_impossible_diffusions_are_refused_by_name(wrong: dict[str, int]) -> None:
     name = next(iter(wrong))
-    with pytest.raises(UserError, match=rf"model\.{name} is {wrong[name]}"):
+    with pytest.raises(UserError, match=rf"{name} is {wrong[name]}"):
         replace(SMALL, **wrong)  # type: ignore[arg-type]
     assert MealRecOptions(steps=T, tcd_start=T).tcd_start == T

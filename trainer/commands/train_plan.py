@@ -43,7 +43,8 @@ class Plan:
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """The plan for the arguments of `mealrec train`. Raises UserError for whatever the workers would refuse."""
-    named, seeds = _systems(args), _seeds(args.seeds)
+    named = _systems(args)
+    seeds: Sequence[int | None] = parse_seeds(args.seeds) or [None]
     data = recipe.load(args.recipe, (named or [*COMPARISON])[0], args.settings, args.data).data.path
     if not data:
         raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
@@ -108,9 +109,10 @@ def _systems(args: argparse.Namespace) -> list[str | None]:
     return []
 
 
-def _seeds(text: str | None) -> list[int | None]:
+def parse_seeds(text: str | None) -> list[int] | None:
+    """The seeds that --seeds names; None without it. Raises UserError unless each is a whole number, named once."""
     if text is None:
-        return [None]
+        return None
     seeds = text.split(",")
     if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
         raise UserError(f"--seeds {text}: name each seed once, as whole numbers separated by commas")

@@ -25,6 +25,7 @@ VERBS = (
     "update",
     "serve",
     "compare",
+    "study",
     "report",
     "systems",
     "settings",

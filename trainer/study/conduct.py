@@ -1,0 +1,138 @@
+"""Carry out the trials of a study: those that are not finished, on Ray, first all for validation, then the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.ray_tune import Halving, Slots, one_after_the_other, run_trials, slots
+from cluster.session import connected
+from trainer.data.storage import is_url
+from trainer.evaluation.config import CRITERION
+from trainer.evaluation.report import read_report
+from trainer.study.choose import choices
+from trainer.study.plan import Plan
+from trainer.study.progress import StudyProgress
+from trainer.study.record import StudyRecord, failure, trial_state
+from trainer.study.trial import note_death, run_trial
+from trainer.study.trials import Trial
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a study runs on. parallel: trials at once, None for as many as fit. gpus: whether trials use GPUs, None if
+    there are any. cpus_here, gpus_here: of this machine, for a Ray that is started on it. inline: without Ray."""
+
+    parallel: int | None
+    gpus: bool | None
+    cpus_here: int
+    gpus_here: int
+    inline: bool = False
+
+
+def conduct(study: StudyRecord, plan: Plan, trials: Sequence[Trial], machine: Machine) -> None:
+    """Run what is not finished yet. A trial that fails is noted, and the others go on. Raises PreflightError."""
+    _Conductor(study, plan, trials, machine).run()
+
+
+def outstanding(study: StudyRecord, trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that have not ended, one for each run; failed ones are tried again."""
+    runs = {trial.run: trial for trial in trials if trial.run == trial.name}
+    return [
+        trial
+        for trial in runs.values()
+        if trial_state(study.folder / trial.run, trial.test) not in ("finished", "stopped")
+    ]
+
+
+class _Conductor:
+    def __init__(self, study: StudyRecord, plan: Plan, trials: Sequence[Trial], machine: Machine) -> None:
+        self.study, self.plan, self.machine = study, plan, machine
+        self.trials = {trial.name: trial for trial in trials}
+
+    def run(self) -> None:
+        machine = self.machine
+        if machine.inline:
+            self._all(None)
+            return
+        paths = {trial.config.data.path for trial in self.trials.values()}
+        with connected(cpus=machine.parallel or machine.cpus_here, gpus=machine.gpus_here):
+            import ray
+
+            from cluster.preflight import check_cluster
+
+            where = slots(machine.parallel, gpus=machine.gpus, total=ray.cluster_resources())
+            check_cluster(
+                where.at_once, gpus=False, cpus_per_worker=where.cpus, run_folder=self.study.folder,
+                folders=[Path(path) for path in paths if not is_url(path)],
+            )  # fmt: skip
+            self._all(where)
+
+    def _all(self, where: Slots | None) -> None:
+        open_trials = outstanding(self.study, self.trials.values())
+        together = [trial for trial in open_trials if not trial.alone and not self.plan.parts[trial.part].trials]
+        self._run(together, where)
+        for group in self._searches():
+            first = group[0]
+            epochs = first.config.train.epochs
+            grace = min(self.plan.parts[first.part].patience, epochs)
+            self._run(group, where, Halving(epochs, grace) if epochs > grace else None)
+        self._run([trial for trial in open_trials if trial.alone], where and Slots(1, where.cpus, min(1.0, where.gpus)))
+        self._run(self._chosen(), where)
+
+    def _searches(self) -> list[list[Trial]]:
+        """The trials of each search that has not ended, finished ones too: the scheduler compares with these."""
+        groups: dict[tuple[str, str, str], list[Trial]] = {}
+        for trial in self.trials.values():
+            if self.plan.parts[trial.part].trials and trial.run == trial.name:
+                groups.setdefault((trial.part, trial.system, trial.dataset), []).append(trial)
+        return [group for group in groups.values() if outstanding(self.study, group)]
+
+    def _chosen(self) -> list[Trial]:
+        """The trials that validation chose and that are not tested yet."""
+        runs = {trial.run for choice in choices(self.study) for trial in choice.trials}
+        return [self.trials[run] for run in runs if trial_state(self.study.folder / run, test=True) != "finished"]
+
+    def _run(self, trials: Sequence[Trial], where: Slots | None, halving: Halving | None = None) -> None:
+        if not trials:
+            return
+        threads = max(1, self.machine.cpus_here // (where.at_once if where else 1))
+        tested = {trial.run for choice in choices(self.study) for trial in choice.trials}
+        content = {trial.name: self._settings(trial, threads, trial.test or trial.run in tested) for trial in trials}
+        progress = StudyProgress(
+            {trial.name: trial.config.train.epochs for trial in trials}, where.at_once if where else 1,
+            self._outcome, self._value,
+        )  # fmt: skip
+        if where is None:
+            one_after_the_other(run_trial, content, progress)
+            return
+        run_trials(run_trial, content, where, self.study.folder / "ray", progress, halving)
+        for trial in trials:
+            note_death(self.study.folder / trial.run, "see the messages of Ray, with --verbose")
+
+    def _settings(self, trial: Trial, threads: int, test: bool) -> dict[str, Any]:
+        config: Mapping[str, Any] = trial.config.model_dump(mode="json")
+        threads = trial.config.cluster.threads or threads
+        # one process needs no DeepSpeed unless it is asked for, and its import takes seconds
+        engine = "torch" if trial.config.engine.name == "auto" and not trial.config.engine.zero_stage else None
+        changed = {"cluster": {**config["cluster"], "threads": threads}}
+        if engine:
+            changed["engine"] = {**config["engine"], "name": engine}
+        return {
+            "config": {**config, **changed},
+            "run_dir": str(self.study.folder / trial.run), "command": self.study.command, "test": test,
+        }  # fmt: skip
+
+    def _outcome(self, name: str) -> str | None:
+        folder = self.study.folder / self.trials[name].run
+        state = trial_state(folder, test=False)
+        if state == "failed":
+            return failure(folder)
+        return None if state == "finished" else "stopped early: others are better" if state == "stopped" else state
+
+    def _value(self, name: str) -> float | None:
+        path = self.study.folder / self.trials[name].run / "valid.json"
+        value = read_report(path).get(CRITERION) if path.exists() else None
+        return None if value is None else float(value)

@@ -1,0 +1,190 @@
+"""The trials of a plan: every run that it consists of, each with its complete configuration."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from models.errors import UserError
+from models.systems import check_content
+from trainer.config import recipe
+from trainer.config.schema import RunConfig
+from trainer.data.format.manifest import Manifest
+from trainer.study.plan import Block, Part, Plan
+from trainer.study.space import points
+
+_MOST = 10_000
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset of a study. name: what tables call it. path: of the folder, absolute."""
+
+    name: str
+    path: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study. name: of the trial. run: the folder that holds its results: that of the first trial with the
+    same configuration. label: what tables call the configuration; its seeds share it. factors: see `Part.factors`.
+    test: whether the run reads the test targets at its end. alone: whether nothing runs beside it.
+    """
+
+    name: str
+    part: str
+    system: str
+    label: str
+    dataset: str
+    seed: int
+    factors: Mapping[str, Any]
+    config: RunConfig
+    run: str
+    test: bool
+    alone: bool
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A system that a dataset lacks content for."""
+
+    part: str
+    system: str
+    dataset: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command adds to a plan. settings: as in --set, over everything else. seeds, systems: instead of the
+    plan's."""
+
+    recipe: str = "default"
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    systems: tuple[str, ...] | None = None
+
+
+def expand(plan: Plan, datasets: Sequence[Data], given: Given) -> tuple[list[Trial], list[LeftOut]]:
+    """All trials, in the order of the plan, and what is left out because a dataset lacks content for it.
+
+    A configuration that two parts ask for is trained once. Raises UserError, naming part and system, for an unknown
+    setting or a bad value, and for a plan without a trial.
+    """
+    trials: list[Trial] = []
+    left_out: list[LeftOut] = []
+    for (name, part), data in itertools.product(plan.parts.items(), datasets):
+        several = f"-{data.name}" if len(datasets) > 1 else ""
+        for block in part.runs:
+            for system in block.systems:
+                if given.systems and system not in given.systems:
+                    continue
+                try:
+                    found = list(_of_system(plan, name, block, system, data, given, several))
+                except _LacksContentError as error:
+                    left_out.append(LeftOut(name, system, data.name, str(error)))
+                else:
+                    trials += found
+                if len(trials) > _MOST:
+                    raise UserError(f"the plan has more than {_MOST:,} trials; make its grids smaller")
+    if not trials:
+        why = "; ".join(f"{each.system}: {each.why}" for each in left_out[:3])
+        raise UserError(f"the plan has no trial left{f' ({why})' if why else ''}; see --systems and --data")
+    return _shared(_distinct(trials)), left_out
+
+
+class _LacksContentError(Exception):
+    pass
+
+
+def _of_system(
+    plan: Plan, part_name: str, block: Block, system: str, data: Data, given: Given, several: str
+) -> Iterator[Trial]:
+    part = plan.parts[part_name]
+    for variant, factors in itertools.product(block.variants or {"": {}}, _points(part, block)):
+        settings = {**plan.settings, **block.settings, **block.variants.get(variant, {}), **factors}
+        label = " ".join([variant or system, *(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in factors.items())])
+        try:
+            config = recipe.load(
+                given.recipe, system, [*map(_as_set, settings.items()), *given.settings], data.path,
+                data.manifest.train_rows,
+            )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"part {part_name}, {label}: {error}") from None
+        _check_content(config, data)
+        for seed in given.seeds or part.seeds or plan.seeds:
+            name = f"{part_name}-{_plain(label)}{several}-s{seed}"
+            yield Trial(
+                name, part_name, system, label, data.name, seed, factors, recipe.with_seed(config, seed), name,
+                part.test == "all", part.alone,
+            )  # fmt: skip
+
+
+def _points(part: Part, block: Block) -> list[dict[str, Any]]:
+    """The values of the factors of each configuration."""
+    if part.trials:
+        return points(block.dimensions(), part.trials, seed=0)
+    return [dict(zip(block.grid, values, strict=True)) for values in itertools.product(*block.grid.values())]
+
+
+def _check_content(config: RunConfig, data: Data) -> None:
+    shapes: dict[str, tuple[int, ...]] = {field: info.shape for field, info in data.manifest.content.items()}
+    try:
+        check_content(config.model.name, config.model.options, shapes)
+    except UserError as error:
+        raise _LacksContentError(str(error)) from None
+
+
+def _as_set(item: tuple[str, Any]) -> str:
+    return f"{item[0]}={json.dumps(item[1])}"  # JSON is YAML
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(label: str) -> str:
+    """A label as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label.replace(" -", " no ")).strip("-")
+
+
+def _distinct(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials, numbered where labels become the same name."""
+    names: dict[str, int] = {}
+    found = []
+    for trial in trials:
+        names[trial.name] = names.get(trial.name, 0) + 1
+        number = names[trial.name]
+        name = trial.name if number == 1 else f"{trial.name}-{number}"
+        found.append(replace(trial, name=name, run=name))
+    return found
+
+
+def _shared(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials; one that has the configuration of an earlier one has its results in the folder of that.
+
+    A trial whose time and memory are measured alone shares with none. A run that two trials share is tested if one of
+    them asks for it.
+    """
+    first: dict[str, Trial] = {}
+    tested = set()
+    for trial in trials:
+        key = trial.name if trial.alone else _identity(trial)
+        tested |= {key} if trial.test else set()
+        first.setdefault(key, trial)
+    return [
+        replace(trial, run=first[key].name, test=key in tested)
+        for trial in trials
+        for key in [trial.name if trial.alone else _identity(trial)]
+    ]
+
+
+def _identity(trial: Trial) -> str:
+    config = trial.config
+    content = [trial.dataset, config.fingerprint(), config.train.epochs, config.eval.model_dump(mode="json")]
+    return json.dumps(content, sort_keys=True)

@@ -27,8 +27,8 @@ _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # we write what a trial reports ourselves
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once: trials go on from their checkpoints
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its callback cannot be replaced
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # do not start processes for trials before one is free
-    "RAY_AIR_NEW_OUTPUT": "0",
 }
 TRIAL_SETTINGS = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLOSING_S)}
 
@@ -162,9 +162,10 @@ def _name_of(trial: Any) -> str:
 
 
 def _callback(watcher: Watcher) -> Any:
-    from ray.tune import Callback
+    from ray.tune.progress_reporter import TrialProgressCallback
 
-    class Telling(Callback):  # type: ignore[misc]  # Tune gives every argument by name
+    # instead of Tune's own, which would print; Tune gives every argument by name
+    class Telling(TrialProgressCallback):  # type: ignore[misc]
         def on_trial_start(self, trial: Any, **_: Any) -> None:
             watcher.started(_name_of(trial))
 

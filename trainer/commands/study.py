@@ -10,8 +10,8 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from models.errors import UserError
 from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
 from trainer.commands.train_plan import check_name, parse_seeds
+from trainer.config.schema import TrackingConfig
 from trainer.data.format.manifest import load_manifest, read_manifest
 from trainer.data.storage import is_url
 from trainer.data.synthetic.generate import SyntheticOptions, generate
@@ -39,9 +40,10 @@ from trainer.study.record import (
 from trainer.study.space import values_of
 from trainer.study.summary import costs_table, summary
 from trainer.study.trials import Data, Given, LeftOut, Trial, expand
-from trainer.tracking import write_group
+from trainer.tracking import Status, start_mirror, where_runs_are, write_group
 
 _GRID, _SEARCH = "grid", "search"
+_MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 120.0, 3.0
 _OWN = f"those of --{_GRID} and --{_SEARCH}"
 
 
@@ -225,7 +227,31 @@ def _conduct(study: StudyRecord, plan: Plan, trials: Sequence[Trial], args: argp
         args.parallel, {"auto": None, "cpu": False, "cuda": True}[first.engine.device],
         len(os.sched_getaffinity(0)), torch.cuda.device_count(), first.cluster.launcher == "inline",
     )  # fmt: skip
-    conduct(study, plan, trials, machine)
+    with _mirrored(study, first.tracking):
+        conduct(study, plan, trials, machine)
+    if first.tracking.mlflow and (page := _page(study, trials)):
+        console.say(f"\nthe study in MLflow\n{page}", Verbosity.BRIEF)
+
+
+@contextmanager
+def _mirrored(study: StudyRecord, tracking: TrackingConfig) -> Iterator[None]:
+    """In the block, one process mirrors all runs of the study to MLflow."""
+    if not tracking.mlflow:
+        yield
+        return
+    again = f"{study.command} --resume" if "--resume" not in shlex.split(study.command) else study.command
+    mirror = start_mirror(study.folder, tracking.uri, tracking.experiment, study=again)
+    status: Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        mirror.close(_MIRROR_SECONDS if status == "FINISHED" else _MIRROR_SECONDS_STOPPED, status)
+
+
+def _page(study: StudyRecord, trials: Sequence[Trial]) -> str:
+    tracking = trials[0].config.tracking
+    return where_runs_are(study.folder / trials[0].run, tracking.uri, tracking.experiment)
 
 
 def _next(study: StudyRecord, runs_dir: Path) -> str:

@@ -123,6 +123,7 @@ class _Conductor:
         return {
             "config": {**config, **changed},
             "run_dir": str(self.study.folder / trial.run), "command": self.study.command, "test": test,
+            "mirror": False,
         }  # fmt: skip
 
     def _outcome(self, name: str) -> str | None:

@@ -42,8 +42,10 @@ class Mirror:
     `told`: what it said last of MLflow's failures; the user is warned when it says it.
     """
 
-    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes] | None, warn: Callable[[str], None]) -> None:
-        self._run_dir, self._process, self._warn = run_dir, process, warn
+    def __init__(
+        self, run_dir: Path, process: subprocess.Popen[bytes] | None, warn: Callable[[str], None], sync: str
+    ) -> None:
+        self._run_dir, self._process, self._warn, self._sync = run_dir, process, warn, sync
         self.told = ""
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -57,7 +59,7 @@ class Mirror:
         if not done:
             self._warn(
                 f"MLflow does not have everything of this run (why: {self._run_dir / 'mlflow.log'}). Nothing is lost; "
-                f"sync it later with: {command_for('track', self._run_dir)}"
+                f"sync it later with: {self._sync}"
             )
         return done
 
@@ -85,12 +87,20 @@ class Mirror:
                 self._warn(self.told)
 
 
-def start_mirror(run_dir: Path, uri: str = "", experiment: str = "", *, running: bool = True,
-                 warn: Callable[[str], None] = console.warn) -> Mirror:  # fmt: skip
+def start_mirror(
+    run_dir: Path,
+    uri: str = "",
+    experiment: str = "",
+    *,
+    running: bool = True,
+    study: str = "",
+    warn: Callable[[str], None] = console.warn,
+) -> Mirror:
     """Start mirroring `run_dir` to the MLflow tracking server or store at `uri`; returns at once.
 
     uri, experiment: where empty, MLflow's own variables of the environment count, else mlflow.db beside the runs and
     "mealrec". running: the run goes on now; otherwise it has ended, and its times are those of its lines.
+    study: `run_dir` is the folder of a study, whose runs are mirrored; the command that goes on with it.
     warn: shows what the user should see; called from a thread of its own too.
     Call it on rank 0, once config.yaml is written and metrics.jsonl is rewound. Never raises an error of the
     system: a mirror that cannot start is reported by `close`. The process ends by itself when this one dies.
@@ -103,7 +113,8 @@ def start_mirror(run_dir: Path, uri: str = "", experiment: str = "", *, running:
             f"a time start `mlflow server` on one machine and name it by tracking.uri (docs/mlflow.md): {where.shown}"
         )
     command = [sys.executable, "-m", "trainer.tracking.mirror", "--run-dir", str(run_dir)]
-    command += ["--started", str(time.time())] if running else []
+    command += ["--study"] if study else ["--started", str(time.time())] if running else []
+    sync = study or command_for("track", run_dir)
     try:
         refuse_link(run_dir / "mlflow.log")
         with (run_dir / "mlflow.log").open("ab") as output:
@@ -118,8 +129,8 @@ def start_mirror(run_dir: Path, uri: str = "", experiment: str = "", *, running:
             )
     except (OSError, UserError) as error:
         warn(f"the MLflow mirror did not start: {error}")
-        return Mirror(run_dir, None, warn)
-    return Mirror(run_dir, process, warn)
+        return Mirror(run_dir, None, warn, sync)
+    return Mirror(run_dir, process, warn, sync)
 
 
 def _environment(uri: str, experiment: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The process that mirrors the `metrics.jsonl` of one run to MLflow.
+"""The process that mirrors the `metrics.jsonl` of one run, or of all runs of a study, to MLflow.
 
 Started by `trainer.tracking.start_mirror`. It reads the run's files and writes only `mlflow.json` (what MLflow has
 already) and `mlflow.log`, so a tracker that is down, slow or wrong cannot touch the run. The address and the experiment
@@ -17,11 +17,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from retrieval.files import locked
 from trainer.tracking.address import redacted
 from trainer.tracking.publisher import Publisher
 from trainer.tracking.store import BUGS, permanent, reason, unreachable
+from trainer.tracking.study_publisher import StudyPublisher
 
 POLL_S = 0.5
 FIRST_RETRY_S, LONGEST_RETRY_S, CLOSING_RETRY_S = 0.5, 30.0, 2.0
@@ -32,6 +34,16 @@ UNREACHED_S = 5.0
 DONE, UNDONE, HOPELESS = 0, 1, 3
 
 log = logging.getLogger("mealrec.mirror")
+
+
+class Posting(Protocol):
+    """What the mirror keeps up to date: `Publisher` for one run, `StudyPublisher` for many."""
+
+    def sync(self) -> None:
+        """Post what is new."""
+
+    def finish(self, status: str) -> None:
+        """Post the end."""
 
 
 class Parent:
@@ -89,7 +101,7 @@ class Outage:
         self._since, self.delay, self.reached = 0.0, POLL_S, True
 
 
-def follow(publisher: Publisher, parent: Parent, uri: str) -> int:
+def follow(publisher: Posting, parent: Parent, uri: str) -> int:
     """Mirror until the run has ended and everything is posted; the exit status. Retries with growing delays."""
     status: str | None = None
     deadline, outage = float("inf"), Outage(parent, uri)
@@ -123,6 +135,9 @@ def follow(publisher: Publisher, parent: Parent, uri: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.tracking.mirror", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument(
+        "--study", action="store_true", help="the folder is that of a study, with one for each run"
+    )
     parser.add_argument("--started", type=float, help="Unix seconds; left out for a run that is not running")
     args = parser.parse_args()
     uri, experiment = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_EXPERIMENT_NAME"]
@@ -133,7 +148,10 @@ def main() -> int:
     with suppress(OSError):
         os.nice(10)
     with locked(args.run_dir / ".mlflow.lock"):  # the mirror of a killed run may still be busy
-        return follow(Publisher(args.run_dir, uri, experiment, args.started), parent, uri)
+        posting: Posting = Publisher(args.run_dir, uri, experiment, args.started)
+        if args.study:
+            posting = StudyPublisher(args.run_dir, uri, experiment)
+        return follow(posting, parent, uri)
 
 
 if __name__ == "__main__":

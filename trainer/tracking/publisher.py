@@ -69,6 +69,11 @@ class Publisher:
             work()
 
     @property
+    def parent_id(self) -> str | None:
+        """The run in MLflow that this one is a child of, as soon as it is known."""
+        return self._parent_id
+
+    @property
     def _run_id(self) -> str:
         return str(self._state.values["run_id"])
 

@@ -40,8 +40,9 @@ _MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
 
 def train_worker(settings: dict[str, Any], epoch_done: EpochDone | None = None) -> None:
     """Train one run on this worker. settings: `config` (plain values of a RunConfig), `run_dir`, `command`, which heads
-    config.yaml, `device` ("cpu" or "cuda") where Ray has placed the worker, else engine.device decides, and `test`:
-    False leaves the test targets unread, for a run that may not be chosen. epoch_done: see `Loop`.
+    config.yaml, `device` ("cpu" or "cuda") where Ray has placed the worker, else engine.device decides; `test`: False
+    leaves the test targets unread, for a run that may not be chosen; `mirror`: False where another process mirrors the
+    run to MLflow. epoch_done: see `Loop`.
 
     Continues from the last checkpoint in the run folder if there is one. So Ray Train can simply call it again after
     a worker died, and `--resume` needs nothing else.
@@ -54,17 +55,20 @@ def train_worker(settings: dict[str, Any], epoch_done: EpochDone | None = None) 
     with told_of_disk(run_dir), sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
         device = choose_device(settings.get("device") or config.engine.device)
         splits = SPLITS if settings.get("test", True) else SPLITS[:1]
-        _train_run(_Order(config, run_dir, settings["command"], splits, epoch_done), rank, device)
+        mirrored = config.tracking.mlflow and settings.get("mirror", True)
+        _train_run(_Order(config, run_dir, settings["command"], splits, mirrored, epoch_done), rank, device)
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What to train, and where. splits: to be evaluated at the end; validation is among them."""
+    """What to train, and where. splits: to be evaluated at the end; validation is among them. mirrored: by
+    this process."""
 
     config: RunConfig
     run_dir: Path
     command: str
     splits: Sequence[Split]
+    mirrored: bool
     epoch_done: EpochDone | None
 
 
@@ -90,7 +94,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
         write_text(run_dir / "config.yaml", recipe.dump(config, order.command))
     if isinstance(model, Baseline):
         _announce(reporter, config, loaded, model, "fitted, nothing is trained")
-        with _tracked(config, run_dir, checkpoint, rank) as log:
+        with _tracked(order, checkpoint, rank) as log:
             _fit(config, loaded, run_dir)
             _finish(Trained(model, 0, 0, "none"), order, loaded, log, reporter)
         return
@@ -105,7 +109,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
     _announce(reporter, config, loaded, model, how)
     if checkpoint is not None:
         reporter.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
-    with _tracked(config, run_dir, checkpoint, rank) as log:
+    with _tracked(order, checkpoint, rank) as log:
         _train(loop)
         best = build_model(config, loaded)
         assert isinstance(best, SequenceModel)
@@ -180,16 +184,17 @@ def _announce(reporter: EpochReporter, config: RunConfig, loaded: Loaded, model:
 
 
 @contextlib.contextmanager
-def _tracked(config: RunConfig, run_dir: Path, checkpoint: Checkpoint | None, rank: int) -> Iterator[MetricsLog | None]:
+def _tracked(order: _Order, checkpoint: Checkpoint | None, rank: int) -> Iterator[MetricsLog | None]:
     """Keep the metrics file and its MLflow mirror open during the run. Only rank 0 has them; others get None."""
     if rank != 0:
         yield None
         return
+    run_dir, tracking = order.run_dir, order.config.tracking
     log = MetricsLog(run_dir / "metrics.jsonl")
     log.rewind(checkpoint.step if checkpoint is not None else -1)
     mirror: Mirror | None = None
-    if config.tracking.mlflow:
-        mirror = start_mirror(run_dir, config.tracking.uri, config.tracking.experiment)
+    if order.mirrored:
+        mirror = start_mirror(run_dir, tracking.uri, tracking.experiment)
     status, wait_s = "FAILED", _MIRROR_SECONDS
     try:
         yield log

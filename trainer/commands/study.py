@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(costs_table(trials, args.parallel))
             return 0
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(sole_writer(folder))
         study = _record(args, plan, datasets, trials, left_out, folder)
         stack.enter_context(preemption.listening())
         stack.enter_context(told_of_disk(folder))
@@ -198,17 +200,15 @@ def _record(
         tuple(TrialRecord(t.name, t.part, t.system, t.label, t.dataset, t.seed, t.factors, t.run) for t in trials),
         tuple(LeftOutRecord(each.part, each.system, each.dataset, each.why) for each in left_out),
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder):
-        if (folder / NAME).exists():
-            before = read_study(folder)
-            if lost := {trial.name for trial in before.trials} - {trial.name for trial in trials}:
-                raise UserError(
-                    f"study {args.name!r} has {len(lost)} trials that this command does not name ({min(lost)}): it was "
-                    f"begun by `{before.command}`; add to that, or use another --name"
-                )
-        write_study(made)
-        write_group(args.name, [folder / run for run in dict.fromkeys(trial.run for trial in trials)])
+    if (folder / NAME).exists():
+        before = read_study(folder)
+        if lost := {trial.name for trial in before.trials} - {trial.name for trial in trials}:
+            raise UserError(
+                f"study {args.name!r} has {len(lost)} trials that this command does not name ({min(lost)}): it was "
+                f"begun by `{before.command}`; add to that, or use another --name"
+            )
+    write_study(made)
+    write_group(args.name, [folder / run for run in dict.fromkeys(trial.run for trial in trials)])
     return made
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import console
+from cluster.console import Verbosity
 from cluster.ray_tune import Halving, Slots, one_after_the_other, run_trials, slots
 from cluster.session import connected
 from trainer.data.storage import is_url
@@ -72,15 +74,23 @@ class _Conductor:
 
     def _all(self, where: Slots | None) -> None:
         open_trials = outstanding(self.study, self.trials.values())
+        progress = self._progress(open_trials, where)
         together = [trial for trial in open_trials if not trial.alone and not self.plan.parts[trial.part].trials]
-        self._run(together, where)
+        self._run(together, where, progress)
         for group in self._searches():
             first = group[0]
             epochs = first.config.train.epochs
             grace = min(self.plan.parts[first.part].patience, epochs)
-            self._run(group, where, Halving(epochs, grace) if epochs > grace else None)
-        self._run([trial for trial in open_trials if trial.alone], where and Slots(1, where.cpus, min(1.0, where.gpus)))
-        self._run(self._chosen(), where)
+            self._run(group, where, progress, Halving(epochs, grace) if epochs > grace else None)
+        alone = where and Slots(1, where.cpus, 1.0 if where.gpus else 0.0)
+        self._run([trial for trial in open_trials if trial.alone], alone, progress)
+        if chosen := self._chosen():
+            console.say(f"testing what validation chose: {len(chosen)} runs", Verbosity.BRIEF)
+            self._run(chosen, where, self._progress(chosen, where))
+
+    def _progress(self, trials: Sequence[Trial], where: Slots | None) -> StudyProgress:
+        names = [trial.name for trial in trials]
+        return StudyProgress(names, where.at_once if where else 1, self._outcome, self._value)
 
     def _searches(self) -> list[list[Trial]]:
         """The trials of each search that has not ended, finished ones too: the scheduler compares with these."""
@@ -95,16 +105,14 @@ class _Conductor:
         runs = {trial.run for choice in choices(self.study) for trial in choice.trials}
         return [self.trials[run] for run in runs if trial_state(self.study.folder / run, test=True) != "finished"]
 
-    def _run(self, trials: Sequence[Trial], where: Slots | None, halving: Halving | None = None) -> None:
+    def _run(
+        self, trials: Sequence[Trial], where: Slots | None, progress: StudyProgress, halving: Halving | None = None
+    ) -> None:
         if not trials:
             return
         threads = max(1, self.machine.cpus_here // (where.at_once if where else 1))
         tested = {trial.run for choice in choices(self.study) for trial in choice.trials}
         content = {trial.name: self._settings(trial, threads, trial.test or trial.run in tested) for trial in trials}
-        progress = StudyProgress(
-            {trial.name: trial.config.train.epochs for trial in trials}, where.at_once if where else 1,
-            self._outcome, self._value,
-        )  # fmt: skip
         if where is None:
             one_after_the_other(run_trial, content, progress)
             return

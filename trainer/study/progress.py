@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 from cluster import console
 from cluster.console import Verbosity
@@ -15,21 +15,23 @@ _EVERY_S = 30.0
 class StudyProgress:
     """A `cluster.ray_tune.Watcher` that prints a line when a trial ends, and one at least every half minute.
 
-    epochs: the most epochs of each trial by name, 0 for what is not trained. at_once: trials that run together.
-    outcome: what became of a trial that ended, in words; None if it is finished. value: its validation.
+    names: of the trials that are to be run; what is told of others, that ended in an earlier sitting, is not shown.
+    at_once: trials that run together. outcome: what became of a trial that ended, in words; None if it is finished.
+    value: its validation.
     """
 
     def __init__(
         self,
-        epochs: Mapping[str, int],
+        names: Iterable[str],
         at_once: int,
         outcome: Callable[[str], str | None],
         value: Callable[[str], float | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._epochs, self._at_once, self._outcome, self._value = dict(epochs), at_once, outcome, value
+        self._names, self._at_once = {*names}, at_once
+        self._outcome, self._value = outcome, value
         self._clock = clock
-        self._running: dict[str, tuple[int, float]] = {}  # the epoch, and when the trial started
+        self._running: dict[str, float] = {}  # when the trial started
         self._done, self._failed, self._stopped = 0, 0, 0
         self._spent = 0.0  # seconds of all trials that ended
         self._best: tuple[float, str] | None = None
@@ -37,18 +39,22 @@ class StudyProgress:
 
     def started(self, name: str) -> None:
         """See `Watcher`."""
-        self._running.setdefault(name, (0, self._clock()))
-        self._tick()
+        if name in self._names:
+            self._running.setdefault(name, self._clock())
+            self._tick()
 
     def reported(self, name: str, epoch: int, value: float) -> None:
         """See `Watcher`."""
-        self._running[name] = (epoch, self._running.get(name, (0, self._clock()))[1])
-        self._see(name, value)
-        self._tick()
+        del epoch
+        if name in self._names:
+            self._see(name, value)
+            self._tick()
 
     def ended(self, name: str, error: str | None) -> None:
         """See `Watcher`."""
-        _, since = self._running.pop(name, (0, self._clock()))
+        if name not in self._names:
+            return
+        since = self._running.pop(name, self._clock())
         self._spent += self._clock() - since
         told = error or self._outcome(name)
         if told is None:
@@ -68,7 +74,7 @@ class StudyProgress:
     def line(self) -> str:
         """The state of the study in a line."""
         ended = self._done + self._failed + self._stopped
-        parts = [f"{ended}/{len(self._epochs)} trials ended", f"{len(self._running)} running"]
+        parts = [f"{ended}/{len(self._names)} trials ended", f"{len(self._running)} running"]
         if self._stopped:
             parts.append(f"{self._stopped} stopped early")
         if self._failed:
@@ -84,14 +90,14 @@ class StudyProgress:
             self._best = (value, name)
 
     def _seconds_left(self) -> float | None:
-        """By the mean time of the trials that ended; of those that run, by the share of their epochs at the least."""
+        """By the mean time of the trials that ended."""
         ended = self._done + self._failed + self._stopped
         if not ended:
             return None
         mean = self._spent / ended
-        waiting = len(self._epochs) - ended - len(self._running)
+        waiting = len(self._names) - ended - len(self._running)
         now = self._clock()
-        running = sum(max(0.0, mean - (now - since)) for _, since in self._running.values())
+        running = sum(max(0.0, mean - (now - since)) for since in self._running.values())
         return (waiting * mean + running) / max(1, self._at_once)
 
     def _tick(self) -> None:

@@ -37,8 +37,8 @@ def costs_table(trials: Sequence[Trial], parallel: int | None) -> str:
     alone = sum(costs[trial.name].seconds for trial in runs if trial.alone)
     peak = max((cost.peak_bytes for cost in costs.values()), default=0) * at_once / 1e6
     return (
-        f"{text_table(rows)}\n\n{at_once} at once: at most {in_words(together + alone)}, by {STEPS} measured steps of each "
-        "system, if every run trains for all its epochs (early stopping ends most runs sooner);\n"
+        f"{text_table(rows)}\n\n{at_once} at once: at most {in_words(together + alone)}, by {STEPS} measured steps of "
+        "each system, if every run trains for all its epochs (early stopping ends most runs sooner);\n"
         f"{peak:,.0f} MB more disk while it runs"
     )
 

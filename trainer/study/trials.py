@@ -107,7 +107,9 @@ def _of_system(
 ) -> Iterator[Trial]:
     part = plan.parts[part_name]
     for variant, factors in itertools.product(block.variants or {"": {}}, _points(part, block)):
-        settings = {**plan.settings, **block.settings, **block.variants.get(variant, {}), **factors}
+        varied = {**block.variants.get(variant, {}), **factors}
+        _check_varied(part_name, varied, given.settings)
+        settings = {**plan.settings, **block.settings, **varied}
         label = " ".join([variant or system, *(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in factors.items())])
         try:
             config = recipe.load(
@@ -123,6 +125,14 @@ def _of_system(
                 name, part_name, system, label, data.name, seed, factors, recipe.with_seed(config, seed), name,
                 part.test == "all", part.alone,
             )  # fmt: skip
+
+
+def _check_varied(part: str, varied: Mapping[str, Any], settings: Sequence[str]) -> None:
+    """A setting of the command would make alternatives of the plan the same: raise UserError."""
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if near := [each for each in varied if f"{each}.".startswith(f"{key}.") or f"{key}.".startswith(f"{each}.")]:
+            raise UserError(f"--set {setting}: part {part} of the plan varies {near[0]}; leave one of them out")
 
 
 def _points(part: Part, block: Block) -> list[dict[str, Any]]:

@@ -135,9 +135,7 @@ def follow(publisher: Posting, parent: Parent, uri: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.tracking.mirror", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument(
-        "--study", action="store_true", help="the folder is that of a study, with one for each run"
-    )
+    parser.add_argument("--study", action="store_true", help="the folder is that of a study, with one for each run")
     parser.add_argument("--started", type=float, help="Unix seconds; left out for a run that is not running")
     args = parser.parse_args()
     uri, experiment = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_EXPERIMENT_NAME"]

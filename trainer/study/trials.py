@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,6 +77,8 @@ def expand(plan: Plan, datasets: Sequence[Data], given: Given) -> tuple[list[Tri
     A configuration that two parts ask for is trained once. Raises UserError, naming part and system, for an unknown
     setting or a bad value, and for a plan without a trial.
     """
+    if (count := len(datasets) * sum(_count(plan, part, given) for part in plan.parts.values())) > _MOST:
+        raise UserError(f"the plan has {count:,} trials, more than {_MOST:,}; make its grids smaller")
     trials: list[Trial] = []
     left_out: list[LeftOut] = []
     for (name, part), data in itertools.product(plan.parts.items(), datasets):
@@ -90,12 +93,19 @@ def expand(plan: Plan, datasets: Sequence[Data], given: Given) -> tuple[list[Tri
                     left_out.append(LeftOut(name, system, data.name, str(error)))
                 else:
                     trials += found
-                if len(trials) > _MOST:
-                    raise UserError(f"the plan has more than {_MOST:,} trials; make its grids smaller")
     if not trials:
         why = "; ".join(f"{each.system}: {each.why}" for each in left_out[:3])
         raise UserError(f"the plan has no trial left{f' ({why})' if why else ''}; see --systems and --data")
     return _shared(_distinct(trials)), left_out
+
+
+def _count(plan: Plan, part: Part, given: Given) -> int:
+    """How many trials a part has for each dataset, before any is left out."""
+    seeds = len(given.seeds or part.seeds or plan.seeds)
+    return seeds * sum(
+        len(block.systems) * max(1, len(block.variants)) * (part.trials or math.prod(map(len, block.grid.values())))
+        for block in part.runs
+    )
 
 
 class _LacksContentError(Exception):

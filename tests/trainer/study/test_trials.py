@@ -124,7 +124,7 @@ def test_a_mistake_is_told_before_the_first_trial(data: Data, block: dict[str, o
 def test_a_plan_of_a_size_that_nobody_means_is_refused(data: Data) -> None:
     values = list(range(1, 200))
     plan = _plan(a=_part({"systems": ["sasrec"], "grid": {"train.epochs": values, "train.patience": values}}))
-    with pytest.raises(UserError, match="more than 10,000 trials"):
+    with pytest.raises(UserError, match="79,202 trials, more than 10,000"):
         expand(plan, [data], Given("demo"))
 
 

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import UserError
 from models.registry import nearest
 from models.systems import SYSTEMS
+from trainer.study.record import FigureKind, Tested
 from trainer.study.space import Dimension, dimension
 from trainer.text_files import read_yaml
 
 FOLDER = Path(__file__).parent / "plans"
-#: how the report shows a part
-FigureKind = Literal["bars", "heatmap", "lines", "complexity", "embedding", "search"]
-#: which runs of a part read the test targets: every one, or those of the configuration that validation chose
-Tested = Literal["all", "chosen"]
 FULL = "full"
 
 

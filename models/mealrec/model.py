@@ -165,9 +165,23 @@ class MealRec(SequenceModel):
         return (1 - mix) * estimate_BD + mix * x_BD if mix else estimate_BD
 
     def user_vectors(self, batch: Batch) -> Tensor:
+        return self.user_vectors_with(batch, self.last_sequence(batch))
+
+    def last_sequence(self, batch: Batch) -> Tensor:
+        """(B, K, V) content sequence F_L of each history's last video, scaled."""
+        return self.sequence(_last_item(batch))  # type: ignore[no-any-return]
+
+    def refined(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, K, V) z_0 of the last video, and what TCD makes of it for the user vector; raw F_L twice without TCD."""
+        sequence_BKV = self.last_sequence(batch)
+        start_BKV = self.temporal(sequence_BKV) if self.options.use_tcd else sequence_BKV
+        return start_BKV, self._refine(sequence_BKV, batch, self._ways()[0])
+
+    def user_vectors_with(self, batch: Batch, sequence_BKV: Tensor) -> Tensor:
+        """`user_vectors`, if the last video had this content sequence (as of `last_sequence`)."""
         last_B = _last_item(batch)
-        tcd, npd = (part.split("=")[1] for part in self.inference.split(" "))
-        z_BKV = self._refine(self.sequence(last_B), batch, tcd)
+        tcd, npd = self._ways()
+        z_BKV = self._refine(sequence_BKV, batch, tcd)
         x_BD = self._preference(batch)
         text_BH = self.text(last_B)
         start = self.options.npd_start or self.preference_diffusion.steps
@@ -178,6 +192,11 @@ class MealRec(SequenceModel):
         else:
             estimate = self._denoised(x_BD, z_BKV, text_BH)
         return self._mix(estimate, x_BD).float()
+
+    def _ways(self) -> tuple[str, str]:
+        """How the denoisers are used at evaluation: of TCD, of NPD."""
+        tcd, npd = (part.split("=")[1] for part in self.inference.split(" "))
+        return tcd, npd
 
     def _refine(self, sequence_BKV: Tensor, batch: Batch, tcd: str) -> Tensor:
         """The refined content at evaluation: the reverse chain from q(z_start | z_0) (Eq. 10, D12), one call on the

@@ -14,6 +14,22 @@ import numpy as np
 
 from retrieval.metrics.summary import mean_metrics
 from tests.helpers.finished_runs import write_run
+from trainer.analysis.record import (
+    ANALYSIS,
+    Analysis,
+    Calibration,
+    CalibrationBin,
+    Case,
+    Embedding,
+    FrameExample,
+    Frames,
+    FrameTruth,
+    Group,
+    Grouping,
+    Near,
+    Neighbours,
+    Point,
+)
 from trainer.study.record import FAILURE, NAME
 
 LAMBDAS, STEPS, SIGMAS = (0.01, 0.1, 0.5), (5, 15, 25), (0.0, 0.1, 0.3, 0.5)
@@ -113,7 +129,42 @@ def write_study(folder: Path, data: Path | None = None, users: int = 8, only: Se
     (folder / NAME).write_text(json.dumps(content))
     for trial in trials:
         _write(folder / trial.name, trial, users)
+        if trial.part == "embedding":
+            (folder / trial.name / ANALYSIS).write_text(some_analysis(trial.name).model_dump_json())
     return folder
+
+
+def some_analysis(run: str) -> Analysis:
+    """An analysis with everything in it, by hand."""
+    figures = {"HR@10": 0.25, "NDCG@10": 0.125}
+    group = Group(label="all", users=8, share=1.0, metrics=figures, interval=figures, against={})
+    parts = tuple(group.model_copy(update={"label": label, "users": 4, "share": 0.5}) for label in ("2", "3-4"))
+    case = Case(user="u1", history=("<b>first</b>", "second"), target="third & last", rank=30, expected=0.9,
+                shown=("fourth",), target_count=5)  # fmt: skip
+    near = Near(name="fifth", similarity=0.5)
+    points = [
+        Point(kind=kind, x=float(place), y=float(place % 3), title="<i>title</i>", focus=focus, frame=frame)
+        for place, (kind, focus, frame) in enumerate(
+            [("user", 0, 0), ("user", -1, 0), ("target", 0, 0), ("target", -1, 0), ("frame", 0, 1), ("frame", 0, 2)]
+        )
+    ]
+    return Analysis(
+        run=run, system="mealrec", dataset="demo", command=f"mealrec analyse --run {run}", against=None,
+        keys=tuple(figures), users=8, sampled=8, overall=group,
+        groupings=(Grouping(name="history", title="Length of the history", about="How long.", groups=parts),),
+        calibration=Calibration(
+            k=10, users=8, temperature=0.5, error=0.1,
+            bins=tuple(CalibrationBin(users=4, expected=e, hit_rate=h) for e, h in ((0.1, 0.2), (0.5, 0.4))),
+        ),
+        confident_misses=(case,), lucky_hits=(case.model_copy(update={"rank": 2}),),
+        neighbours=(Neighbours(user="u1", history=("first",), target="third", items=(near,), users=(near,)),),
+        frames=Frames(
+            kind="frames", users=8, change=(0.1, 0.2), influence=(0.01, 0.02),
+            truth={"influence": FrameTruth(on=0.02, off=0.01, separation=0.75)},
+            examples=(FrameExample(title="first", change=(0.1, 0.2), influence=(0.0, 0.1), on_topic=(True, False)),),
+        ),
+        embedding=Embedding(users=2, perplexity=1.0, seed=0, distance=0.8, points=tuple(points)),
+    )  # fmt: skip
 
 
 def _write(folder: Path, trial: PlannedTrial, users: int) -> None:

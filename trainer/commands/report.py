@@ -43,11 +43,13 @@ def run(args: argparse.Namespace) -> int:
     folder = _study_folder(args.study, args.runs_dir)
     replace = _is_report(args.out)
     writable_folder(args.out, replace=replace)  # before the work, not after
+    from trainer.report.analyses import complete
     from trainer.report.build import build  # Plotly and the rest take seconds
     from trainer.report.page import render
     from trainer.report.read import read
 
     study = read(folder)
+    complete(study)
     page = build(study, _remake(args))
     with whole_folder(args.out, replace=replace) as new:
         pictures = args.pictures and _draw(page.figures, new / FIGURES)

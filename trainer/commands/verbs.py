@@ -26,6 +26,7 @@ VERBS = (
     "serve",
     "compare",
     "study",
+    "analyse",
     "report",
     "systems",
     "settings",

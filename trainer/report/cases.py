@@ -54,7 +54,7 @@ def _joined(titles: Sequence[str]) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return "  ".join(f"{value:.3f}" for value in values)
+    return "  ".join(f"{value:.2g}" for value in values)
 
 
 def _marks(flags: Sequence[bool]) -> str:

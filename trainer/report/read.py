@@ -35,7 +35,7 @@ class Trial:
         path = self.folder / "metrics.jsonl"
         return read_lines(path, 0)[0] if path.exists() else []
 
-    @property
+    @cached_property
     def analysis(self) -> Analysis | None:
         """What `mealrec analyse` wrote into the folder."""
         path = self.folder / ANALYSIS

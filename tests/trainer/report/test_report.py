@@ -20,7 +20,8 @@ FIGURES = {
     "table2-demo", "ablation-demo", "sensitivity-demo-mealrec", "noise-demo", "complexity-demo", "tune-demo-sasrec",
     "tune-demo-sasrec-settings", "time", "data-demo", "curves-table2-demo", "curves-ablation-demo",
     "curves-sensitivity-demo", "curves-noise-demo", "curves-complexity-demo", "curves-embedding-demo",
-    "curves-tune-demo",
+    "curves-tune-demo", "tsne-embedding-mealrec-s2020", "analysis-embedding-mealrec-s2020-history",
+    "analysis-embedding-mealrec-s2020-calibration", "analysis-embedding-mealrec-s2020-frames",
 }  # fmt: skip
 DRAWN = "document.documentElement.dataset.drawn !== undefined"
 #: what the software renderer of a machine without a GPU says of itself
@@ -71,7 +72,7 @@ def test_page_tells_what_is_missing_and_how_each_figure_is_made(page: Path) -> N
     body = text[: text.index('<script type="application/json"')]
     for told in (
         "&lt;demo&gt; has no visual_layers", "out of memory in a step of 2048 rows", "81,234", "OutOfMemoryError",
-        "table2-mmgcn-s2020", "41 of 43",
+        "table2-mmgcn-s2020", "41 of 43", "&lt;b&gt;first&lt;/b&gt;", "third &amp; last", "75 % of pairs",
     ):  # fmt: skip
         assert told in body, told
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", body)

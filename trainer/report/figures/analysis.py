@@ -8,17 +8,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from trainer.analysis.record import Analysis, Embedding, Grouping, Point
-from trainer.report.figures.style import AROUND, BAR, COLOURS, PageFigure, figure, slug
+from trainer.report.figures.style import AROUND, BAR, COLOURS, ERROR, PageFigure, figure, slug
 
 _CROWD = "#9498a0"
 _KINDS = {"user": ("preference", "circle"), "target": ("target", "star"), "frame": ("frame", "square")}
 
 
 def analysis_figures(analysis: Analysis, name: str, commands: tuple[str, ...]) -> list[PageFigure]:
-    """The figures of one analysis. name: of the run, for titles."""
+    """The figures of one analysis. name: of the trial, for the names of files."""
     made = [
         PageFigure(
-            slug("analysis", name, each.name), f"{each.title}: {name}",
+            slug("analysis", name, each.name), each.title,
             f"{each.about} {_key(analysis)} with its 95 % interval; the dashed line is the mean of all users.",
             _groups(each, analysis), commands,
         )
@@ -28,7 +28,7 @@ def analysis_figures(analysis: Analysis, name: str, commands: tuple[str, ...]) -
         made.append(
             PageFigure(
                 slug("analysis", name, "calibration"),
-                f"Calibration: {name}",
+                "Calibration",
                 "Users by the hit rate that their scores promise (softmax at temperature "
                 f"{calibration.temperature:.3g}, fitted on validation), and their hit rate. On the diagonal, scores "
                 f"promise what they keep; the mean distance is {calibration.error:.3f}.",
@@ -40,7 +40,7 @@ def analysis_figures(analysis: Analysis, name: str, commands: tuple[str, ...]) -
         made.append(
             PageFigure(
                 slug("analysis", name, "frames"),
-                f"{analysis.frames.kind.capitalize()} of the last item: {name}",
+                f"{analysis.frames.kind.capitalize()} of the last item",
                 "Change: how far TCD moves it; what it keeps, it moves little. Influence: how much the user vector "
                 "turns if it is replaced by the mean one." + _truth(analysis),
                 _frames(analysis),
@@ -75,7 +75,7 @@ def _groups(grouping: Grouping, analysis: Analysis) -> go.Figure:
     drawn.add_bar(
         name=analysis.run, orientation="h", y=labels, x=[each.metrics[key] for each in grouping.groups],
         marker={"color": COLOURS[0]},
-        error_x={"type": "data", "array": intervals, "thickness": 1.5, "width": 3},
+        error_x={"type": "data", "array": intervals, "thickness": 1.5, "width": 3, "color": ERROR},
         customdata=[[each.users, 100 * each.share] for each in grouping.groups],
         hovertemplate=f"%{{y}}<br>{key} %{{x:.4f}}<br>%{{customdata[0]:,}} users (%{{customdata[1]:.1f}} %)"
         "<extra></extra>",
@@ -119,7 +119,7 @@ def _frames(analysis: Analysis) -> go.Figure:
     for row, (values, colour) in enumerate(((frames.change, COLOURS[1]), (frames.influence, COLOURS[0])), 1):
         places = [str(place) for place in range(1, len(values) + 1)]
         drawn.add_bar(x=places, y=list(values), marker={"color": colour}, row=row, col=1,
-                      hovertemplate=f"{frames.kind} %{{x}}: %{{y:.4f}}<extra></extra>")  # fmt: skip
+                      hovertemplate=f"{frames.kind} %{{x}}: %{{y:.3g}}<extra></extra>")  # fmt: skip
     drawn.update_xaxes(type="category", title_text=f"{frames.kind}, in the order of the video", row=2, col=1)
     drawn.update_annotations(x=0, xanchor="left", font_size=13)
     return drawn

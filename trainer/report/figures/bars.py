@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from trainer.report.figures.style import AROUND, BAR, PageFigure, figure, shown, slug
+from trainer.report.figures.style import AROUND, BAR, ERROR, PageFigure, figure, shown, slug
 from trainer.report.read import Configuration, Split, Study
 from trainer.report.words import plain
 from trainer.study.record import PartRecord
@@ -75,7 +75,9 @@ def _bars(ordered: Sequence[Configuration], key: str, split: Split, grouped: boo
         orientation="h",
         x=[each.mean for each in figures],
         y=[groups, labels] if grouped else labels,
-        error_x={"type": "data", "array": spread, "thickness": 1.5, "width": 3} if any(spread) else None,
+        error_x={"type": "data", "array": spread, "thickness": 1.5, "width": 3, "color": ERROR}
+        if any(spread)
+        else None,
         customdata=[[shown(each.spread), len(one.finished)] for each, one in zip(figures, ordered, strict=True)],
         hovertemplate=f"%{{y}}<br>{key} %{{x:.4f}} ± %{{customdata[0]}}<br>seeds: %{{customdata[1]}}<extra></extra>",
     )

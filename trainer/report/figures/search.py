@@ -33,6 +33,7 @@ def search(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[Pa
                     f"{factors_text(best.first.factors)}.",
                     _over_trials(found, metric),
                     commands,
+                    wide=True,
                 )
             )
             made.append(
@@ -75,7 +76,7 @@ def _coordinates(found: Sequence[Configuration], metric: str) -> go.Figure:
     drawn.add_trace(
         go.Parcoords(
             dimensions=[*axes, {"label": metric, "values": values, "tickformat": ".4f"}],
-            line={"color": values, "colorscale": "Viridis"},
+            line={"color": values, "colorscale": [[0, COLOURS[8]], [1, COLOURS[1]]]},
             labelangle=0,
         )
     )

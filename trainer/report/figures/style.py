@@ -13,7 +13,8 @@ COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#f
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 #: height of one bar with its gap, and of what is around the bars, in pixels
 BAR, AROUND = 22, 96
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+#: of deviations and intervals over bars, visible on light and on dark
+ERROR = "#7d8590"
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,13 @@ def figure(height: int, base: go.Figure | None = None, **layout: Any) -> go.Figu
         **layout,
     )
     made.update_xaxes(automargin=True, ticks="outside", ticklen=4, title_font_size=13)
-    made.update_yaxes(automargin=True, title_font_size=13)
+    made.update_yaxes(automargin=True, ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)", title_font_size=13)
     return made
 
 
 def colour_of(label: str, labels: list[str]) -> str:
     """The colour of a label, the same in every figure of a report."""
     return COLOURS[labels.index(label) % len(COLOURS)]
-
-
-def symbol_of(label: str, labels: list[str]) -> str:
-    """A marker that differs where colours begin anew."""
-    return _SYMBOLS[labels.index(label) // len(COLOURS) % len(_SYMBOLS)]
 
 
 def slug(*parts: object) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.finished_runs import write_run
+from tests.helpers.finished_study import write_study
 from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
 from trainer.analysis.record import read_analysis
 from trainer.cli import main
@@ -64,16 +66,14 @@ def test_mistakes_are_told(runs: Path, capsys: pytest.CaptureFixture[str], argum
 
 
 def test_runs_on_other_data_are_not_compared(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.helpers.finished_runs import write_run
-
     other = write_run(tmp_path / "other")
     assert main(["analyse", "--run", "mealrec", "--runs-dir", str(runs), "--against", str(other)]) == 2
     assert "different test users" in capsys.readouterr().err
 
 
-def test_a_damaged_analysis_is_told(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.helpers.finished_study import write_study
-
+def test_a_report_refuses_a_damaged_analysis_and_makes_one_that_is_missing(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = write_study(tmp_path / "first", only=("embedding",))
     (path,) = study.rglob("analysis.json")
     path.write_text('{"version": 1}')
@@ -84,6 +84,4 @@ def test_a_damaged_analysis_is_told(runs: Path, tmp_path: Path, capsys: pytest.C
     shutil.copytree(runs / "mealrec", path.parent, ignore=shutil.ignore_patterns("analysis.json"))
     assert main(["report", "--study", str(study), "--no-pictures", "--out", str(tmp_path / "out")]) == 0
     assert path.exists()
-    assert '"tsne-mealrec"' in (tmp_path / "out/index.html").read_text(encoding="utf-8") or "tsne-" in (
-        tmp_path / "out/index.html"
-    ).read_text(encoding="utf-8")
+    assert '"tsne-embedding-mealrec-s2020"' in (tmp_path / "out/index.html").read_text(encoding="utf-8")

@@ -37,6 +37,9 @@ HOMES = {
     "webdataset": "trainer/data/format/shards.py",
     "av": "trainer/extract/video/decode.py",
     "transformers": "trainer/extract/",
+    "plotly": "trainer/report/",
+    "kaleido": "trainer/report/pictures.py",
+    "sklearn": "trainer/analysis/embedding.py",
 }
 
 #: reads a .pth file of an installed package (whose code we run anyway) with torch's restricted unpickler

@@ -102,7 +102,7 @@ def _write(
         core=Core(k=0 if options.core_on == "none" else options.k_core, on=options.core_on),
         dropped={**log.dropped, **lost, **given.unused},
         command=command,
-        sources=_digests(log.files) | given.sources,
+        sources=_digests(log.files) | log.digests | given.sources,
     )
 
 
@@ -217,6 +217,11 @@ def _order(
 def _dense(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
     """Codes in order of first appearance, and the name of each code."""
     names = column.unique(maintain_order=True)
+    if column.dtype == pl.Categorical:  # its codes are in any order, and may have gaps
+        there, own = (each.to_physical().to_numpy() for each in (names, column))
+        place = np.zeros(int(there.max(initial=0)) + 1, np.int64)
+        place[there] = np.arange(len(there))
+        return place[own], names.cast(pl.String)
     table = pl.DataFrame({"name": names, "code": np.arange(len(names), dtype=np.int64)})
     joined = column.to_frame("name").join(table, on="name", how="left", maintain_order="left")
     return joined["code"].to_numpy(), names

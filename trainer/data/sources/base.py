@@ -6,6 +6,7 @@ Nothing is dropped without being counted; what is malformed is refused with its 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,11 +20,12 @@ from trainer.data.sources.times import collapsed, with_times
 
 @dataclass(frozen=True)
 class Log:
-    """Interactions. frame: user (String), item (String), time (Int64), and behaviours (UInt8) where there are any.
+    """Interactions. frame: user and item (Categorical, or String), time (Int64), perhaps behaviours (UInt8).
 
     Rows of equal time are in the order of the source; fractions of a second decide first, and tell repeats apart.
     titles: item -> title. behaviour_names: what the bits of behaviours mean, lowest first. dropped: reason -> count.
-    files: what was read. notes: what the user should know before the work begins.
+    files: what was read. digests: SHA-256 of what was read at URLs. notes: what the user should know before the work
+    begins.
     """
 
     frame: pl.DataFrame
@@ -31,6 +33,7 @@ class Log:
     titles: dict[str, str] = field(default_factory=dict)
     behaviour_names: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -52,20 +55,28 @@ class Source(Protocol):
         ...
 
 
-def make_log(frame: pl.DataFrame, file: Path, time_format: str | None = None) -> Log:
+def make_log(
+    frame: pl.DataFrame, file: Path, time_format: str | None = None, files: Sequence[Path] | None = None
+) -> Log:
     """The log of a frame with user, item and time, and with title and behaviours (UInt8, bits) where it has them.
 
     ids: text or whole numbers; times: numbers, datetimes or text (`trainer.data.sources.times.with_times`).
     Rows that are equal in user, item and exact time are kept once and counted; their behaviours are joined.
-    `_line`: the line of each row in the file; without it rows count as lines. file: one file, or a folder of parts.
+    `_line`: the line of each row in the file; without it rows count as lines. file: one file, or a folder of parts, for
+    messages. files: what was read, if it is not that.
     Raises UserError with the line: an id that is missing, a time that is none.
     """
     if "_line" not in frame.columns:
         frame = frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
     for column in ("user", "item"):
         frame = with_ids(frame, column, file)
-    frame = with_times(frame, file, time_format).sort("_exact", maintain_order=True)
+    if "title" in frame.columns:
+        frame = with_text(frame, "title", file)
     key = ["user", "item", "time", "_exact"]
+    kept = [name for name in (*key, "title", "behaviours") if name in {*frame.columns, "_exact"}]
+    # ids as codes, and no column more than is needed: what follows makes several copies of all rows
+    frame = with_times(frame, file, time_format).select(kept).with_columns(pl.col("user", "item").cast(pl.Categorical))
+    frame = frame.sort("_exact", maintain_order=True)
     if "behaviours" in frame.columns:
         unique = frame.group_by(key, maintain_order=True).agg(pl.col("behaviours").bitwise_or())
     else:
@@ -73,8 +84,8 @@ def make_log(frame: pl.DataFrame, file: Path, time_format: str | None = None) ->
     note = collapsed(unique)
     return Log(
         unique.drop("_exact"),
-        parquet_files(file),
-        first_titles(with_text(frame, "title", file)) if "title" in frame.columns else {},
+        parquet_files(file) if files is None else tuple(files),
+        first_titles(frame) if "title" in frame.columns else {},
         dropped={"duplicate rows": len(frame) - len(unique)},
         notes=(f"{file}: {note}",) if note else (),
     )

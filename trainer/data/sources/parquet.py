@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ import psutil
 from models.errors import UserError
 from trainer.data.sources.checks import require_column
 
-_SUFFIXES = (".parquet", ".pq", ".parq")
+SUFFIXES = (".parquet", ".pq", ".parq")
 _MAGIC = b"PAR1"
 #: of a value in memory, at least; equal values take no room in the file
 _VALUE_BYTES = 8
@@ -19,7 +19,7 @@ _VALUE_BYTES = 8
 
 def is_parquet(file: Path) -> bool:
     """Whether to read `file` as Parquet: by its name, by its first bytes, or as a folder of parts."""
-    if file.suffix.lower() in _SUFFIXES or file.is_dir():
+    if file.suffix.lower() in SUFFIXES or file.is_dir():
         return True
     try:
         with file.open("rb") as stream:
@@ -37,12 +37,12 @@ def parquet_files(file: Path) -> tuple[Path, ...]:
         return (file,)
     found = sorted(path for path in file.rglob("*") if path.is_file())
     parts = [path for path in found if not any(name[0] in "._" for name in path.relative_to(file).parts)]
-    parts = [path for path in parts if path.suffix.lower() in _SUFFIXES]
+    parts = [path for path in parts if path.suffix.lower() in SUFFIXES]
     if not parts:
         there = f"such as {found[0].name}" if found else "it holds no files"
         raise UserError(
             f"{file} is a folder without Parquet parts ({there}); cannot read it: give one file, or a folder of parts "
-            f"that end in {', '.join(_SUFFIXES)}"
+            f"that end in {', '.join(SUFFIXES)}"
         )
     return tuple(parts)
 
@@ -55,18 +55,27 @@ def read_parquet(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) 
     """
     parts = parquet_files(file)
     wanted, also = list(dict.fromkeys(columns)), list(extra)
-    frames = {part: _read(part, wanted, also) for part in parts}
-    named = [frame.with_columns(_file=pl.lit(str(part))) for part, frame in frames.items() if not frame.is_empty()]
+    return joined({str(part): read_part(part, wanted, also) for part in parts}, str(file))
+
+
+def joined(frames: Mapping[str, pl.DataFrame], source: str) -> pl.DataFrame:
+    """The rows of all parts, by the name of each. Of several parts `_file` says which one a row is from.
+
+    source: what they are parts of, for messages. Raises UserError: no rows, parts that differ in a type.
+    """
+    named = {name: frame for name, frame in frames.items() if not frame.is_empty()}
     if not named:
-        raise UserError(f"{file} has no rows; is it the right file?")
-    if len(parts) == 1:
-        return named[0].drop("_file")
-    for name in named[0].columns:
-        types = {frame.schema[name] for frame in named if name in frame.columns}
+        raise UserError(f"{source} has no rows; is it the right file?")
+    if len(frames) == 1:
+        return next(iter(named.values()))
+    for column in next(iter(named.values())).columns:
+        types = {frame.schema[column] for frame in named.values() if column in frame.columns}
         if not (len(types) == 1 or all(dtype.is_numeric() for dtype in types)):
             kinds = ", ".join(sorted(map(str, types)))
-            raise UserError(f"the parts in {file} differ in the type of {name!r} ({kinds}); write them alike")
-    return pl.concat(named, how="diagonal_relaxed")
+            raise UserError(f"the parts in {source} differ in the type of {column!r} ({kinds}); write them alike")
+    files = pl.Enum(list(named))  # a byte or few for a row
+    marked = [frame.with_columns(_file=pl.lit(name, files)) for name, frame in named.items()]
+    return pl.concat(marked, how="diagonal_relaxed")
 
 
 def schema_of(file: Path) -> pl.Schema:
@@ -78,7 +87,8 @@ def schema_of(file: Path) -> pl.Schema:
         raise UserError(f"{part} cannot be read as Parquet ({error})") from None
 
 
-def _read(file: Path, columns: list[str], extra: list[str]) -> pl.DataFrame:
+def read_part(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) -> pl.DataFrame:
+    """`read_parquet` of one file, which may have no rows."""
     schema = schema_of(file)
     try:
         wanted = [require_column(file, name, schema) for name in columns]

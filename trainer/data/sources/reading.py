@@ -13,7 +13,9 @@ from trainer.data.sources.quotes import cells_of, is_regular, records
 from trainer.text_files import check_text, open_text
 
 
-def read_columns(file: Path, separator: str, names: dict[str, str], extra: Sequence[str] = ()) -> pl.DataFrame:
+def read_columns(
+    file: Path, separator: str, names: dict[str, str], extra: Sequence[str] = (), *, part: bool = False
+) -> pl.DataFrame:
     """Columns of a delimited file with a header, as `read_delimited` gives them.
 
     names: our name of a column -> the file's. extra: more of the file's columns. Raises UserError: one is not there.
@@ -21,14 +23,17 @@ def read_columns(file: Path, separator: str, names: dict[str, str], extra: Seque
     header = read_header(file, separator)
     for name in names.values():
         require_column(file, name, header)
-    frame = read_delimited(file, separator, header, header=True)
+    frame = read_delimited(file, separator, header, header=True, part=part)
     return frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), *extra, "_line")
 
 
-def read_delimited(file: Path, separator: str, columns: Sequence[str], header: bool = False) -> pl.DataFrame:
+def read_delimited(
+    file: Path, separator: str, columns: Sequence[str], header: bool = False, *, part: bool = False
+) -> pl.DataFrame:
     """A delimited file as columns of strings without surrounding blanks, empty cells null, and `_line`.
 
-    columns: their names; header: whether line 1 holds names and no data. Raises UserError with the line of the trouble.
+    columns: their names; header: whether line 1 holds names and no data. part: one of several, which may have no rows.
+    Raises UserError with the line of the trouble.
     """
     check_text(file)
     frame = _fast(file, separator, columns, header) if is_regular(file, separator) else None
@@ -37,7 +42,7 @@ def read_delimited(file: Path, separator: str, columns: Sequence[str], header: b
     text = pl.col(columns).str.strip_chars()
     frame = frame.with_columns(pl.when(text != "").then(text))
     frame = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
-    if frame.is_empty():
+    if frame.is_empty() and not part:
         raise UserError(f"{file} has no rows{' after its header' if header else ''}; is it the right file?")
     return frame
 

@@ -48,8 +48,8 @@ def test_a_bad_row_is_named_with_its_part(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_parts_is_named(tmp_path: Path) -> None:
-    FRAME.write_csv(tmp_path / "part-0.csv")
-    with pytest.raises(UserError, match=r"folder without Parquet parts \(such as part-0\.csv\)"):
+    FRAME.write_csv(tmp_path / "part-0.txt")
+    with pytest.raises(UserError, match=r"folder without parts of a log \(such as part-0\.txt\)"):
         table(tmp_path)
 
 
@@ -61,10 +61,10 @@ def test_parquet_is_seen_from_the_file(tmp_path: Path, name: str) -> None:
 
 def test_packed_files_are_named_with_what_to_do(tmp_path: Path) -> None:
     text = FRAME.write_csv().encode()
-    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(text))
+    (tmp_path / "log").write_bytes(gzip.compress(text))
     with zipfile.ZipFile(tmp_path / "my log.zip", "w") as archive:
         archive.writestr("log.csv", text)
-    with pytest.raises(UserError, match=r"log\.csv\.gz is a gzip file; unpack it: gunzip -k .*log\.csv\.gz"):
-        table(tmp_path / "log.csv.gz")
+    with pytest.raises(UserError, match=r"log is a gzip file; unpack it: gunzip -k .*log"):
+        table(tmp_path / "log")
     with pytest.raises(UserError, match=r"my log\.zip is a zip .* file; unpack it: unzip '.*my log\.zip'"):
         table(tmp_path / "my log.zip")

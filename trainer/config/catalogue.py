@@ -37,6 +37,15 @@ def growing_costs(config: RunConfig, items: int) -> list[str]:
     return lines
 
 
+def table_width(options: SystemOptions) -> int:
+    """Numbers that a system learns for each item, in tables of vectors; 0 if it has no such table, or none is known."""
+    found = _ranking(options)
+    if found is None and not options.reads_catalogue:
+        return 0
+    part = getattr(options, getattr(options, "backbone", ""), options)
+    return int(getattr(part, "hidden", 0)) * (2 if found is not None and found[1].untied else 1)
+
+
 def _ranking(options: SystemOptions) -> tuple[str, RankingOptions] | None:
     """The section of ranking options that is in effect, and its key."""
     backbone = getattr(options, "backbone", None)

@@ -33,6 +33,7 @@ from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import keep_weights_only
 from trainer.training.engine import NonFiniteError
 from trainer.training.loop import EpochDone, Loop, check_resumable
+from trainer.training.memory import check_tables
 from trainer.training.reporting import EpochReporter
 
 _MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
@@ -83,6 +84,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
         dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
         noise=config.data.noise,
     )  # fmt: skip
+    check_tables(config, dataset.manifest.items + 1, device)
     model = build_model(config, loaded)
     reporter = EpochReporter(rank == 0, config.train.epochs)
     checkpoint = _agree_on_checkpoint(run_dir)

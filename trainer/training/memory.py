@@ -1,0 +1,48 @@
+"""Whether a run's tables of items fit into memory: told before the first step, and not by the system's killer."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from models.errors import UserError
+from trainer.batches.loader import host_memory_available
+from trainer.config.catalogue import table_width
+from trainer.config.schema import RunConfig
+
+_GB = 1e9
+#: tables in float32 beside the weights: Adam's two moments, and the vectors of all items in an evaluation
+_WEIGHTS, _MOMENTS, _EVALUATION = 1, 2, 1
+
+
+def check_tables(config: RunConfig, items: int, device: torch.device) -> None:
+    """Raise UserError if the tables of `items` rows need more memory than is free on `device`. Call it before they are
+    made. Everything else (activations, content) is not counted.
+    """
+    width = table_width(config.model.options)
+    table = 4 * items * width
+    gradient = 0 if config.train.lazy_adam else 1
+    # ZeRO divides the moments from stage 1 on, gradients from 2, weights from 3
+    stage, workers = config.engine.zero_stage, config.cluster.workers
+    divided = [1 if stage < least else workers for least in (3, 1, 2)]
+    parts = [share / by for share, by in zip((_WEIGHTS, _MOMENTS, gradient), divided, strict=True)]
+    # workers of one node share its memory, each GPU has its own
+    here = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = here * table * (sum(parts) + _EVALUATION)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_available()
+    if needed <= free:
+        return
+    raise UserError(
+        f"the vectors of {items:,} items, {width} numbers each, need {needed / _GB:,.1f} GB of memory for "
+        f"{'one worker' if here == 1 else f'{here} workers'} ({table / _GB:,.1f} GB each for weights, two moments of "
+        f"Adam, {'' if config.train.lazy_adam else 'gradients, '}an evaluation), and {free / _GB:,.1f} GB are free on "
+        f"this {'GPU' if device.type == 'cuda' else 'machine'}; {_advice(config)}"
+    )
+
+
+def _advice(config: RunConfig) -> str:
+    also = [] if config.train.lazy_adam else ["train.lazy_adam=true with ranking.negatives has no gradients of all"]
+    if config.cluster.workers > 1 and not config.engine.zero_stage:
+        also.append("engine.zero_stage=3 divides them among workers of several machines or GPUs")
+    return "; ".join(["a smaller model.hidden needs less, as do fewer items (mealrec prepare --k-core)", *also])

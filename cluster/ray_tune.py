@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its callback cannot be replaced
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # do not start processes for trials before one is free
 }
-TRIAL_SETTINGS = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLOSING_S)}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,11 @@ def run_trials(
     inputs = {name: {**trials[name], "device": device} for name in names}
 
     def trainable(config: dict[str, Any]) -> None:
-        work(inputs[config[_TRIAL]], _reporter(tune.report))
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_CLOSING_S)  # read in this process, when a trial is stopped
+        report = _Reporter(tune.report)
+        work(inputs[config[_TRIAL]], report)
+        if report.stopped:
+            sys.exit()  # what Tune waits for: after a plain return it would wait for one more report
 
     scheduler: Any = FIFOScheduler()
     if halving is not None:
@@ -146,15 +150,19 @@ def one_after_the_other(work: Work, trials: Mapping[str, dict[str, Any]], watche
         watcher.ended(name, None)
 
 
-def _reporter(tell: Callable[[dict[str, Any]], None]) -> Report:
-    def report(epoch: int, value: float) -> bool:
-        try:
-            tell({_EPOCH: epoch, _VALUE: value})
-        except SystemExit:  # how Tune ends a trial that its scheduler stops
-            return False
-        return True
+class _Reporter:
+    """A `Report` to Tune. stopped: whether its scheduler has stopped the trial."""
 
-    return report
+    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._tell = tell
+        self.stopped = False
+
+    def __call__(self, epoch: int, value: float) -> bool:
+        try:
+            self._tell({_EPOCH: epoch, _VALUE: value})
+        except SystemExit:  # how Tune ends a trial that its scheduler stops: the trial has work to finish
+            self.stopped = True
+        return not self.stopped
 
 
 def _name_of(trial: Any) -> str:

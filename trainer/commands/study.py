@@ -27,7 +27,7 @@ from trainer.data.storage import is_url
 from trainer.data.synthetic.generate import SyntheticOptions, generate
 from trainer.evaluation.config import CRITERION
 from trainer.local_path import local_path
-from trainer.study.plan import FULL, Block, Part, Plan, Scale, at_scale, load_plan, names
+from trainer.study.plan import FULL, Plan, Scale, at_scale, load_plan, names, parse_plan
 from trainer.study.record import (
     NAME,
     LeftOutRecord,
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     """Check the whole plan before the first trial, run what is not finished, say what came out."""
     plan, scale = at_scale(load_plan(args.plan) if args.plan else _own_plan(args), args.scale)
     folder = args.runs_dir.absolute() / args.name
-    check_name(args.name, folder, args.resume)
     if (folder / NAME).exists() and not args.resume and not args.dry_run:
         raise UserError(f"study {args.name!r} exists in {folder.parent}: use --resume to go on, or another --name")
+    check_name(args.name, folder, args.resume or (folder / NAME).exists())
     if args.parallel is not None and args.parallel < 1:
         raise UserError(f"--parallel {args.parallel}: at least one trial runs at a time")
     with ExitStack() as stack:
@@ -114,16 +114,15 @@ def _own_plan(args: argparse.Namespace) -> Plan:
             "--search needs --trials N, the number of configurations to try; without it, leave --trials out"
         )
     pairs = dict(_pair(text, _SEARCH if args.search else _GRID) for text in args.search or args.grid)
-    systems = tuple(args.systems.split(","))
+    block = {"systems": args.systems.split(",")}
     if args.search:
-        block = Block(systems=systems, space=pairs)
-        part = Part(title="Search", figure="search", runs=(block,), test="chosen", trials=args.trials)
-        return Plan(about="A search over settings.", parts={_SEARCH: part})
-    grid = {key: tuple(values_of(key, text)) for key, text in pairs.items()}
+        part = {"title": "Search", "figure": "search", "test": "chosen", "trials": args.trials,
+                "runs": [{**block, "space": pairs}]}  # fmt: skip
+        return parse_plan({"about": "A search over settings.", "parts": {_SEARCH: part}}, "--search")
+    grid = {key: values_of(key, text) for key, text in pairs.items()}
     figure = {1: "lines", 2: "heatmap"}.get(len(grid), "bars")
-    part = Part.model_validate({"title": "Grid", "figure": figure, "runs": [{"systems": systems, "grid": grid}],
-                                "test": "chosen"})  # fmt: skip
-    return Plan(about="A grid of settings.", parts={_GRID: part})
+    part = {"title": "Grid", "figure": figure, "test": "chosen", "runs": [{**block, "grid": grid}]}
+    return parse_plan({"about": "A grid of settings.", "parts": {_GRID: part}}, "--grid")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -16,6 +16,8 @@ from trainer.text_files import read_yaml
 #: a folder that holds one of these is a run, finished or not
 _FILES = ("config.yaml", "metrics.jsonl", "test.json", "ranks-test.npz")
 _MOST_NAMED = 20
+#: in a folder that holds the runs of a study (`trainer.study.record`)
+STUDY = "study.json"
 
 
 @dataclass
@@ -92,7 +94,14 @@ def _finished(runs: list[Path], argument: Path, notes: list[str]) -> list[Path]:
     untested = [run for run in runs if not (run / "test.json").exists()]
     if len(untested) == len(runs):
         raise UserError(f"no run of {argument} is finished; to finish the first: {finishing(runs[0])}")
-    notes += [f"{run.name} is left out, it is not finished; to finish it: {finishing(run)}" for run in untested]
+    unchosen = [run for run in untested if (run / "valid.json").exists() and (run.parent / STUDY).exists()]
+    if unchosen:
+        notes.append(f"{len(unchosen)} runs of a study are left out: not chosen on validation, so not tested")
+    notes += [
+        f"{run.name} is left out, it is not finished; to finish it: {finishing(run)}"
+        for run in untested
+        if run not in unchosen
+    ]
     return [run for run in runs if run not in untested]
 
 

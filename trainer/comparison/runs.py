@@ -95,11 +95,11 @@ def require_same_data(runs: Sequence[FinishedRun]) -> None:
 
 def warnings(runs: Sequence[FinishedRun]) -> list[str]:
     """What to be aware of when these runs are compared; each difference is from the first run."""
-    found = [
-        f"{run.folder / 'config.yaml'} does not fit this version of MealRec: not compared with the test of {run.name}"
-        for run in runs
-        if run.config is None
-    ]
+    older = [run for run in runs if run.config is None]
+    found = []
+    if older:
+        files = f"{older[0].folder / 'config.yaml'}" + (f" and {len(older) - 1} more" if len(older) > 1 else "")
+        found.append(f"written by another version, so not compared with the test of its run: {files}")
     found += recall_warnings({run.name: run.report for run in runs})
     first, *others = runs
     differing: dict[str, list[str]] = {}

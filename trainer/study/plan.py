@@ -151,10 +151,7 @@ def load_plan(plan: str) -> Plan:
         path = FOLDER / f"{plan}.yaml"
         if not path.exists():
             raise UserError(f"unknown plan {plan!r}: {nearest(plan, names())} (or give the path of a .yaml file)")
-    try:
-        made = Plan.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise UserError(f"plan {path}:\n{_explain(error)}") from None
+    made = parse_plan(read_yaml(path), f"plan {path}")
     parts: dict[str, Part] = {}
     for name in made.include:
         other = load_plan(name)
@@ -169,6 +166,14 @@ def load_plan(plan: str) -> Plan:
             if name not in made.parts:
                 raise UserError(f"plan {path}, scales: unknown part {name!r}: {nearest(name, made.parts)}")
     return made
+
+
+def parse_plan(values: Mapping[str, Any], where: str) -> Plan:
+    """A plan from plain values, without what it includes. where: names it in messages. Raises UserError."""
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}:\n{_explain(error)}") from None
 
 
 def at_scale(plan: Plan, scale: str) -> tuple[Plan, Scale]:
@@ -205,6 +210,8 @@ def _explain(error: ValidationError) -> str:
         place = [str(step) for step in problem["loc"]]
         cause = problem.get("ctx", {}).get("error")
         where = ".".join(place) or "the plan"
+        if problem["type"] == "too_short" and len(error.errors()) > 1:  # of a list whose only entry is wrong itself
+            continue
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {where}: {nearest(place[-1], _keys(place[:-1]))}")
         elif isinstance(cause, UserError):

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The result of each part that was asked for; {"failed": why} where there is none."""
+def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """The result so far, after each part that was asked for; {"failed": why} where a part has none."""
     device = choose_device(args.device)
     lab = Lab(folder, device, quick=args.quick)
     result: dict[str, Any] = {
@@ -75,25 +76,32 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         print(f"[{name}] {time.perf_counter() - started:.1f} s {json.dumps(found, default=str)[:1200]}", flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return result
+        yield result
 
 
 def main() -> int:
-    """Measure, write, and say what failed."""
+    """Measure, write after each part, so that little is lost where time ends, and say what failed."""
     args = parse_arguments()
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="mealrec-gpu-") as folder:
-        result = measure(args, Path(folder))
-    hardware = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{result['date'][:10]}-{hardware}-gpu.md"
-    path.write_text(page(result), encoding="utf-8")
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+        for result in measure(args, Path(folder)):
+            path = write(result, args.out)
     print(f"written: {path}")
     bad = [name for name, found in result["parts"].items() if "failed" in found or found.get("wrong")]
     for name in bad:
         found = result["parts"][name]
         print(f"FAILED {name}: {found.get('failed') or found['wrong']}")
     return 1 if bad else 0
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """Write the page and the figures; returns where the page is."""
+    hardware = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['date'][:10]}-{hardware}-gpu.md"
+    path.write_text(page(result), encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,16 +139,16 @@ def guard(lab: Lab) -> Result:
 def determinism(lab: Lab) -> Result:
     """The weights after eight steps, twice, and once resumed after four: equal bit for bit."""
     found: Result = {"wrong": []}
-    for name, size in _trained(lab):
-        whole = _weights(_after(lab, name, size, 8))
-        half = _after(lab, name, size, 4)
-        resumed = lab.run(name, size)
+    for name, make in _trained(lab):
+        whole = _weights(_after(make(), 8))
+        half = _after(make(), 4)
+        resumed = make()
         state = half.engine.state()
         load_weights(resumed.model, state["model"])
         resumed.engine.load_optimizer(state["optimizer"])
         resumed.done = half.done
         resumed.run(4)
-        again = _weights(_after(lab, name, size, 8))
+        again = _weights(_after(make(), 8))
         found[name] = {
             "again": float((whole - again).abs().max()), "resumed": float((whole - _weights(resumed)).abs().max())
         }  # fmt: skip
@@ -166,8 +167,8 @@ def graphs(lab: Lab) -> Result:
     if lab.device.type != "cuda":
         return {"missing": "needs a GPU"}
     found: Result = {"wrong": []}
-    for name, size in _trained(lab):
-        runs = {how: lab.run(name, size, *settings) for how, settings in _HOW.items()}
+    for name, make in _trained(lab):
+        runs = {how: make(*settings) for how, settings in _HOW.items()}
         row: Result = {}
         for how, run in runs.items():
             run.run(run.plan.steps + 3)
@@ -186,19 +187,26 @@ def graphs(lab: Lab) -> Result:
     return found
 
 
-def _trained(lab: Lab) -> Iterator[tuple[str, str]]:
-    """Each system that this data allows, and the size to train it at."""
+#: settings of the plain engine whose steps are made of other operations
+_VARIANTS = {
+    "sasrec, negatives": ("model.ranking.negatives=512",),
+    "sasrec, lazy_adam": ("model.ranking.negatives=512", "train.lazy_adam=true"),
+}  # fmt: skip
+
+
+def _trained(lab: Lab) -> Iterator[tuple[str, Callable[..., Training]]]:
+    """Each system that this data allows, and some with other settings, by what makes a run of it."""
     size = "tiny" if lab.quick else "small"
-    for name in MODELS:
+    for name in (*MODELS, *_VARIANTS):
+        make = partial(lab.run, name.split(",")[0], size, *_VARIANTS.get(name, ()))
         try:
-            lab.run(name, size)
+            make()
         except UserError:  # as in `every_system`
             continue
-        yield name, size
+        yield name, make
 
 
-def _after(lab: Lab, name: str, size: str, steps: int) -> Training:
-    run = lab.run(name, size)
+def _after(run: Training, steps: int) -> Training:
     run.run(steps)
     return run
 

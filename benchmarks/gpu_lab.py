@@ -71,7 +71,7 @@ class Lab:
     def run(self, name: str, size: str, *settings: str) -> Training:
         """That system with its engine, on the device that is measured."""
         config = self.config(name, size, *settings)
-        return Training(config, load(self.data(size), self.device, seed=config.seed))
+        return Training(config, load(self.data(size), self.device, seed=config.seed, loader=config.data.loader))
 
     def reference(self, name: str, size: str, *settings: str) -> tuple[SequenceModel, Loaded]:
         """That system on the CPU, with weights and content in float64, and its data."""

@@ -37,7 +37,9 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key} {_shown(each)}" for key, each in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(_shown(each) for each in value) or "none"
-    return f"{value:.1e}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.1f}" if value >= 1 else f"{value:.1e}"
+    return str(value)
 
 
 def _graphs(found: Result) -> str:
@@ -58,13 +60,13 @@ def _epochs(found: Result) -> str:
         evaluations = {way.split(" ", 1)[1]: s for way, s in row.items() if way.startswith("evaluation_s")}
         paper = _PAPER.get(size, (None, None))[0] if name == "mealrec-tedrec" else None
         rows.append((
-            size, name, precision, str(row["steps"]), number(row["epoch_s"]), number(paper),
+            size, name, precision, f"{row['measured']} of {row['steps']}", number(row["epoch_s"]), number(paper),
             number(1e3 * row["epoch_s"] / row["steps"]), number(row.get("gpu_ms")), str(row.get("launches", "-")),
             number(row.get("peak_mib")), ", ".join(f"{number(s)} ({way})" for way, s in evaluations.items()),
         ))  # fmt: skip
     header = (
-        "size", "system", "precision", "steps", "s/epoch", "paper, A100", "ms/step", "of it GPU ms", "kernels/step",
-        "peak MiB", "evaluation s (way)",
+        "size", "system", "precision", "steps timed", "s/epoch", "paper, A100", "ms/step", "of it GPU ms",
+        "launches/step", "peak MiB", "evaluation s (way)",
     )  # fmt: skip
     evaluation = ", ".join(f"{size} {seconds[1]} s" for size, seconds in _PAPER.items())
     return table(header, rows) + f"\n\nThe paper's evaluation of MealRec on TedRec takes: {evaluation}."
@@ -97,10 +99,10 @@ _TITLES = {
     "parity": "The same loss and gradient as the CPU in float64", "systems": "Every system in every precision",
     "guard": "A step that is not finite", "determinism": "Twice the same, and resumed the same",
     "graphs": "Steps as CUDA graphs", "waits": "Waits of the host in a step",
-    "epochs": "Epochs and evaluation", "compilers": "What a compiler or a graph gives", "loop": "The training loop",
-    "catalogue": "Large catalogues",
+    "epochs": "Epochs and evaluation", "placements": "Where content is",
+    "compilers": "What a compiler or a graph gives", "loop": "The training loop", "catalogue": "Large catalogues",
 }  # fmt: skip
 _FORMS = {
-    **dict.fromkeys(("parity", "systems", "guard", "determinism", "waits"), _check), "graphs": _graphs,
+    **dict.fromkeys(("parity", "systems", "guard", "determinism", "waits", "placements"), _check), "graphs": _graphs,
     "epochs": _epochs, "compilers": _compilers, "loop": _loop, "catalogue": _catalogue,
 }  # fmt: skip

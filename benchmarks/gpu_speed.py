@@ -26,47 +26,86 @@ from trainer.training.reporting import EpochReporter
 
 Result = dict[str, Any]
 _PRECISIONS = ("fp32", "tf32", "bf16")
+#: steps that are timed of an epoch that is longer
+_WINDOW = 40
 
 
 def epochs(lab: Lab) -> Result:
     """Seconds of a training epoch and of an evaluation, kernels a step, and memory: each system, size and precision."""
     found: Result = {}
     for size in lab.sizes:
-        for name in SYSTEMS:
+        for name in reversed(SYSTEMS):
             for precision in _PRECISIONS:
-                row = _epoch(lab, lab.run(name, size, f"engine.precision={precision}"))
+                run = lab.run(name, size, f"engine.precision={precision}")
+                row = _epoch(lab, run, evaluated=precision == _PRECISIONS[0])
                 found[f"{size} {name} {precision}"] = row
                 shown = {key: value for key, value in row.items() if key != "longest"}
                 print("  ", size, name, precision, json.dumps(shown), flush=True)
     return found
 
 
-def _epoch(lab: Lab, run: Training) -> Result:
+def _epoch(lab: Lab, run: Training, *, evaluated: bool) -> Result:
+    """Median of three windows of an epoch, or of its first steps if it is long."""
     plan = run.plan
+    steps = min(plan.steps, _WINDOW)
     run.run(min(10, plan.steps))
+    if steps == plan.steps:
+        run.run(plan.steps)  # what is done once for each shape of a batch
     lab.wait()
     walls, hosts = [], []
     for _ in range(3):
         started = time.perf_counter()
-        run.run(plan.steps)
+        run.run(steps)
         hosts.append(time.perf_counter() - started)
         lab.wait()
         walls.append(time.perf_counter() - started)
+    each = plan.steps / steps
     row: Result = {
-        "steps": plan.steps, "epoch_s": statistics.median(walls), "host_s": statistics.median(hosts),
-        "range_s": [min(walls), max(walls)],
+        "steps": plan.steps, "measured": steps, "epoch_s": each * statistics.median(walls),
+        "host_s": each * statistics.median(hosts), "range_s": [each * min(walls), each * max(walls)],
     }  # fmt: skip
     if lab.device.type == "cuda":
         row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
         run.run(1)  # of a new epoch, whose order is computed here, and does not count
         row |= profiled(run, lab.device)
         torch.cuda.reset_peak_memory_stats()
-    with run.engine.whole() as whole:
-        for way in whole.inference_choices:
-            whole.inference = way
-            evaluate(whole, run.loaded, "validation", run.config.eval)
-            row[f"evaluation_s {way}"] = evaluate(whole, run.loaded, "validation", run.config.eval).seconds
+    if evaluated:  # the same in all precisions
+        row |= _evaluated(run, chains=steps == plan.steps)
     return row
+
+
+def _evaluated(run: Training, *, chains: bool) -> Result:
+    """Seconds of an evaluation in each way of encoding users. chains: also in those that take a minute."""
+    row: Result = {}
+    with run.engine.whole() as whole:
+        evaluate(whole, run.loaded, "validation", run.config.eval)
+        for way in whole.inference_choices:
+            if chains or "chain" not in way:
+                whole.inference = way
+                row[f"evaluation_s {way}"] = evaluate(whole, run.loaded, "validation", run.config.eval).seconds
+    return row
+
+
+def placements(lab: Lab) -> Result:
+    """Where content is: the same weights from all places, and milliseconds of a step."""
+    if lab.device.type != "cuda":
+        return {"missing": "needs a GPU"}
+    found: Result = {"wrong": []}
+    size, weights = lab.sizes[0], []
+    for where in ("resident", "pinned", "mmap"):
+        run = lab.run("mealrec-tedrec", size, f"data.loader={where}", "engine.precision=tf32")
+        run.run(run.plan.steps + 3)
+        lab.wait()
+        started = time.perf_counter()
+        run.run(run.plan.steps)
+        lab.wait()
+        found[where] = {"ms/step": 1e3 * (time.perf_counter() - started) / run.plan.steps, "said": run.engine.remarks}
+        weights.append(torch.cat([p.detach().flatten() for p in run.model.parameters()]))
+    difference = max(float((weights[0] - other).abs().max()) for other in weights[1:2])
+    found["largest difference of weights, resident and pinned"] = difference
+    if difference:
+        found["wrong"].append(f"resident and pinned differ by {difference:.1e}")
+    return found
 
 
 def compilers(lab: Lab) -> Result:
@@ -203,5 +242,5 @@ def _catalogue(lab: Lab, items: int, rows: int, users: int) -> Result:
 
 
 SPEEDS: dict[str, Callable[[Lab], Result]] = {
-    "epochs": epochs, "compilers": compilers, "loop": loop, "catalogue": catalogue,
+    "epochs": epochs, "placements": placements, "compilers": compilers, "loop": loop, "catalogue": catalogue,
 }  # fmt: skip

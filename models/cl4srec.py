@@ -38,6 +38,7 @@ class CL4SRec(SASRec):
         one, two = self.augment(batch)
         both = batch[torch.arange(len(batch), device=batch.length.device).repeat(2)]
         both = replace(both, history=torch.cat([one[0], two[0]]), length=torch.cat([one[1], two[1]]))
+        both = replace(both, tokens=2 * batch.tokens)  # no view is longer than its history
         one_BD, two_BD = self._encode_view(both).chunk(2)
         options = self.options
         loss = info_nce(one_BD, two_BD, batch.key, options.contrast_similarity, options.contrast_temperature)

@@ -8,8 +8,8 @@ H text width, D hidden width, I items (row 0 is padding), U users, S layer state
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,6 +28,8 @@ class Batch:
     key: (B,) int64, the key of keyed noise: distinct per (training row, epoch), or the user at evaluation.
     behaviours: (B, L) uint8, for each item of `history`: bit n is set if the user showed `ModelContext.behaviours[n]`;
     all zeros if the dataset has one behaviour only.
+    tokens: at least the number of real items in all of `history`, known to the host (0: unknown). On a GPU, a `Layout`
+    then has room for so many, and not for all padding.
     """
 
     user: Tensor
@@ -36,16 +38,26 @@ class Batch:
     target: Tensor
     key: Tensor
     behaviours: Tensor
+    tokens: int = 0
 
     def __len__(self) -> int:
         return self.user.shape[0]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All fields but `tokens`, in the order of the constructor."""
+        return self.user, self.history, self.length, self.target, self.key, self.behaviours
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed, and as many `tokens`."""
+        user, history, length, target, key, behaviours = map(change, self.tensors())
+        return Batch(user, history, length, target, key, behaviours, self.tokens)
+
     def to(self, device: torch.device) -> Batch:
         """The same rows on `device` (the copy is asynchronous if the memory is pinned)."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return self.each(lambda x: x.to(device, non_blocking=True))
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return replace(self.each(lambda x: x[rows]), tokens=0)
 
 
 class Moments(NamedTuple):

@@ -1,8 +1,9 @@
-"""The layout of a batch's tokens in memory: without padding on a CPU, with padding on a GPU.
+"""The layout of a batch's tokens in memory: without padding on a CPU, with some of the padding on a GPU.
 
 A history in training has about three items on average, so most of a padded (B, L) batch is padding. A CPU computes the
-real tokens only, and attends within groups of rows of similar length. A GPU keeps the padding: the host would have to
-wait for the device to know the number of real tokens, and kernel launches cost more than the arithmetic.
+real tokens only, and attends within groups of rows of similar length. On a GPU the host would have to wait for the
+device to know their number. There, as many tokens are kept as the host knows to be enough (`Batch.tokens`): the real
+ones, and padding that fills it up. Attention runs over whole rows. Where the host knows nothing, all padding is kept.
 """
 
 from __future__ import annotations
@@ -60,10 +61,12 @@ class Layout:
 
     @staticmethod
     def of(batch: Batch, pack: bool | None = None) -> Layout:
-        """The layout of `batch`. pack: whether to leave padding out; None: only on a CPU (tests set it)."""
+        """The layout of `batch`. pack: whether to leave all padding out; None: only on a CPU (tests set it)."""
         if pack is None:
             pack = not batch.history.is_cuda
-        return _packed(batch) if pack else _padded(batch)
+        if pack:
+            return _packed(batch)
+        return _filled(batch) if batch.tokens else _padded(batch)
 
     def flatten(self, x: Tensor) -> Tensor:
         """(B, L, ...) -> (N, ...): the kept tokens."""
@@ -79,8 +82,8 @@ class Layout:
 
     def sum(self, x_ND: Tensor) -> Tensor:
         """(N, D) -> (B, D): the sum over the kept tokens of each row, in an order that does not vary."""
-        if self.token is None:
-            return x_ND.view(self.rows, self.length, -1).sum(1)
+        if self.token is None or x_ND.is_cuda:
+            return self.pad(x_ND).sum(1)
         return x_ND.new_zeros(self.rows, x_ND.shape[1]).index_add(0, self.row(), x_ND)  # on a CPU, one after another
 
     def position(self) -> Tensor:
@@ -101,6 +104,17 @@ def _padded(batch: Batch) -> Layout:
     row = torch.arange(rows, device=batch.history.device)
     group = Group(slice(0, rows * length), row, length, None, _mask(batch.length, length))
     return Layout(rows, length, None, row * length + batch.length - 1, (group,))
+
+
+def _filled(batch: Batch) -> Layout:
+    """All real tokens in the order of rows, then padding, `batch.tokens` in all. If these were too few, `last` would
+    lie outside, which the first read of it reports."""
+    rows, length = batch.history.shape
+    padding = torch.arange(length, device=batch.history.device) >= batch.length[:, None]
+    token = padding.flatten().byte().argsort(stable=True)[: batch.tokens]
+    row = torch.arange(rows, device=batch.history.device)
+    group = Group(slice(0, len(token)), row, length, token, _mask(batch.length, length))
+    return Layout(rows, length, token, batch.length.cumsum(0) - 1, (group,))
 
 
 def _packed(batch: Batch) -> Layout:

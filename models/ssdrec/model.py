@@ -104,7 +104,7 @@ class SSDRec(Caching, Backbone):
         kept = rows
         if keep_BL is not None:
             kept = replace(rows, weight=rows.weight * keep_BL).compacted(keep_BL > 0)
-        denoised = replace(batch, history=kept.item, length=kept.length)
+        denoised = replace(batch, history=kept.item, length=kept.length, tokens=0)  # rows may have grown
         layout = Layout.of(denoised)
         token_ND = self.item_embedding(layout.flatten(kept.item)) * layout.flatten(kept.weight)[:, None]
         return self.encoder(token_ND, layout)  # type: ignore[no-any-return]

@@ -21,7 +21,8 @@ from trainer.batches.plan import Plan, Rows
 from trainer.config.recipe import nest
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.training.build import import_deepspeed_engine
-from trainer.training.engine import Engine, Groups, NonFiniteError, TorchEngine
+from trainer.training.engine import Engine, NonFiniteError, TorchEngine
+from trainer.training.groups import Groups
 
 ITEMS, LENGTH = 40, 6
 PLAN = Plan(263, 130)  # steps of 130, 130 and 3 rows: fewer than there are shares

@@ -52,12 +52,19 @@ def test_a_baseline_scores_a_user_the_same_alone_and_in_company(name: str) -> No
     torch.testing.assert_close(model.scores(batch), alone)
 
 
+@pytest.mark.parametrize("spare", [None, 0, 3], ids=["all padding", "none", "some"])
 @pytest.mark.parametrize("name", TRAINED)
-def test_padded_rows_as_on_a_gpu_give_what_packed_rows_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_padding_as_on_a_gpu_give_what_packed_rows_give(
+    name: str, spare: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, batch = built(name).eval(), make_batch(HISTORIES)
-    packed = vectors(model, batch)
-    monkeypatch.setattr(models.nn.layout.Layout, "of", staticmethod(models.nn.layout._padded))
+    packed, losses = vectors(model, batch), model(batch)
+    of = models.nn.layout.Layout.of
+    monkeypatch.setattr(models.nn.layout.Layout, "of", staticmethod(lambda batch: of(batch, False)))
+    if spare is not None:
+        batch = replace(batch, tokens=int(batch.length.sum()) + spare)
     torch.testing.assert_close(vectors(model, batch), packed, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(batch), losses, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TRAINED)

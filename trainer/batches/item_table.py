@@ -1,8 +1,8 @@
-"""The item table of a dataset: resident on the device, or memory-mapped on disk."""
+"""The item table of a dataset: resident on the device, in host memory that it reads, or memory-mapped on disk."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from models.contract import ItemTable, Moments
 from models.options.base import ContentField
 from models.tensor_table import TensorTable
+from trainer.batches.pinned import pinned
 from trainer.data.format.dataset import Dataset, map_array
 from trainer.data.format.manifest import Manifest
 
 
-def load_table(dataset: Dataset, device: torch.device, resident: bool) -> ItemTable:
-    """The item table of `dataset`: in memory of `device`, or (not resident) memory-mapped from its folder.
+def load_table(dataset: Dataset, device: torch.device, where: Literal["resident", "pinned", "mmap"]) -> ItemTable:
+    """The item table of `dataset`: in memory of `device`, in host memory that it reads, or memory-mapped.
 
     Raises UserError: a table file that is missing or does not fit the manifest.
     """
@@ -35,8 +36,10 @@ def load_table(dataset: Dataset, device: torch.device, resident: bool) -> ItemTa
     }
 
     def place(array: NDArray[Any]) -> Tensor:
-        if resident:
+        if where == "resident":
             return torch.from_numpy(np.array(array)).to(device)
+        if where == "pinned":
+            return pinned(array, device)
         return torch.from_numpy(array)  # a gather reads only the pages of its rows, and sends float16 to their device
 
     return TensorTable(
@@ -49,5 +52,5 @@ def load_table(dataset: Dataset, device: torch.device, resident: bool) -> ItemTa
 
 
 def table_bytes(manifest: Manifest) -> int:
-    """Memory that a resident table of this dataset takes."""
+    """Memory that a table of this dataset takes where it is not memory-mapped."""
     return sum((manifest.items + 1) * (2 * int(np.prod(c.shape)) + 1) for c in manifest.content.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.contract import Batch, ItemTable
+from models.errors import UserError
 from trainer.batches.item_table import load_table, table_bytes
 from trainer.batches.noisy_table import NoisyTable
 from trainer.batches.plan import Rows, ShuffledOrder, WindowOrder
@@ -23,8 +24,9 @@ from trainer.batches.stream import ShardWindows
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import Split, target_positions
 
-#: where content and sequences are: in memory of the device, in memory-mapped files, or (training rows) in shards
-Placement = Literal["resident", "mmap", "stream"]
+#: where content and sequences are: in memory of the device; sequences there, and content in host memory that it reads;
+#: in memory-mapped files; or (training rows) in shards
+Placement = Literal["resident", "pinned", "mmap", "stream"]
 Loader = Literal["auto"] | Placement
 
 
@@ -34,12 +36,22 @@ def host_memory_available() -> int:
 
 
 def choose_placement(loader: Loader, dataset: Dataset, device: torch.device) -> Placement:
-    """The placement asked for; auto is resident where content and sequences take at most half of the free memory."""
+    """The placement asked for; auto is the first of resident, pinned (for a GPU) and mmap that takes at most half of
+    what is free, of each kind of memory.
+
+    Raises UserError: pinned without a GPU.
+    """
+    if loader == "pinned" and device.type == "cpu":
+        raise UserError("data.loader=pinned is for a GPU; a CPU has resident and mmap")
     if loader != "auto":
         return loader
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_available()
-    needed = table_bytes(dataset.manifest) + 8 * (len(dataset.items) + 2 * len(dataset.offsets))
-    return "resident" if needed <= free // 2 else "mmap"
+    content, sequences = table_bytes(dataset.manifest), 8 * (len(dataset.items) + 2 * len(dataset.offsets))
+    if device.type == "cpu":
+        return "resident" if content + sequences <= host_memory_available() // 2 else "mmap"
+    free = torch.cuda.mem_get_info(device)[0]
+    if content + sequences <= free // 2:
+        return "resident"
+    return "pinned" if sequences <= free // 2 and content <= host_memory_available() // 2 else "mmap"
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,11 @@ class Sequences:
         position = self.offsets[user] + (rows - self.row_offsets[user]) + 1
         return self._batch(user, position, training_keys(rows, epoch, self.row_offsets[-1]))
 
+    def lengths(self, rows: Tensor) -> Tensor:
+        """(B,) int64 lengths of the histories of training rows."""
+        user = torch.searchsorted(self.row_offsets, rows, right=True) - 1
+        return (rows - self.row_offsets[user] + 1).clamp(max=self.max_length)
+
     def evaluation_batch(self, user: Tensor, position: Tensor) -> Batch:
         """The targets at `position` (B,) of `user` (B,); noise is keyed by user."""
         return self._batch(user, position, user)
@@ -87,6 +104,17 @@ def training_keys(rows: Tensor, epoch: int, total: Tensor | int) -> Tensor:
     return rows + epoch * total
 
 
+def _with_tokens(batch: Batch, tokens: int) -> Batch:
+    """`batch` that has room for so many tokens, rounded up to one of a few numbers: each is a shape of its own.
+
+    Where that leaves out little padding, no room is set: whole rows are simpler for a GPU.
+    """
+    places = batch.history.numel()
+    grain = max(1, places // _ROOMS)
+    room = -(-tokens // grain) * grain
+    return replace(batch, tokens=room if room <= _MOST_ROOM * places else 0)
+
+
 class TrainingRows(ABC):
     """Training rows by their position in an epoch's order."""
 
@@ -101,6 +129,9 @@ class TrainingRows(ABC):
         """Which training rows those are (for reports)."""
 
 
+#: numbers of tokens for which a batch of one size can have room, and the largest share of its places that is worth it
+_ROOMS, _MOST_ROOM = 32, 0.8
+
 #: an order of up to so many rows is computed for a whole epoch at once: 8 bytes each, on the device of the sequences
 _ROWS_AT_ONCE = 1 << 27
 
@@ -113,9 +144,27 @@ class RandomAccess(TrainingRows):
         self._order = ShuffledOrder(self.count, seed)
         self._sequences, self._device = sequences, device
         self._epoch, self._of_epoch = -1, torch.zeros(0, dtype=torch.int64)
+        self._most: dict[int, int] = {}
 
     def batch(self, epoch: int, positions: Rows) -> Batch:
-        return self._sequences.training_batch(self._rows(epoch, positions), epoch).to(self._device)
+        batch = self._sequences.training_batch(self._rows(epoch, positions), epoch)
+        if self._device.type == "cpu":
+            return batch
+        if batch.history.device.type == "cpu":
+            return _with_tokens(batch, int(batch.length.sum())).to(self._device)
+        return _with_tokens(batch, self._most_tokens(len(positions)))
+
+    def _most_tokens(self, size: int) -> int:
+        """The most real tokens that any `size` rows have that follow each other in this epoch; 0: not known.
+
+        The host waits for it once in an epoch for each size. It is much the same in each epoch.
+        """
+        if not len(self._of_epoch):
+            return 0
+        if size not in self._most:
+            upto = torch.cat([torch.zeros_like(self._of_epoch[:1]), self._sequences.lengths(self._of_epoch).cumsum(0)])
+            self._most[size] = int((upto[size:] - upto[:-size]).amax())
+        return self._most[size]
 
     def row_ids(self, epoch: int, positions: Rows) -> Rows:
         return self._order(epoch, positions)
@@ -127,7 +176,7 @@ class RandomAccess(TrainingRows):
             return torch.from_numpy(self.row_ids(epoch, positions)).to(device, non_blocking=True)
         if epoch != self._epoch:
             self._of_epoch = self._order.on_device(epoch, torch.arange(self.count, device=device))
-            self._epoch = epoch
+            self._epoch, self._most = epoch, {}
         first, count = int(positions[0]), len(positions)
         if np.array_equal(positions, np.arange(first, first + count)):  # always, for the share of a plan
             return self._of_epoch[first : first + count]
@@ -151,7 +200,8 @@ class Streamed(TrainingRows):
         user, history, length, target = (torch.from_numpy(column).long() for column in columns[:4])
         key = training_keys(torch.from_numpy(row), epoch, self.count)
         behaviours = torch.from_numpy(columns[4]) if len(columns) > 4 else torch.zeros_like(history, dtype=torch.uint8)
-        return Batch(user, history, length, target, key, behaviours).to(self._device)
+        batch = Batch(user, history, length, target, key, behaviours)
+        return _with_tokens(batch, int(length.sum())).to(self._device) if self._device.type != "cpu" else batch
 
     def row_ids(self, epoch: int, positions: Rows) -> Rows:
         return self.order(epoch, positions)
@@ -192,10 +242,10 @@ def load(
     "stream". noise: see `NoisyTable`; 0: the content as it is stored.
     """
     placement = choose_placement(loader, dataset, device)
-    table = load_table(dataset, device, resident=placement == "resident")
+    table = load_table(dataset, device, "mmap" if placement == "stream" else placement)
     if noise:
         table = NoisyTable(table, noise, seed)
-    sequences = Sequences.of(dataset, device if placement == "resident" else torch.device("cpu"))
+    sequences = Sequences.of(dataset, device if placement in ("resident", "pinned") else torch.device("cpu"))
     rows: TrainingRows
     if placement == "stream":
         rows = Streamed(dataset, device, window, seed)

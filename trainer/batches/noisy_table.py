@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from models.contract import ItemTable, Moments
@@ -26,6 +27,7 @@ class NoisyTable:
 
     def __init__(self, clean: ItemTable, sigma: float, seed: int) -> None:
         self._clean, self._sigma, self._noise = clean, sigma, KeyedNoise(seed)
+        self._deviations: dict[tuple[ContentField, torch.device], Tensor] = {}  # a GPU must not wait for it each time
 
     @property
     def n_items(self) -> int:
@@ -58,4 +60,9 @@ class NoisyTable:
         width = self.widths[field]
         noise = self._noise.normal(rows.reshape(-1), width, _STREAMS[field]).view_as(values)
         there = self.present(field, rows).view(*rows.shape, *(1,) * len(width))
-        return values + self._sigma * self.moments(field).deviation.to(values.device) * noise * there
+        return values + self._sigma * self._deviation(field, values.device) * noise * there
+
+    def _deviation(self, field: ContentField, device: torch.device) -> Tensor:
+        if (field, device) not in self._deviations:
+            self._deviations[field, device] = self.moments(field).deviation.to(device)
+        return self._deviations[field, device]

@@ -19,7 +19,7 @@ from retrieval.folders import writable_folder
 from retrieval.index.kinds import suggested_kind
 from trainer.evaluation.report import read_report
 from trainer.local_path import local_path
-from trainer.training.engine import weights_of
+from trainer.training.groups import weights_of
 from trainer.training.runs import Run, open_run, run_folder, whole_table
 from trainer.training.worker import evaluate_choices
 

@@ -32,15 +32,16 @@ class DataConfig(_Section):
     """The dataset, and where its rows and content are during training.
 
     path: a prepared dataset: a folder or a URL; `--data` sets it
-    loader: resident keeps content and sequences on the model's device; mmap reads them from memory-mapped files; stream
-        reads training rows from WebDataset shards; auto is resident if all fits in half of the free memory, else mmap
+    loader: resident keeps content and sequences on the model's device; pinned keeps content in host memory that a GPU
+        reads by itself; mmap reads them from memory-mapped files; stream reads training rows from WebDataset shards;
+        auto is the first of resident, pinned and mmap that takes at most half of the free memory
     stream_window: number of shards whose rows are shuffled together
     noise: Gaussian noise on the features of the videos, the same in training and evaluation, in their deviations; to
         see how much of it a system bears
     """
 
     path: str = ""
-    loader: Literal["auto", "resident", "mmap", "stream"] = "auto"
+    loader: Literal["auto", "resident", "pinned", "mmap", "stream"] = "auto"
     stream_window: int = Field(default=4, ge=1)
     noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 

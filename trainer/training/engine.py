@@ -21,11 +21,9 @@ from models.contract import Batch, SequenceModel
 from models.errors import UserError
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.process import world
+from trainer.training.groups import Groups, load_moments, replicated_state
 from trainer.training.row_updates import RowUpdates, clip, sparse_tables, sum_rows, values_of
 from trainer.training.step_graphs import CudaRecorder, StepGraphs
-
-Groups = dict[str, dict[str, Tensor]]
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NonFiniteError(RuntimeError):
@@ -206,11 +204,6 @@ def add_terms(sums: dict[str, Tensor], terms: Mapping[str, Tensor], weight: floa
         sums[name] = sums.get(name, torch.zeros_like(value)) + weight * value
 
 
-def weights_of(model: SequenceModel) -> dict[str, Tensor]:
-    """Name -> weight as contiguous float32 tensors on the CPU."""
-    return {name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}
-
-
 class TorchEngine(Engine):
     """Plain torch: sums gradients over workers, then Adam. Used without DeepSpeed, and as its reference in tests."""
 
@@ -277,28 +270,3 @@ class TorchEngine(Engine):
         load_moments(self.model, self._adam, moments)
         if self._graphs is not None:
             self._graphs.forget()
-
-
-def replicated_state(model: SequenceModel, optimizer: torch.optim.Optimizer) -> Groups:
-    """`Engine.state` where every rank has all weights and moments: only rank 0 copies them to the CPU."""
-    if world()[0] != 0:
-        return {"model": {}, "optimizer": {}}
-    return {"model": weights_of(model), "optimizer": moments_of(model, optimizer)}
-
-
-def moments_of(model: SequenceModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """ "name/exp_avg", "name/exp_avg_sq" and "name/step" of an optimizer over the model's own parameters."""
-    moments: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{name}/{key}"] = value.detach().float().cpu().contiguous()
-    return moments
-
-
-def load_moments(model: SequenceModel, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """The inverse of `moments_of`."""
-    for name, parameter in model.named_parameters():
-        if f"{name}/step" in moments:
-            optimizer.state[parameter] = {
-                key: moments[f"{name}/{key}"].to(parameter.device, copy=True) for key in ("step", *MOMENTS)
-            }

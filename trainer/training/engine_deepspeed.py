@@ -26,15 +26,8 @@ from cluster import console
 from models.contract import Batch, SequenceModel
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.process import world
-from trainer.training.engine import (
-    MOMENTS,
-    Engine,
-    Groups,
-    NonFiniteError,
-    add_terms,
-    load_moments,
-    replicated_state,
-)
+from trainer.training.engine import Engine, NonFiniteError, add_terms
+from trainer.training.groups import MOMENTS, Groups, load_moments, replicated_state
 
 
 class DeepSpeedEngine(Engine):

@@ -22,7 +22,7 @@ from trainer.data.format.dataset import Dataset
 from trainer.data.known_rows import KnownRows
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import MODEL, OPTIMIZER
-from trainer.training.engine import MOMENTS, Groups, weights_of
+from trainer.training.groups import MOMENTS, Groups, weights_of
 from trainer.training.loop import Position
 from trainer.training.stopping import EarlyStopping
 

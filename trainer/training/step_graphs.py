@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -110,8 +110,8 @@ class _Recorded:
 
     def __call__(self, batches: Batches) -> dict[str, Tensor]:
         for (own, _), (batch, _) in zip(self.batches, batches, strict=True):
-            for each in fields(Batch):
-                getattr(own, each.name).copy_(getattr(batch, each.name))
+            for into, given in zip(own.tensors(), batch.tensors(), strict=True):
+                into.copy_(given)
         self.replay()
         return dict(zip(self.names, self.terms.clone().unbind(), strict=True))
 
@@ -128,7 +128,7 @@ class StepGraphs:
         self.unfit: str | None = None
         self._model, self._step, self._recorder = model, step, recorder
         self._taken = 0
-        self._recorded: dict[tuple[tuple[int, float], ...], _Recorded] = {}
+        self._recorded: dict[tuple[tuple[int, int, float], ...], _Recorded] = {}
 
     def __call__(self, batches: Batches) -> dict[str, Tensor]:
         """As `step`. Raises UserError if recording fails for another reason than memory."""
@@ -137,7 +137,7 @@ class StepGraphs:
             return self._step(batches)
         if self._taken == 2:
             return self._watched(batches)
-        shape = tuple((len(batch), weight) for batch, weight in batches)
+        shape = tuple((len(batch), batch.tokens, weight) for batch, weight in batches)
         if shape not in self._recorded:
             recorded = self._record(batches)
             if recorded is None:
@@ -166,7 +166,7 @@ class StepGraphs:
         return terms
 
     def _record(self, batches: Batches) -> _Recorded | None:
-        own = [(_copy(batch), weight) for batch, weight in batches]
+        own = [(batch.each(Tensor.clone), weight) for batch, weight in batches]
         names: list[str] = []
 
         def run() -> Tensor:
@@ -185,7 +185,3 @@ class StepGraphs:
                 "use engine.cuda_graphs=never"
             ) from error
         return _Recorded(own, replay, tuple(names), terms)
-
-
-def _copy(batch: Batch) -> Batch:
-    return Batch(**{each.name: getattr(batch, each.name).clone() for each in fields(Batch)})

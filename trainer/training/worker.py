@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,11 +114,14 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
         reporter.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
     with _tracked(order, checkpoint, rank) as log:
         _train(loop)
+        weights, epoch, steps = loop.best().tensors["model"], loop.stopping.best_epoch, loop.position.total_steps
+        name = engine.name
+        del loop, engine, model  # the optimizer and the graphs of steps: the best model takes their place
+        gc.collect()
         best = build_model(config, loaded)
         assert isinstance(best, SequenceModel)
-        load_weights(best, loop.best().tensors["model"])
-        trained = Trained(best, loop.stopping.best_epoch, loop.position.total_steps, engine.name)
-        _finish(trained, order, loaded, log, reporter)
+        load_weights(best, weights)
+        _finish(Trained(best, epoch, steps, name), order, loaded, log, reporter)
 
 
 @dataclass(frozen=True)

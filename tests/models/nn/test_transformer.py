@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.contract import Batch
 from models.nn.layout import Layout
 from models.nn.transformer import LAYER_NORM_EPS, CausalEncoder, EncoderLayer
 from models.options.sasrec import SASRecOptions
@@ -54,21 +55,29 @@ def _reference_row(encoder: CausalEncoder, tokens: list[Tensor]) -> Tensor:
     return states[-1]
 
 
-@pytest.mark.parametrize("pack", [True, False])
+#: whether to leave all padding out, and how many tokens the host knows to be enough, more than there are
+LAYOUTS = pytest.mark.parametrize(("pack", "spare"), [(True, None), (False, None), (False, 0), (False, 2)])
+
+
+def _layout(batch: Batch, pack: bool, spare: int | None) -> Layout:
+    return Layout.of(batch if spare is None else replace(batch, tokens=int(batch.length.sum()) + spare), pack)
+
+
+@LAYOUTS
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_encoder_equals_loops_over_positions(pack: bool, layers: int) -> None:
+def test_encoder_equals_loops_over_positions(pack: bool, spare: int | None, layers: int) -> None:
     encoder, batch = _encoder(layers), make_batch(HISTORIES)
-    layout = Layout.of(batch, pack)
+    layout = _layout(batch, pack, spare)
     token_BLD = torch.randn(len(batch), LENGTH, HIDDEN, dtype=torch.float64, requires_grad=True)
     expected = torch.stack([_reference_row(encoder, list(token_BLD[b, : len(h)])) for b, h in enumerate(HISTORIES)])
     actual = encoder(layout.flatten(token_BLD), layout)
     assert_same(actual, expected, [token_BLD, *encoder.parameters()], 1e-9)
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_padding_and_future_positions_are_never_read(pack: bool) -> None:
+@LAYOUTS
+def test_padding_and_future_positions_are_never_read(pack: bool, spare: int | None) -> None:
     encoder, batch = _encoder(), make_batch(HISTORIES)
-    layout = Layout.of(batch, pack)
+    layout = _layout(batch, pack, spare)
     token_BLD = torch.randn(len(batch), LENGTH, HIDDEN, dtype=torch.float64)
     padding = torch.arange(LENGTH) >= batch.length[:, None]
     other = torch.where(padding[:, :, None], 100.0, token_BLD)
@@ -84,17 +93,25 @@ def test_an_earlier_position_changes_the_state() -> None:
     assert (gradient.abs().sum(1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_layout_keeps_tokens_positions_and_rows_together(pack: bool) -> None:
+@LAYOUTS
+def test_layout_keeps_tokens_positions_and_rows_together(pack: bool, spare: int | None) -> None:
     batch = make_batch(HISTORIES)
-    layout = Layout.of(batch, pack)
+    layout = _layout(batch, pack, spare)
     flat, position, row = layout.flatten(batch.history).tolist(), layout.position().tolist(), layout.row().tolist()
     kept = {(r, p): item for r, p, item in zip(row, position, flat, strict=True)}
     wanted = {(r, p): item for r, h in enumerate(HISTORIES) for p, item in enumerate(h)}
     assert {place: item for place, item in kept.items() if item} == wanted
-    assert (len(kept) == len(wanted)) == pack
+    assert len(kept) == (batch.history.numel() if not pack and spare is None else len(wanted) + (spare or 0))
     assert [flat[i] for i in layout.last.tolist()] == [h[-1] for h in HISTORIES]
     assert torch.equal(layout.pad(layout.flatten(batch.history)), batch.history)
+
+
+def test_room_for_too_few_tokens_is_an_error_and_no_silent_loss() -> None:
+    encoder, batch = _encoder(), make_batch(HISTORIES)
+    layout = _layout(batch, False, -1)
+    token_ND = torch.randn(len(batch) * LENGTH, HIDDEN, dtype=torch.float64)[: int(batch.length.sum()) - 1]
+    with pytest.raises(IndexError):
+        encoder(token_ND, layout)
 
 
 def _sasrec() -> SASRec:

@@ -15,7 +15,8 @@ from models.contract import Batch
 from models.errors import UserError
 from tests.helpers.tiny_runs import make_dataset
 from trainer.batches import loader
-from trainer.batches.loader import Loaded, Sequences, Streamed, choose_placement, load
+from trainer.batches.item_table import table_bytes
+from trainer.batches.loader import Loaded, RandomAccess, Sequences, Streamed, choose_placement, load
 from trainer.data.format import shards
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
@@ -83,11 +84,29 @@ def test_every_loader_gives_the_rows_of_a_plain_loop(dataset: Dataset, loader: s
 def test_resident_and_memory_mapped_batches_and_tables_are_equal(dataset: Dataset) -> None:
     a, b = open_(dataset, "resident"), open_(dataset, "mmap")
     positions, rows = np.array([5, 0, 77, 5]), torch.tensor([[0, 3], [60, 7]])
-    for name, value in vars(a.training_rows.batch(3, positions)).items():
-        assert torch.equal(value, getattr(b.training_rows.batch(3, positions), name)), name
+    one, two = (loaded.training_rows.batch(3, positions) for loaded in (a, b))
+    assert all(map(torch.equal, one.tensors(), two.tensors()))
     for field in ("sequence", "visual", "text"):
         assert torch.equal(a.table.gather(field, rows), b.table.gather(field, rows))
         assert torch.equal(a.table.present(field, rows), b.table.present(field, rows))
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_a_gpu_has_room_for_every_batch_of_the_epoch(dataset: Dataset, size: int) -> None:
+    rows = open_(dataset, "resident").training_rows
+    assert isinstance(rows, RandomAccess)
+    for epoch in (1, 2):
+        lengths = [int(n) for n in rows.batch(epoch, np.arange(rows.count)).length]
+        rows.batch(epoch, np.arange(size))
+        assert rows._most_tokens(size) == max(sum(lengths[i : i + size]) for i in range(rows.count - size + 1))
+
+
+def test_room_comes_in_few_sizes_and_only_where_it_leaves_padding_out() -> None:
+    batch = Batch(*[torch.zeros(64, 10, dtype=torch.int64)] * 6)
+    rooms = [loader._with_tokens(batch, tokens).tokens for tokens in range(641)]
+    assert all(room == 0 or room >= tokens for tokens, room in enumerate(rooms))
+    assert [rooms[tokens] for tokens in (0, 1, 20, 201, 500, 501)] == [0, 20, 20, 220, 500, 0]
+    assert len(set(rooms)) <= 32
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 10, 99])
@@ -104,7 +123,7 @@ def test_a_stream_goes_in_the_order_of_its_windows(dataset: Dataset, window: int
             ids = source.order(epoch, positions)
             wanted = by_row.training_batch(torch.from_numpy(ids), epoch)
             got = source.batch(epoch, positions)
-            assert all(torch.equal(value, getattr(got, name)) for name, value in vars(wanted).items())
+            assert all(map(torch.equal, got.tensors(), wanted.tensors()))
 
 
 def test_a_stream_begins_anywhere_and_goes_back(dataset: Dataset) -> None:
@@ -158,6 +177,24 @@ def test_auto_is_resident_where_it_fits(dataset: Dataset, monkeypatch: pytest.Mo
     monkeypatch.setattr("trainer.batches.loader.host_memory_available", lambda: 2000)
     assert choose_placement("auto", dataset, CPU) == "mmap"
     assert choose_placement("resident", dataset, CPU) == "resident"
+
+
+def test_a_gpu_reads_from_the_host_what_it_cannot_hold(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = table_bytes(dataset.manifest)
+    sequences = 8 * (len(dataset.items) + 2 * len(dataset.offsets))
+    free = {"gpu": 0, "host": 0}
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free["gpu"], 0))
+    monkeypatch.setattr("trainer.batches.loader.host_memory_available", lambda: free["host"])
+    for gpu, host, chosen in (
+        (2 * (content + sequences), 0, "resident"), (2 * (content + sequences) - 2, 2 * content, "pinned"),
+        (2 * sequences, 2 * content, "pinned"), (2 * sequences, 2 * content - 2, "mmap"),
+        (2 * sequences - 2, 2 * content, "mmap"),
+    ):  # fmt: skip
+        free.update(gpu=gpu, host=host)
+        assert choose_placement("auto", dataset, torch.device("cuda")) == chosen
+        assert choose_placement("pinned", dataset, torch.device("cuda")) == "pinned"
+    with pytest.raises(UserError, match="pinned is for a GPU"):
+        choose_placement("pinned", dataset, CPU)
 
 
 def test_a_stream_names_the_shard_that_is_damaged(dataset: Dataset, tmp_path: Path) -> None:

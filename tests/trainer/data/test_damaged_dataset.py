@@ -94,7 +94,7 @@ def test_array_files_that_do_not_fit(copy: Path, name: str, content: bytes | str
         bad = {"object": array.astype(object), "short": array[1:], "float": array.astype(np.float64)}[content]
         np.save(path, bad, allow_pickle=content == "object")
     with pytest.raises(UserError, match=Path(name).name.replace(".", r"\.")):
-        load_table(Dataset.open(copy), CPU, resident=True)
+        load_table(Dataset.open(copy), CPU, "resident")
 
 
 def test_offsets_that_do_not_fit_items(copy: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_table_holds_the_raw_vectors_and_their_moments_over_training_items(r
     np.testing.assert_allclose(info.mean, used.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(info.std, used.std(axis=0), rtol=1e-6)
     assert info.missing == int((~PRESENT).sum())
-    table = load_table(dataset, CPU, resident=True)
+    table = load_table(dataset, CPU, "resident")
     rows = torch.arange(N_ITEMS + 1)
     expected = np.where(PRESENT[:, None, None], stored, 0)
     assert np.array_equal(table.gather("sequence", rows)[1:].numpy(), expected.astype(np.float32))
@@ -78,7 +78,7 @@ def test_the_table_holds_the_raw_vectors_and_their_moments_over_training_items(r
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
 def test_resident_and_memory_mapped_tables_agree(root: Path, shape: tuple[int, ...]) -> None:
     dataset = Dataset.open(root)
-    resident, mapped = (load_table(dataset, CPU, resident=r) for r in (True, False))
+    resident, mapped = (load_table(dataset, CPU, where) for where in ("resident", "mmap"))
     rows = torch.randint(0, N_ITEMS + 1, shape, generator=torch.Generator().manual_seed(0))
     for table in (resident, mapped):
         assert (table.n_items, dict(table.widths), dict(table.kinds)) == (
@@ -96,7 +96,7 @@ def test_resident_and_memory_mapped_tables_agree(root: Path, shape: tuple[int, .
 
 def test_shards_hold_table_and_training_rows(root: Path) -> None:
     dataset = Dataset.open(root)
-    table = load_table(dataset, CPU, resident=True)
+    table = load_table(dataset, CPU, "resident")
     seen = 0
     for shard in shard_list(str(root), dataset.manifest, "items"):
         for block in read_shard(shard):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.engine_worker import HALF, STEPS, Job, losses_of, raised, run_jobs, state_of
-from trainer.training.engine import Groups
+from trainer.training.groups import Groups
 
 WORLDS = (1, 2, 4)
 NAN, INF = math.nan, math.inf

@@ -18,7 +18,8 @@ from tests.helpers.model_fixtures import HISTORIES, make_batch, model_context
 from tests.helpers.tiny_runs import joined, make_config, run_ranks
 from trainer.batches.plan import Plan
 from trainer.config.schema import EngineConfig, TrainConfig
-from trainer.training.engine import Groups, NonFiniteError, TorchEngine
+from trainer.training.engine import NonFiniteError, TorchEngine
+from trainer.training.groups import Groups
 from trainer.training.row_updates import RowUpdates
 
 SASREC: dict[str, Any] = {

@@ -93,7 +93,7 @@ def test_evaluate_and_compare_show_it(root: Path, capsys: pytest.CaptureFixture[
     table = rows(printed, "Test metrics, every item ranked")
     assert table[0][-2:] == ["RBP@3", "HR@3"]
     assert table[2] == ["with", "one", "all", "80", f"{test['RBP@3']:.4f}", f"{test['HR@3']:.4f}"]
-    tests = rows(printed, "T-tests, every item ranked: with minus each other run")
+    tests = rows(printed, "Tests over users, every item ranked: with minus each other run (Holm: 2 tests)")
     assert [row[:2] for row in tests[2:]] == [["without", "RBP@3"], ["without", "HR@3"]]
 
     assert main(["compare", "with", *runs, "--metrics", "Evenness"]) == 2

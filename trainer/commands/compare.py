@@ -13,17 +13,19 @@ from models.errors import UserError
 from retrieval.metrics.registry import DEFAULT, METRICS, MetricChoice
 from trainer.comparison.advice import advice
 from trainer.comparison.choose import Chosen, choose
-from trainer.comparison.figures import best, cost, ranking
-from trainer.comparison.formats import FORMATS, Comparison
+from trainer.comparison.differences import Differences
+from trainer.comparison.figures import Comparison, best, cost, ranking
+from trainer.comparison.formats import FORMATS
 from trainer.comparison.runs import FinishedRun, read_runs, warnings
 from trainer.comparison.seeds import System, join
+from trainer.comparison.tables import GAIN, STAR
 from trainer.evaluation.report import approximate_mark
 from trainer.local_path import local_path
 
 _TITLES = {"all": "every item ranked", "masked": "the user's own history masked"}
 _P_VALUES = (
-    "p over users: would other users show the difference, with the models as they were trained? p over seeds (Welch): "
-    "would models that are trained again? Neither is corrected for the number of tests"
+    "tests over users: would other users show the difference, with the models as they were trained? Over seeds: would "
+    "models that are trained again? Holm: p corrected for all tests of its kind in the table"
 )
 
 
@@ -32,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Print the test metrics of runs on the same data, the best NDCG@10 first: one table that ranks all items, and\n"
-        "one that masks the user's own history; both show warm and cold targets apart. T-tests compare the system\n"
-        "that the first RUN names (the best one, if that names several) with each other.\n"
+        "one that masks the user's own history; both show warm and cold targets apart. Tests and effect sizes compare\n"
+        "the system that the first RUN names (the best one, if that names several) with each other.\n"
         "Runs whose settings, data and evaluation are equal but for the seed share a row, whatever their names:\n"
         "mean and standard deviation over seeds."
     )
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="metrics that follow from ranks; the runs need not have reported them (default: "
                         "eval.metrics of the runs)")  # fmt: skip
     parser.add_argument("--ks", metavar="K,...",
-                        help="lengths of the top lists; the t-tests use 10 if it is among them, else the first "
+                        help="lengths of the top lists; the tests use 10 if it is among them, else the first "
                         "(default: eval.ks of the runs)")  # fmt: skip
 
 
@@ -91,16 +93,28 @@ def _compare(systems: Sequence[System], reference: System, choice: MetricChoice,
     ranks = systems[0].runs[0].ranks
     rankings = {name: ranking(title, systems, reference, name == "masked", choice) for name, title in _TITLES.items()}
     ordered = best(systems)
-    about = list(notes)
-    if one := [system.label for system in ordered if system.seed_count == "one"]:
-        about.append(f"one seed, so the spread over seeds is unknown: {', '.join(one)}")
-    if len(systems) > 1 and len(ranks.user) == 1:
-        about.append("no t-test over users: there is one test user, and the test needs two or more")
-    if any(each.tests for each in rankings.values()):
-        about.append(_P_VALUES)
+    about = [*notes, *_about(ordered, reference, [each.differences for each in rankings.values()])]
     return Comparison(
         len(ranks.user), int(ranks.cold.sum()), choice.keys, ordered, rankings, [cost(each) for each in ordered], about
     )
+
+
+def _about(systems: Sequence[System], reference: System, found: Sequence[Differences]) -> list[str]:
+    """What the tables do not show of themselves."""
+    about = []
+    if one := [system.label for system in systems if system.seed_count == "one"]:
+        about.append(f"one seed, so the spread over seeds is unknown: {', '.join(one)}")
+    if len(systems) > 1:
+        about.append(f"{GAIN}: of {reference.label}, relative to the best other system in each metric")
+        if len(reference.runs[0].ranks.user) == 1:
+            about.append("no test over users: there is one test user, and it needs two or more")
+    if any(each.starred for each in found):
+        about.append(STAR)
+    if any(each.over_users or each.over_seeds for each in found):
+        about.append(_P_VALUES)
+    if any(each.signed_ranks < len(each.over_users) for each in found):
+        about.append("no Wilcoxon between means over different numbers of seeds, whose differences are skewed")
+    return about
 
 
 def _reference(systems: Sequence[System], chosen: Chosen) -> System:

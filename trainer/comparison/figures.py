@@ -1,4 +1,4 @@
-"""The figures of a comparison: metrics of each system, and tests of the differences between them."""
+"""The figures of a comparison: metrics of each system, the differences between them, costs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retrieval.metrics.registry import MetricChoice
-from retrieval.metrics.significance import PairedTest, SeedTest, paired_t_test, welch_t_test
 from retrieval.metrics.summary import mean_metrics, warm_cold
+from trainer.comparison.differences import Differences, differences
 from trainer.comparison.seeds import System
 from trainer.evaluation.report import best_possible_figures
 from trainer.tracking.metrics_log import read_lines
@@ -37,24 +37,26 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The tested difference in a metric, reference minus `against`; `over` ("users", "seeds") is what p is over."""
+class Gain:
+    """The difference to the best other system in a metric, relative to it; None if that one has 0."""
 
     against: str
-    metric: str
-    over: str
-    sample: str
-    result: PairedTest | SeedTest
+    relative: float | None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """title: how items were ranked. rows, tests: the best system by NDCG@10 first."""
+    """title: how items were ranked. rows, differences: the best system by NDCG@10 first.
+
+    gains: of the reference, by key of the metric; empty without other systems. They take the best other system in each
+    metric, as the paper's "Rel. Imp." does.
+    """
 
     title: str
     reference: str
     rows: list[Row]
-    tests: list[Difference]
+    differences: Differences
+    gains: dict[str, Gain]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,27 @@ class Cost:
     best_epoch: float | None
     epoch_seconds: float | None
     peak_mib: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """keys: of the metrics. rankings: by name, `all` and `masked`. notes: about seeds, tests and what is left out."""
+
+    users: int
+    cold: int
+    keys: tuple[str, ...]
+    systems: list[System]
+    rankings: dict[str, Ranking]
+    costs: list[Cost]
+    notes: list[str]
+
+    @property
+    def head(self) -> str:
+        """How many users there are, and how many have a cold target."""
+        return (
+            f"{self.users:,} test user{'s' if self.users > 1 else ''}; "
+            f"cold targets (not in any training row): {self.cold:,} ({100 * self.cold / self.users:.1f} %)"
+        )
 
 
 def best(systems: Sequence[System], masked: bool = False) -> list[System]:
@@ -80,16 +103,27 @@ def ranking(title: str, systems: Sequence[System], reference: System, masked: bo
     """Metrics and tests for one way of ranking: all items, or with the user's own history masked."""
     ordered = best(systems, masked)
     rows = [row for system in ordered for row in _rows(system, masked, choice)]
+    gains = _gains(reference.label, [row for row in rows if row.targets == "all"], choice)
     truth = next((run.report["truth"] for each in systems for run in each.runs if run.report.get("truth")), None)
     if masked and truth:
         possible = best_possible_figures(truth, choice.keys)
         figures = {key: Figure(value) for key, value in possible.items()}
         rows.append(Row("best possible", "-", "all", rows[0].users, figures))
     k = 10 if 10 in choice.ks else choice.ks[0]
-    tested = MetricChoice(tuple(sorted(choice.names, key=lambda name: name != "NDCG")), (k,))
+    listed = MetricChoice(tuple(sorted(choice.names, key=lambda name: name != "NDCG")), (k,)).keys
     others = [system for system in ordered if system is not reference]
-    tests = [test for other in others for test in _tests(reference, other, masked, tested)]
-    return Ranking(title, reference.label, rows, tests)
+    return Ranking(title, reference.label, rows, differences(reference, others, masked, choice, listed), gains)
+
+
+def _gains(reference: str, rows: Sequence[Row], choice: MetricChoice) -> dict[str, Gain]:
+    means = {row.system: {key: row.figures[key].mean or 0.0 for key in choice.keys} for row in rows}
+    own = means.pop(reference)
+    gains = {}
+    for key in choice.keys if means else ():
+        other = max(means, key=lambda name: means[name][key])
+        value = means[other][key]
+        gains[key] = Gain(other, own[key] / value - 1 if value else None)
+    return gains
 
 
 def _rows(system: System, masked: bool, choice: MetricChoice) -> list[Row]:
@@ -113,31 +147,6 @@ def _figures(seeds: Sequence[dict[str, float]], choice: MetricChoice) -> dict[st
         key: Figure(float(np.mean(each)), float(np.std(each, ddof=1)) if several else None)
         for key, each in values.items()
     }
-
-
-def _tests(reference: System, other: System, masked: bool, choice: MetricChoice) -> list[Difference]:
-    """Over users, if there are two or more; and over seeds, if both systems have several or are the same with any."""
-    a, b = reference.per_user(masked, choice), other.per_user(masked, choice)
-    found = []
-    counts = [_in_words(system.seed_count) for system in (reference, other)]
-    same = counts[0] == counts[1]
-    over_seeds = all(system.is_fixed or len(system.runs) > 1 for system in (reference, other))
-    first, second = (
-        [mean_metrics(run.ranks.ranks(masked), choice) for run in system.runs] for system in (reference, other)
-    )
-    for key in choice.keys:
-        if (n := len(a[key])) > 1:
-            sample = f"{n:,} users of {counts[0] if same else ', '.join(counts)}"
-            found.append(Difference(other.label, key, "users", sample, paired_t_test(a[key], b[key])))
-        means = np.array([seed[key] for seed in first]), np.array([seed[key] for seed in second])
-        if over_seeds and (result := welch_t_test(*means)):
-            sample = f"{counts[0]} each" if same else " and ".join(counts)
-            found.append(Difference(other.label, key, "seeds", sample, result))
-    return found
-
-
-def _in_words(seed_count: str) -> str:
-    return f"{seed_count} seed" if seed_count in ("one", "any") else f"{seed_count} seeds"
 
 
 def cost(system: System) -> Cost:

@@ -8,95 +8,21 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from trainer.comparison.figures import Cost, Figure, Ranking
-from trainer.comparison.seeds import System
+from retrieval.metrics.effects import Effect
+from retrieval.metrics.significance import PairedTest, SeedTest
+from trainer.comparison.differences import Differences, OverUsers
+from trainer.comparison.figures import Comparison, Ranking
+from trainer.comparison.tables import Table, tables
 from trainer.evaluation.report import text_table
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """keys: of the metrics. rankings: by name, `all` and `masked`. notes: about seeds, tests and what is left out."""
-
-    users: int
-    cold: int
-    keys: tuple[str, ...]
-    systems: list[System]
-    rankings: dict[str, Ranking]
-    costs: list[Cost]
-    notes: list[str]
-
-    @property
-    def head(self) -> str:
-        """How many users there are, and how many have a cold target."""
-        return (
-            f"{self.users:,} test user{'s' if self.users > 1 else ''}; "
-            f"cold targets (not in any training row): {self.cold:,} ({100 * self.cold / self.users:.1f} %)"
-        )
-
-
-@dataclass(frozen=True)
-class _Table:
-    """rows: the first one is the header. left: number of left-aligned columns."""
-
-    title: str
-    rows: list[list[str]]
-    left: int
-
-
-def _tables(comparison: Comparison, most: int | None = None) -> Iterator[_Table]:
-    """most: metrics in one table; further ones are in tables of their own (default: all in one)."""
-    keys = comparison.keys
-    for ranking in comparison.rankings.values():
-        for start in range(0, len(keys), most or len(keys)):
-            yield _metrics_table(ranking, keys[start : start + (most or len(keys))])
-        if ranking.tests:
-            yield _tests_table(ranking)
-    costs = [
-        [each.system, str(each.runs), *_shown(each.best_epoch, each.epoch_seconds, each.peak_mib)]
-        for each in comparison.costs
-    ]
-    yield _Table(
-        "Cost, medians over epochs and runs", [["run", "seeds", "best epoch", "s/epoch", "peak MiB"], *costs], 1
-    )
-
-
-def _metrics_table(ranking: Ranking, keys: tuple[str, ...]) -> _Table:
-    rows = [["run", "seeds", "targets", "users", *keys]]
-    for row in ranking.rows:
-        name = [row.system, row.seeds] if row.targets == "all" else ["", ""]
-        rows.append([*name, row.targets, f"{row.users:,}", *(_figure(row.figures[key]) for key in keys)])
-    return _Table(f"Test metrics, {ranking.title}", rows, 3)
-
-
-def _tests_table(ranking: Ranking) -> _Table:
-    rows = [["against", "metric", "p is over", "difference", "95 % interval", "t", "p"]]
-    for test in ranking.tests:
-        result = test.result
-        interval = f"{result.low:+.4f} .. {result.high:+.4f}"
-        figures = [f"{result.mean_difference:+.4f}", interval, f"{result.t:.2f}", f"{result.p:.2g}"]
-        rows.append([test.against, test.metric, test.sample, *figures])
-    return _Table(f"T-tests, {ranking.title}: {ranking.reference} minus each other run", rows, 3)
-
-
-def _figure(figure: Figure) -> str:
-    if figure.mean is None:
-        return "-"
-    return f"{figure.mean:.4f}" + ("" if figure.spread is None else f" ±{figure.spread:.4f}")
-
-
-def _shown(epoch: float | None, seconds: float | None, peak: float | None) -> list[str]:
-    formats = ((epoch, ".0f"), (seconds, ".2f"), (peak, ",.0f"))
-    return ["-" if value is None else format(value, form) for value, form in formats]
 
 
 def as_text(comparison: Comparison) -> str:
     """Aligned tables for a terminal."""
     notes = "".join(f"\n- {note}" for note in comparison.notes)
-    tables = (f"\n\n{table.title}\n{text_table(table.rows, table.left)}" for table in _tables(comparison))
-    return f"{comparison.head}{notes}{''.join(tables)}"
+    blocks = (f"\n\n{table.title}\n{text_table(table.rows, table.left)}" for table in tables(comparison))
+    return f"{comparison.head}{notes}{''.join(blocks)}"
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -104,7 +30,7 @@ def as_markdown(comparison: Comparison) -> str:
     parts = [comparison.head]
     if comparison.notes:
         parts.append("\n".join(f"- {_escape_markdown(note)}" for note in comparison.notes))
-    for table in _tables(comparison):
+    for table in tables(comparison):
         header, *rows = ([_escape_markdown(cell) for cell in row] for row in table.rows)
         rule = ["---" if place < table.left else "---:" for place in range(len(header))]
         lines = "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
@@ -139,24 +65,26 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "[": "{[}",
-}  # fmt: skip -- after the end of a row a bare bracket would begin its argument
+    "*": "{*}",
+}  # fmt: skip -- after the end of a row a bare bracket would begin its argument, and a bare asterisk change it
 
 
 def as_latex(comparison: Comparison) -> str:
     """One table environment for each table, and the notes as comments."""
     parts = [_LATEX_HEAD, "\n".join(f"% {' '.join(line.split())}" for line in (comparison.head, *comparison.notes))]
-    for table in _tables(comparison, most=_LATEX_METRICS):
+    for table in tables(comparison, most=_LATEX_METRICS):
         header, *rows = (" & ".join(map(_escape_latex, row)) + r" \\" for row in table.rows)
         columns = "l" * table.left + "r" * (len(table.rows[0]) - table.left)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
         body = "\n".join([*lines, r"\end{tabular}"])
         if _letters(table) > _LATEX_WIDTH:
             body = rf"\resizebox{{\linewidth}}{{!}}{{{body}}}"
-        parts.append(_LATEX_TABLE % (_escape_latex(table.title), body))
+        caption = f"{table.title}. {table.note}" if table.note else table.title
+        parts.append(_LATEX_TABLE % (_escape_latex(caption), body))
     return "\n\n".join(parts)
 
 
-def _letters(table: _Table) -> float:
+def _letters(table: Table) -> float:
     columns = zip(*table.rows, strict=True)
     return sum(1.5 + max(map(len, column)) for column in columns)
 
@@ -166,12 +94,18 @@ def _escape_latex(text: str) -> str:
     return re.sub(r"(?<!\S)([+-])(?=\d)", r"$\1$", escaped)  # signs, not hyphens
 
 
-CSV_COLUMNS = ("table", "ranking", "run", "seeds", "targets", "users", "metric", "value", "spread",
-               "against", "over", "sample", "low", "high", "t", "p")  # fmt: skip
+CSV_COLUMNS = ("table", "ranking", "run", "seeds", "targets", "users", "metric", "value", "spread", "star",
+               "against", "sample", "method", "low", "high", "statistic", "p", "p_holm", "tests",
+               "users_that_differ")  # fmt: skip
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line for each figure: `table` is `metric` (value, spread over seeds) or `test` (value is the difference)."""
+    """One line for each figure, of the kind that the column `table` says.
+
+    metric: value, spread over seeds, and the asterisk. gain: value relative to the best other system, `against`.
+    test: value is the difference, `method` the test, p_holm is corrected for `tests` of them. effect: `method` is its
+    name.
+    """
     text = io.StringIO()
     seeds = {system.label: len(system.runs) for system in comparison.systems}
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
@@ -179,14 +113,29 @@ def as_csv(comparison: Comparison) -> str:
     for name, ranking in comparison.rankings.items():
         for row in ranking.rows:
             line = {"table": "metric", "ranking": name, "run": row.system, "targets": row.targets,
-                    "seeds": seeds.get(row.system)}  # fmt: skip
+                    "seeds": seeds.get(row.system), "users": row.users}  # fmt: skip
+            own = row.system == ranking.reference and row.targets == "all"
             for key, figure in row.figures.items():
-                values = {"users": row.users, "metric": key, "value": figure.mean, "spread": figure.spread}
-                writer.writerow({**line, **values})
-        for test in _plain_tests(ranking):
-            test["value"] = test.pop("difference")
-            writer.writerow({"table": "test", "ranking": name, "run": ranking.reference, "targets": "all", **test})
+                star = "*" if own and key in ranking.differences.starred else None
+                writer.writerow({**line, "metric": key, "value": figure.mean, "spread": figure.spread, "star": star})
+        for line in _compared_lines(ranking):
+            writer.writerow({"ranking": name, "run": ranking.reference, "targets": "all", **line})
     return text.getvalue().rstrip("\n")
+
+
+def _compared_lines(ranking: Ranking) -> Iterator[dict[str, Any]]:
+    """Lines of gains, tests and effect sizes, without what they have in common."""
+    for key, gain in ranking.gains.items():
+        yield {"table": "gain", "metric": key, "against": gain.against, "value": gain.relative}
+    plain = _plain_differences(ranking)
+    for each in plain["over_users"] + plain["over_seeds"]:
+        line = {key: each[key] for key in ("against", "metric", "sample")}
+        for method in ("paired t", "Wilcoxon", "Welch's t"):
+            if test := each.get(method):
+                yield {**line, "table": "test", "method": method, "value": each["difference"], **test}
+        for method in ("relative", "d_z"):
+            if effect := each.get(method):
+                yield {**line, "table": "effect", "method": method, **effect}
 
 
 def as_json(comparison: Comparison) -> str:
@@ -206,10 +155,7 @@ def as_json(comparison: Comparison) -> str:
             for system in comparison.systems
         ],
         "metrics": {name: _plain_rows(ranking) for name, ranking in comparison.rankings.items()},
-        "tests": {
-            name: {"reference": ranking.reference, "differences": _plain_tests(ranking)}
-            for name, ranking in comparison.rankings.items()
-        },
+        "differences": {name: _plain_differences(ranking) for name, ranking in comparison.rankings.items()},
         "costs": [vars(each) for each in comparison.costs],
     }  # fmt: skip
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
@@ -225,15 +171,45 @@ def _plain_rows(ranking: Ranking) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _plain_tests(ranking: Ranking) -> list[dict[str, Any]]:
-    return [
-        {
-            "against": test.against, "metric": test.metric, "over": test.over, "sample": test.sample,
-            "difference": test.result.mean_difference,
-            **{key: _finite(getattr(test.result, key)) for key in ("low", "high", "t", "p")},
-        }
-        for test in ranking.tests
-    ]  # fmt: skip
+def _plain_differences(ranking: Ranking) -> dict[str, Any]:
+    found = ranking.differences
+    return {
+        "reference": ranking.reference,
+        "starred": sorted(found.starred),
+        "gains": {key: vars(gain) for key, gain in ranking.gains.items()},
+        "over_users": [_plain_over_users(each, found) for each in found.over_users],
+        "over_seeds": [
+            {
+                "against": each.against, "metric": each.metric, "sample": each.sample,
+                "difference": each.welch.mean_difference,
+                "Welch's t": _plain_t(each.welch, each.holm, len(found.over_seeds)),
+            }
+            for each in found.over_seeds
+        ],
+    }  # fmt: skip
+
+
+def _plain_over_users(each: OverUsers, found: Differences) -> dict[str, Any]:
+    ranks = each.signed_rank
+    return {
+        "against": each.against, "metric": each.metric, "sample": each.sample, "difference": each.t.mean_difference,
+        "paired t": _plain_t(each.t, each.t_holm, len(found.over_users)),
+        "Wilcoxon": ranks and {
+            "statistic": ranks.statistic, "users_that_differ": ranks.differing, "p": ranks.p,
+            "p_holm": each.signed_rank_holm, "tests": found.signed_ranks,
+        },
+        "relative": _plain_effect(each.effects.relative),
+        "d_z": _plain_effect(each.effects.d_z),
+    }  # fmt: skip
+
+
+def _plain_t(test: PairedTest | SeedTest, corrected: float, tests: int) -> dict[str, Any]:
+    limits = {"low": _finite(test.low), "high": _finite(test.high)}
+    return {**limits, "statistic": _finite(test.t), "p": test.p, "p_holm": corrected, "tests": tests}
+
+
+def _plain_effect(effect: Effect) -> dict[str, float | None]:
+    return {key: _finite(value) for key, value in vars(effect).items()}
 
 
 def _finite(value: float) -> float | None:

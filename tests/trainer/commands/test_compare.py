@@ -36,7 +36,8 @@ def test_tables_hold_the_figures_worked_out_by_hand(tmp_path: Path, capsys: pyte
     assert compared(tmp_path, "a") == 0
     text = capsys.readouterr().out
     assert "8 test users; cold targets (not in any training row): 2 (25.0 %)" in text
-    assert "T-test" not in text
+    assert "Tests over" not in text
+    assert "Rel. Imp." not in text
     header, everything, warm, cold = section(text, "Test metrics, every item ranked")
     assert header == ["run", "seeds", "targets", "users", "HR@10", "NDCG@10", "HR@20", "NDCG@20"]
     hit10 = [1, 1 / math.log2(3), 1 / math.log2(4), 1 / math.log2(11)]  # ranks 1, 2, 3, 10
@@ -50,7 +51,7 @@ def test_tables_hold_the_figures_worked_out_by_hand(tmp_path: Path, capsys: pyte
     assert masked[3][:3] == ["cold", "2", "0.0000"]
 
 
-def test_t_tests_pair_users_whatever_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tests_pair_users_whatever_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a")
     other = np.array([5, 0, 11, 0, 1, 0, 3, 12])
     shuffle = np.random.default_rng(0).permutation(8)
@@ -59,16 +60,55 @@ def test_t_tests_pair_users_whatever_their_order(tmp_path: Path, capsys: pytest.
     write_run(tmp_path / "b", "tedrec", **{name: array[shuffle] for name, array in mixed.items()})
     assert compared(tmp_path, "a", "b") == 0
     text = capsys.readouterr().out
-    _, ndcg, hit = section(text, "T-tests, every item ranked: a minus each other run")
-    hits_a, hits_b = [1, 1, 0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0, 1, 0]
-    expected = stats.ttest_rel(hits_a, hits_b)
+    _, ndcg, hit = section(text, "Tests over users, every item ranked: a minus each other run (Holm: 2 tests)")
+    hits_a, hits_b = np.array([1, 1, 0, 0, 0, 0, 1, 1]), np.array([1, 0, 0, 0, 1, 0, 1, 0])
+    expected, ranks = stats.ttest_rel(hits_a, hits_b), stats.wilcoxon((hits_a - hits_b)[hits_a != hits_b])
     assert ndcg[:2] == ["b", "NDCG@10"]
-    assert hit[:8] == ["b", "HR@10", "8", "users", "of", "one", "seed", "+0.1250"]
-    assert hit[-2:] == [f"{expected.statistic:.2f}", f"{expected.pvalue:.2g}"]
-    # masked ranks are equal in both runs, and have their own test
-    for row in section(text, "T-tests, the user's own history masked: a minus each other run")[1:]:
-        assert row[7] == "+0.0000"
-        assert row[-2:] == ["0.00", "1"]
+    assert hit[:3] == ["b", "HR@10", "+0.1250"]
+    low, high = expected.confidence_interval(0.95)
+    assert hit[3:6] == [f"{low:+.4f}", "..", f"{high:+.4f}"]
+    # of two tests, Holm doubles the smaller p, and leaves the larger one where it is not below that
+    assert (hit[6], hit[8]) == (f"{expected.pvalue:.2g}", f"{ranks.pvalue:.2g}")
+    for p, corrected in ((6, 7), (8, 9)):
+        smaller, larger = sorted((float(row[p]), float(row[corrected])) for row in (ndcg, hit))
+        assert smaller[1] == pytest.approx(min(1, 2 * smaller[0]), rel=0.05)
+        assert larger[1] == max(larger[0], smaller[1])
+    effect = section(text, "Effect sizes over users, every item ranked: a minus each other run")[2]
+    d_z = (hits_a - hits_b).mean() / (hits_a - hits_b).std(ddof=1)
+    assert [effect[place] for place in (0, 1, 2, 9)] == ["b", "HR@10", "+33.3", f"{d_z:+.3f}"]
+    # masked ranks are equal in both runs, and have their own tests
+    masked = "the user's own history masked: a minus each other run"
+    for row in section(text, f"Tests over users, {masked} (Holm: 2 tests)")[1:]:
+        assert row[2:] == ["+0.0000", "+0.0000", "..", "+0.0000", "1", "1", "1", "1"]
+    for row in section(text, f"Effect sizes over users, {masked}")[1:]:
+        assert row[2:] == ["+0.0", "%", "+0.0", "%", "..", "+0.0", "%", "+0.000", "+0.000", "..", "+0.000"]
+
+
+def test_the_asterisk_is_for_what_beats_every_other_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """a finds 8 users more than b at 10 (p .004), and as many at 20."""
+
+    def run(name: str, system: str, found: int, last: int) -> None:
+        ranks = np.where(np.arange(60) < found, 1, np.where(np.arange(60) < last, 15, 50))
+        users = {"user": np.arange(60), "target": np.arange(60), "cold": np.zeros(60, bool)}
+        write_run(tmp_path / name, system, rank=ranks, rank_masked=ranks, **users)
+
+    run("a", "sasrec", 30, 40)
+    run("b", "tedrec", 22, 40)
+    run("c", "cl4srec", 10, 20)
+    compared(tmp_path, "a", "b", "c")
+    text = capsys.readouterr().out
+    rows = section(text, "Test metrics, every item ranked")
+    assert rows[1][4:] == ["0.5000*", "0.5000*", "0.6667", f"{0.5 + 10 / 60 / 4:.4f}*"]
+    assert "*" not in "".join(cell for row in rows[2:] for cell in row)
+    assert rows[-1] == ["Rel.", "Imp.", "all", "+36.36", "%", "+36.36", "%", "+0.00", "%", *rows[-1][-2:]]
+    assert "*: better than each other system, with p < 0.01 against each (paired t-test over users)\n" in text
+    assert "Rel. Imp.: of a, relative to the best other system in each metric\n" in text
+    compared(tmp_path, "b", "a", "c")
+    text = capsys.readouterr().out
+    rows = section(text, "Test metrics, every item ranked")
+    assert not [cell for row in rows for cell in row if "*" in cell], "b is below a"
+    assert rows[-1][3] == "-26.67"
+    assert "*:" not in text
 
 
 def test_other_metrics_are_computed_from_the_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +121,7 @@ def test_other_metrics_are_computed_from_the_ranks(tmp_path: Path, capsys: pytes
     assert header[4:] == ["MRR@3", "NDCG@3", "MRR@1", "NDCG@1"]
     assert everything == ["a", "one", "all", "8", f"{(1 + 1 / 2 + 1 / 3) / 8:.4f}",
                           f"{(1.5 + 1 / math.log2(3)) / 8:.4f}", "0.1250", "0.1250"]  # fmt: skip
-    tests = section(text, "T-tests, every item ranked: a minus each other run")[1:]
+    tests = section(text, "Tests over users, every item ranked: a minus each other run (Holm: 2 tests)")[1:]
     assert [row[:2] for row in tests] == [["c", "NDCG@3"], ["c", "MRR@3"]]
 
 
@@ -100,13 +140,14 @@ def test_the_best_system_comes_first_in_each_table(tmp_path: Path, capsys: pytes
         write_run(tmp_path / name, system, rank=hits(found), rank_masked=hits(masked), report={"truth": truth})
     compared(tmp_path, "--ks", "1")
     text = capsys.readouterr().out
-    assert [row[0] for row in section(text, "Test metrics, every item ranked")[1::3]] == ["b", "c", "a"]
+    assert [row[0] for row in section(text, "Test metrics, every item ranked")[1::3]] == ["b", "c", "a", "Rel."]
     masked = section(text, "Test metrics, the user's own history masked")
     assert [row[0] for row in masked[1::3]] == ["a", "c", "b", "best"]
-    assert masked[-1][-2:] == ["0.7500", "-"]
-    assert "T-tests, every item ranked: b minus" in text, "no run is named first, so the best one"
+    assert masked[-2][-2:] == ["0.7500", "-"]
+    assert masked[-1][-4:] == ["-66.67", "%", "-66.67", "%"], "b beside a, not beside what is possible"
+    assert "Tests over users, every item ranked: b minus" in text, "no run is named first, so the best one"
     compared(tmp_path, "c", "a", "b")
-    assert "T-tests, every item ranked: c minus" in capsys.readouterr().out
+    assert "Tests over users, every item ranked: c minus" in capsys.readouterr().out
 
 
 def test_p_says_what_it_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,17 +159,20 @@ def test_p_says_what_it_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[st
     write_run(tmp_path / "d", "popularity", rank=hits(0))
     compared(tmp_path, "a", "b", "c", "d", "--ks", "10", "--metrics", "HR")
     text = capsys.readouterr().out
-    rows = section(text, "T-tests, every item ranked: a minus each other run")[1:]
-    assert [" ".join(row[2:-6]) for row in rows] == [
-        "8 users of 3 seeds, 2 seeds", "3 seeds and 2 seeds", "8 users of 3 seeds, one seed",
-        "8 users of 3 seeds, any seed", "3 seeds and any seed",
-    ]  # fmt: skip
+    users = section(text, "Tests over users, every item ranked: a minus each other run (Holm: 3 tests, of Wilcoxon 0)")
+    assert [row[0] for row in users[1:]] == ["b", "c", "d"]
+    assert {row[-1] for row in users[1:]} == {"-"}, "means over different numbers of seeds"
+    assert "no Wilcoxon between means over different numbers of seeds" in text
+    rows = section(text, "Tests over seeds, every item ranked: a minus each other run (Holm: 2 tests)")[1:]
+    assert [" ".join(row[2:-7]) for row in rows] == ["3 seeds and 2 seeds", "3 seeds and any seed"]
     expected = stats.ttest_ind([4 / 8, 5 / 8, 6 / 8], [1 / 8, 2 / 8], equal_var=False)
-    assert rows[1][-2:] == [f"{expected.statistic:.2f}", f"{expected.pvalue:.2g}"]
+    assert rows[0][-3:-1] == [f"{expected.statistic:.2f}", f"{expected.pvalue:.2g}"]
     exact = stats.ttest_1samp([4 / 8, 5 / 8, 6 / 8], 0)
-    assert rows[4][-2:] == [f"{exact.statistic:.2f}", f"{exact.pvalue:.2g}"]
+    assert rows[1][-3:-1] == [f"{exact.statistic:.2f}", f"{exact.pvalue:.2g}"]
+    smaller, larger = sorted((expected.pvalue, exact.pvalue))
+    assert {row[-1] for row in rows} == {f"{2 * smaller:.2g}", f"{max(larger, 2 * smaller):.2g}"}
     figures = section(text, "Test metrics, every item ranked")[1::3]
-    assert [row[:2] for row in figures] == [["a", "3"], ["b", "2"], ["c", "one"], ["d", "any"]]
+    assert [row[:2] for row in figures] == [["a", "3"], ["b", "2"], ["c", "one"], ["d", "any"], ["Rel.", "Imp."]]
     assert figures[0][4:] == ["0.6250", "±0.1250"]
     assert "one seed, so the spread over seeds is unknown: c\n" in text
 
@@ -140,18 +184,18 @@ def test_seeds_of_another_configuration_are_not_mixed_in(tmp_path: Path, capsys:
     text = capsys.readouterr().out
     assert "a-s2 is not joined with a-s1, in spite of the name: model.hidden: 128 instead of 64" in text
     rows = section(text, "Test metrics, every item ranked")[1::3]
-    assert rows == [["a-s2", "one", "all", "8", "0.7500"], ["a-s1", "one", "all", "8", "0.2500"]]
+    assert rows[:2] == [["a-s2", "one", "all", "8", "0.7500"], ["a-s1", "one", "all", "8", "0.2500"]]
 
 
-def test_one_test_user_leaves_the_t_test_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_test_user_leaves_the_tests_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = {"user": [0], "target": [7], "rank": [1], "rank_masked": [1], "cold": [False]}
     write_run(tmp_path / "a", **one)
     write_run(tmp_path / "b", "tedrec", **(one | {"rank": [3]}))
     assert compared(tmp_path, "a", "b") == 0
     text = capsys.readouterr().out
     assert text.startswith("1 test user; ")
-    assert "no t-test over users: there is one test user" in text
-    assert "T-tests" not in text
+    assert "no test over users: there is one test user" in text
+    assert "Tests over users" not in text
     assert section(text, "Test metrics, every item ranked")[1][:5] == ["a", "one", "all", "1", "1.0000"]
 
 

@@ -18,15 +18,11 @@ from trainer.comparison.figures import Comparison, best, cost, ranking
 from trainer.comparison.formats import FORMATS
 from trainer.comparison.runs import FinishedRun, read_runs, warnings
 from trainer.comparison.seeds import System, join
-from trainer.comparison.tables import GAIN, STAR
+from trainer.comparison.tables import GAIN, P_VALUES, STAR
 from trainer.evaluation.report import approximate_mark
 from trainer.local_path import local_path
 
 _TITLES = {"all": "every item ranked", "masked": "the user's own history masked"}
-_P_VALUES = (
-    "tests over users: would other users show the difference, with the models as they were trained? Over seeds: would "
-    "models that are trained again? Holm: p corrected for all tests of its kind in the table"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +107,7 @@ def _about(systems: Sequence[System], reference: System, found: Sequence[Differe
     if any(each.starred for each in found):
         about.append(STAR)
     if any(each.over_users or each.over_seeds for each in found):
-        about.append(_P_VALUES)
+        about.append(P_VALUES)
     if any(each.signed_ranks < len(each.over_users) for each in found):
         about.append("no Wilcoxon between means over different numbers of seeds, whose differences are skewed")
     return about

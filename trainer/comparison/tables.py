@@ -12,12 +12,16 @@ from trainer.comparison.figures import Comparison, Cost, Figure, Ranking
 
 GAIN = "Rel. Imp."
 STAR = f"*: better than each other system, with p < {STAR_P} against each (paired t-test over users)"
+P_VALUES = (
+    "Over users: would other users show the difference, with the models as they were trained? Over seeds: would models "
+    "that are trained again? Holm: p corrected for all tests of its kind in the table"
+)
 _INTERVAL = "95 % interval"
 
 
 @dataclass(frozen=True)
 class Table:
-    """rows: the first one is the header. left: number of left-aligned columns. note: explains signs in the rows."""
+    """rows: the first one is the header. left: number of left-aligned columns. note: explains what is in it."""
 
     title: str
     rows: list[list[str]]
@@ -31,15 +35,20 @@ def tables(comparison: Comparison, most: int | None = None) -> Iterator[Table]:
     for ranking in comparison.rankings.values():
         for start in range(0, len(keys), most or len(keys)):
             yield _metrics(ranking, keys[start : start + (most or len(keys))])
-        what = f"{ranking.title}: {ranking.reference} minus each other run"
-        if over_users := ranking.differences.over_users:
-            ranks = ranking.differences.signed_ranks
-            fewer = "" if ranks == len(over_users) else f", of Wilcoxon {ranks}"
-            yield _over_users(f"Tests over users, {what} ({_holm(over_users)}{fewer})", over_users)
-            yield _effects(f"Effect sizes over users, {what}", over_users)
-        if over_seeds := ranking.differences.over_seeds:
-            yield _over_seeds(f"Tests over seeds, {what} ({_holm(over_seeds)})", over_seeds)
+        yield from difference_tables(ranking)
     yield _costs(comparison.costs)
+
+
+def difference_tables(ranking: Ranking) -> Iterator[Table]:
+    """The tests and the effect sizes, as far as there are any."""
+    what = f"{ranking.title}: {ranking.reference} minus each other run"
+    if over_users := ranking.differences.over_users:
+        ranks = ranking.differences.signed_ranks
+        fewer = "" if ranks == len(over_users) else f", of Wilcoxon {ranks}"
+        yield _over_users(f"Tests over users, {what} ({_holm(over_users)}{fewer})", over_users)
+        yield _effects(f"Effect sizes over users, {what}", over_users)
+    if over_seeds := ranking.differences.over_seeds:
+        yield _over_seeds(f"Tests over seeds, {what} ({_holm(over_seeds)})", over_seeds)
 
 
 def _metrics(ranking: Ranking, keys: tuple[str, ...]) -> Table:
@@ -52,10 +61,14 @@ def _metrics(ranking: Ranking, keys: tuple[str, ...]) -> Table:
         figures = [_figure(row.figures[key], marks[key]) for key in keys]
         rows.append([*name, row.targets, f"{row.users:,}", *figures])
     if ranking.gains:
-        shown = [_percent(ranking.gains[key].relative, 2) for key in keys]
-        rows.append([GAIN, "", "all", "", *shown])
+        rows.append([GAIN, "", "all", "", *gain_cells(ranking, keys)])
     note = STAR if any(key in ranking.differences.starred for key in keys) else ""
     return Table(f"Test metrics, {ranking.title}", rows, 3, note)
+
+
+def gain_cells(ranking: Ranking, keys: Sequence[str]) -> list[str]:
+    """How far the reference is from the best other system in each metric, in %."""
+    return [_percent(ranking.gains[key].relative, 2) for key in keys]
 
 
 def _over_users(title: str, differences: Sequence[OverUsers]) -> Table:
@@ -63,7 +76,7 @@ def _over_users(title: str, differences: Sequence[OverUsers]) -> Table:
     for each in differences:
         p = (each.t.p, each.t_holm, each.signed_rank.p if each.signed_rank else None, each.signed_rank_holm)
         rows.append([each.against, each.metric, *_difference(each.t), *map(_p, p)])
-    return Table(title, rows, 2)
+    return Table(title, rows, 2, P_VALUES)
 
 
 def _holm(differences: Sequence[object]) -> str:
@@ -87,7 +100,7 @@ def _over_seeds(title: str, differences: Sequence[OverSeeds]) -> Table:
          _p(each.holm)]
         for each in differences
     ]  # fmt: skip
-    return Table(title, [header, *rows], 3)
+    return Table(title, [header, *rows], 3, P_VALUES)
 
 
 def _costs(costs: Sequence[Cost]) -> Table:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from retrieval.metrics.registry import MetricChoice
-from trainer.comparison.figures import Difference, Ranking, ranking
 from trainer.comparison.figures import Figure as Value
+from trainer.comparison.figures import Ranking, ranking
 from trainer.comparison.runs import read_runs, warnings
 from trainer.comparison.seeds import System
+from trainer.comparison.tables import GAIN, STAR, difference_tables, gain_cells
 from trainer.data.format.dataset import Dataset
 from trainer.report.figures.cost import cost
 from trainer.report.figures.style import shown
 from trainer.report.read import Configuration, Study
 from trainer.report.words import factors_text
 from trainer.study.record import PartRecord
-
-_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ def _test_tables(study: Study, dataset: str, tested: Sequence[Configuration]) ->
     for masked, how in ((False, "every item ranked"), (True, "the user's own history masked")):
         made = ranking(how, systems, reference, masked, choice)
         yield _metrics(made, f"Test metrics on {dataset}, {how}", choice.keys, notes, command, not masked)
-        if made.tests and not masked:
-            yield _tests(made, f"Tests of the differences on {dataset}", command)
+        if not masked:
+            yield from _tests(made, dataset, command)
         if cold := _cold(made, choice.keys):
             yield Table(
                 f"Cold targets on {dataset}, {how}", ("system", "seeds", "users", *choice.keys), cold, 2, open=False
@@ -95,19 +93,18 @@ def _metrics(
     rows = [row for row in made.rows if row.targets == "all"]
     ours = [row for row in rows if row.system != "best possible"]
     marks = {key: _marks([row.figures[key].mean for row in ours]) for key in keys}
-    stars = _stars(made, ours, keys)
     cells = []
     for place, row in enumerate(rows):
         figures = [
-            Cell(_figure(row.figures[key]) + (stars.get((row.system, key), "")), marks[key].get(place, ""))
-            for key in keys
+            Cell(_figure(row.figures[key], _star(made, row.system, key)), marks[key].get(place, "")) for key in keys
         ]
         cells.append([Cell(row.system), Cell(row.seeds), *figures])
     explained = ["Bold: the best of its column; underlined: the second. ± is one standard deviation over seeds."]
-    if stars:
-        explained.append(
-            f"*: {made.reference} is better than the best other one, p < {_SIGNIFICANT} in the t-test over users."
-        )
+    if made.gains:
+        cells.append([Cell(GAIN), Cell(""), *map(Cell, gain_cells(made, keys))])
+        explained.append(f"{GAIN}: of {made.reference}, relative to the best other one in each column.")
+    if made.differences.starred:
+        explained.append(f"{STAR}.")
     return Table(title, ("system", "seeds", *keys), cells, 2, [*explained, *notes], command, unfolded)
 
 
@@ -127,39 +124,16 @@ def _marks(values: Sequence[float | None]) -> dict[int, str]:
     return dict(zip(order, ("best", "second"), strict=False)) if len(order) > 1 else {}
 
 
-def _stars(made: Ranking, rows: Sequence[Any], keys: Sequence[str]) -> dict[tuple[str, str], str]:
-    """An asterisk for the reference where it is significantly better than the best of the others."""
-    found = {}
-    others = [row for row in rows if row.system != made.reference]
-    for key in keys:
-        known = [row for row in others if row.figures[key].mean is not None]
-        if not known:
-            continue
-        best = max(known, key=lambda row: row.figures[key].mean)
-        for test in made.tests:
-            if (test.against, test.metric, test.over) == (best.system, key, "users") and _better(test):
-                found[(made.reference, key)] = "*"
-    return found
+def _star(made: Ranking, system: str, key: str) -> str:
+    return "*" if system == made.reference and key in made.differences.starred else ""
 
 
-def _better(test: Difference) -> bool:
-    return test.result.mean_difference > 0 and test.result.p < _SIGNIFICANT
-
-
-def _tests(made: Ranking, title: str, command: str) -> Table:
-    rows = [
-        [
-            Cell(test.against), Cell(test.metric), Cell(test.sample), Cell(f"{test.result.mean_difference:+.4f}"),
-            Cell(f"{test.result.low:+.4f} .. {test.result.high:+.4f}"), Cell(f"{test.result.p:.2g}"),
-        ]
-        for test in made.tests
-    ]  # fmt: skip
-    header = ("against", "metric", "p is over", "difference", "95 % interval", "p")
-    notes = [
-        f"{made.reference} minus each other one. Over users: would other users show it, with the models as they were "
-        "trained? Over seeds: would models that are trained again?"
-    ]
-    return Table(title, header, rows, 3, notes, command, open=False)
+def _tests(made: Ranking, dataset: str, command: str) -> Iterator[Table]:
+    for table in difference_tables(made):
+        header, *rows = table.rows
+        cells = [[*map(Cell, row)] for row in rows]
+        notes = [f"{table.note}."] if table.note else ()
+        yield Table(f"{table.title}, on {dataset}", tuple(header), cells, table.left, notes, command, open=False)
 
 
 def _validation_table(study: Study, part: PartRecord, dataset: str, found: Sequence[Configuration]) -> Table:
@@ -255,8 +229,8 @@ def environment_tables(study: Study, host: Mapping[str, str]) -> Iterator[Table]
     )
 
 
-def _figure(value: Value) -> str:
-    return shown(value.mean) + ("" if value.spread is None else f" ±{value.spread:.4f}")
+def _figure(value: Value, mark: str = "") -> str:
+    return shown(value.mean) + mark + ("" if value.spread is None else f" ±{value.spread:.4f}")
 
 
 def _number(value: object) -> float | None:

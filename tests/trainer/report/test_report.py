@@ -88,9 +88,13 @@ def test_tables_hold_mean_deviation_and_the_sign_of_a_test(page: Path, runs: Pat
     values = [report["NDCG@10"] for report in reports]
     mean = sum(values) / 3
     deviation = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
-    row = re.search(r"<tr><td class=\"\">mealrec</td>.*?</tr>", page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    row = re.search(r"<tr><td class=\"\">mealrec</td>.*?</tr>", text)
     assert row is not None
-    assert f"{mean:.4f} ±{deviation:.4f}" in row[0]
+    assert re.search(rf"{mean:.4f}\*? ±{deviation:.4f}", row[0])
+    for table in ("Tests over users", "Effect sizes over users", "Tests over seeds"):
+        assert f"{table}, every item ranked: mealrec minus each other run" in text
+    assert re.search(r"Rel. Imp.</td>.{0,60}[+-]\d+\.\d\d %", text)
 
 
 def test_heatmap_outlines_the_one_that_was_tested(page: Path) -> None:

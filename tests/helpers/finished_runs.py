@@ -25,27 +25,30 @@ def write_run(
     *settings: str,
     seed: int = 1,
     manifest: str = "m",
+    data: str = "d",
     report: dict[str, Any] | None = None,
     **arrays: Any,
 ) -> Path:
-    """Write a finished run. arrays: instead of the columns of its ranks. report: what test.json holds besides."""
+    """Write a finished run. manifest, data: the checksums it notes. arrays: instead of the columns of its ranks.
+    report: what test.json holds besides.
+    """
     config = recipe.load("demo", system, ["data.path=data/demo", f"seed={seed}", *settings], None)
     columns = {"user": np.arange(8), "target": np.arange(8) + 100, "rank": RANKS, "rank_masked": MASKED, "cold": COLD}
     columns |= arrays
     result = Evaluation(**{name: np.asarray(value) for name, value in columns.items()}, seconds=1.0)
     folder.mkdir(parents=True)
     result.save(folder / "ranks-test.npz")
-    whole = {**result.report(), "epoch": 3, "identity": identity(config, manifest), **(report or {})}
+    whole = {**result.report(), "epoch": 3, "identity": identity(config, manifest, data), **(report or {})}
     (folder / "test.json").write_text(json.dumps(whole))
     (folder / "config.yaml").write_text(recipe.dump(config, f"mealrec train --name {folder.name}"))
     return folder
 
 
-def identity(config: RunConfig, manifest: str) -> dict[str, Any]:
+def identity(config: RunConfig, manifest: str, data: str = "d") -> dict[str, Any]:
     """As `trainer.config.identity` has it, for a dataset that is not there."""
     return {
         "config": config.fingerprint(), "evaluation": config.eval.fingerprint(60, 80),
-        "data": "d", "manifest": manifest, "versions": versions(),
+        "data": data, "manifest": manifest, "versions": versions(),
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from trainer.comparison.choose import Chosen, choose
 from trainer.comparison.differences import Differences
 from trainer.comparison.figures import Comparison, best, cost, ranking
 from trainer.comparison.formats import FORMATS
+from trainer.comparison.published.beside import beside
 from trainer.comparison.runs import FinishedRun, read_runs, warnings
 from trainer.comparison.seeds import System, join
 from trainer.comparison.tables import GAIN, P_VALUES, STAR
@@ -56,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ks", metavar="K,...",
                         help="lengths of the top lists; the tests use 10 if it is among them, else the first "
                         "(default: eval.ks of the runs)")  # fmt: skip
+    parser.add_argument("--published", action="store_true",
+                        help="show the figures of the paper's Tables 2 and 3 beside these, where the dataset is the "
+                        "same; else a note says how it differs")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     joined, notes = join(runs)
     systems = [_marked(system) for system in joined]
     comparison = _compare(systems, _reference(systems, chosen), choice, [*chosen.notes, *notes])
+    if args.published:
+        tables, notes = beside(systems, comparison.rankings["all"], comparison.costs)
+        comparison = replace(comparison, published=tables, notes=[*comparison.notes, *notes])
     print(FORMATS[args.format](comparison))
     if args.format == "csv":
         for note in comparison.notes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -67,12 +67,39 @@ class Cost:
     runs: int
     best_epoch: float | None
     epoch_seconds: float | None
+    valid_seconds: float | None
     peak_mib: float | None
 
 
 @dataclass(frozen=True)
+class Line:
+    """One of the paper's systems, and a system of ours that is the same; `run` is None where there is none.
+
+    theirs, ours: figures by metric; ours are None where nothing was recorded, and empty without a run.
+    """
+
+    printed: str
+    run: str | None
+    theirs: Mapping[str, float]
+    ours: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A table of the paper beside ours. metrics: those that both have."""
+
+    table: int
+    title: str
+    metrics: tuple[str, ...]
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """keys: of the metrics. rankings: by name, `all` and `masked`. notes: about seeds, tests and what is left out."""
+    """keys: of the metrics. rankings: by name, `all` and `masked`. notes: about seeds, tests and what is left out.
+
+    published: the paper's tables beside ours, where they were asked for and the dataset is the same.
+    """
 
     users: int
     cold: int
@@ -81,6 +108,7 @@ class Comparison:
     rankings: dict[str, Ranking]
     costs: list[Cost]
     notes: list[str]
+    published: list[Beside] = field(default_factory=list)
 
     @property
     def head(self) -> str:
@@ -151,15 +179,14 @@ def _figures(seeds: Sequence[dict[str, float]], choice: MetricChoice) -> dict[st
 
 def cost(system: System) -> Cost:
     """What the runs of a system recorded of their epochs and memory."""
-    epochs, seconds, peak = [], [], []
+    epochs = [run.report["epoch"] for run in system.runs if run.report.get("epoch") is not None]
+    noted: dict[str, list[float]] = {"train_seconds": [], "valid_seconds": [], "peak_memory_mib": []}
     for run in system.runs:
-        epochs.append(run.report.get("epoch"))
         path = run.folder / "metrics.jsonl"
-        lines = read_lines(path, 0)[0] if path.exists() else []
-        seconds += [line["metrics"]["train_seconds"] for line in lines if line["event"] == "epoch"]
-        peak += [line["metrics"]["peak_memory_mib"] for line in lines if "peak_memory_mib" in line["metrics"]]
-    known = [epoch for epoch in epochs if epoch is not None]
-    return Cost(system.label, len(system.runs), _median(known), _median(seconds), _median(peak))
+        for line in read_lines(path, 0)[0] if path.exists() else []:
+            for name in noted.keys() & line["metrics"].keys():
+                noted[name].append(line["metrics"][name])
+    return Cost(system.label, len(system.runs), _median(epochs), *map(_median, noted.values()))
 
 
 def _median(values: Sequence[float]) -> float | None:

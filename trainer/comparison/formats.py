@@ -104,7 +104,7 @@ def as_csv(comparison: Comparison) -> str:
 
     metric: value, spread over seeds, and the asterisk. gain: value relative to the best other system, `against`.
     test: value is the difference, `method` the test, p_holm is corrected for `tests` of them. effect: `method` is its
-    name.
+    name. Table 2 or Table 3: the value that the paper printed; `against` is the run of the same system.
     """
     text = io.StringIO()
     seeds = {system.label: len(system.runs) for system in comparison.systems}
@@ -120,6 +120,11 @@ def as_csv(comparison: Comparison) -> str:
                 writer.writerow({**line, "metric": key, "value": figure.mean, "spread": figure.spread, "star": star})
         for line in _compared_lines(ranking):
             writer.writerow({"ranking": name, "run": ranking.reference, "targets": "all", **line})
+    for beside in comparison.published:
+        for each in beside.lines:
+            for metric, value in each.theirs.items():
+                writer.writerow({"table": f"Table {beside.table}", "ranking": "all", "run": each.printed,
+                                 "targets": "all", "metric": metric, "value": value, "against": each.run})  # fmt: skip
     return text.getvalue().rstrip("\n")
 
 
@@ -157,6 +162,7 @@ def as_json(comparison: Comparison) -> str:
         "metrics": {name: _plain_rows(ranking) for name, ranking in comparison.rankings.items()},
         "differences": {name: _plain_differences(ranking) for name, ranking in comparison.rankings.items()},
         "costs": [vars(each) for each in comparison.costs],
+        "published": [{**vars(each), "lines": [vars(line) for line in each.lines]} for each in comparison.published],
     }  # fmt: skip
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from retrieval.metrics.significance import PairedTest, SeedTest
 from trainer.comparison.differences import STAR_P, OverSeeds, OverUsers
-from trainer.comparison.figures import Comparison, Cost, Figure, Ranking
+from trainer.comparison.figures import Beside, Comparison, Cost, Figure, Ranking
 
 GAIN = "Rel. Imp."
 STAR = f"*: better than each other system, with p < {STAR_P} against each (paired t-test over users)"
@@ -37,6 +37,7 @@ def tables(comparison: Comparison, most: int | None = None) -> Iterator[Table]:
             yield _metrics(ranking, keys[start : start + (most or len(keys))])
         yield from difference_tables(ranking)
     yield _costs(comparison.costs)
+    yield from map(_published, comparison.published)
 
 
 def difference_tables(ranking: Ranking) -> Iterator[Table]:
@@ -104,12 +105,34 @@ def _over_seeds(title: str, differences: Sequence[OverSeeds]) -> Table:
 
 
 def _costs(costs: Sequence[Cost]) -> Table:
-    rows = [["run", "seeds", "best epoch", "s/epoch", "peak MiB"]]
+    rows = [["run", "seeds", "best epoch", "s/epoch", "s/validation", "peak MiB"]]
     for each in costs:
-        formats = ((each.best_epoch, ".0f"), (each.epoch_seconds, ".2f"), (each.peak_mib, ",.0f"))
+        formats = (
+            (each.best_epoch, ".0f"), (each.epoch_seconds, ".2f"), (each.valid_seconds, ".2f"), (each.peak_mib, ",.0f")
+        )  # fmt: skip
         shown = ["-" if value is None else format(value, form) for value, form in formats]
         rows.append([each.system, str(each.runs), *shown])
     return Table("Cost, medians over epochs and runs", rows, 1)
+
+
+#: quantities of the paper's Table 3: heading, and format
+_COST_HEADINGS = {
+    "train_seconds": ("s/epoch", ".2f"),
+    "evaluation_seconds": ("s/validation", ".2f"),
+    "memory_mb": ("MB", ",.0f"),
+}
+
+
+def _published(each: Beside) -> Table:
+    formats = [_COST_HEADINGS.get(metric, (metric, ".4f")) for metric in each.metrics]
+    rows = [["paper", "run", *(cell for heading, _ in formats for cell in (heading, "ours"))]]
+    for line in each.lines:
+        cells = []
+        for metric, (_, form) in zip(each.metrics, formats, strict=True):
+            ours = line.ours.get(metric)
+            cells += [format(line.theirs[metric], form), "-" if ours is None else format(ours, form)]
+        rows.append([line.printed, line.run or "-", *cells])
+    return Table(each.title, rows, 2)
 
 
 def _figure(figure: Figure, mark: str) -> str:

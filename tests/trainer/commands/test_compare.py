@@ -202,13 +202,13 @@ def test_one_test_user_leaves_the_tests_out(tmp_path: Path, capsys: pytest.Captu
 def test_cost_is_read_from_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, seconds in ((1, (2.0, 4.0)), (2, (6.0,))):
         folder = write_run(tmp_path / f"a-s{seed}", seed=seed, report={"epoch": 10 * seed})
-        lines = [{"event": "epoch", "metrics": {"train_seconds": s}} for s in seconds]
+        lines = [{"event": "epoch", "metrics": {"train_seconds": s, "valid_seconds": s / 8}} for s in seconds]
         lines.append({"event": "end", "metrics": {"peak_memory_mib": 1000.0 * seed}})
         text = "".join(json.dumps({"epoch": 1, "step": 1, "time": 0, **line}) + "\n" for line in lines)
         (folder / "metrics.jsonl").write_text(text)
     compared(tmp_path, "a-s1", "a-s2")
     assert section(capsys.readouterr().out, "Cost, medians over epochs and runs")[1] == [
-        "a", "2", "15", "4.00", "1,500"
+        "a", "2", "15", "4.00", "0.50", "1,500"
     ]  # fmt: skip
 
 

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,14 @@ def test_latex_splits_and_scales_what_is_wider_than_the_text(runs: Path, capsys:
     assert [scaled in table for table in tables] == [True, False] * 2
     assert text.count(scaled) == text.count("\\end{tabular}}")
     assert r"\providecommand{\resizebox}[3]{#3}" in text, "without graphicx it compiles too"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here; the structure is tested above")
+@pytest.mark.parametrize("package", ["", r"\usepackage{graphicx}"])
+def test_latex_compiles(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], package: str) -> None:
+    tables = printed(runs, capsys, "latex", "a", NAME)[0] + printed(runs / "warm", capsys, "latex")[0]
+    text = f"\\documentclass{{article}}\n{package}\n\\begin{{document}}\n{tables}\n\\end{{document}}\n"
+    (tmp_path / "all.tex").write_text(text)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stdout[-2000:]

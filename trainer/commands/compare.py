@@ -16,7 +16,7 @@ from trainer.comparison.choose import Chosen, choose
 from trainer.comparison.differences import Differences
 from trainer.comparison.figures import Comparison, best, cost, ranking
 from trainer.comparison.formats import FORMATS
-from trainer.comparison.published.beside import beside
+from trainer.comparison.published.beside import beside, manifest_of
 from trainer.comparison.runs import FinishedRun, read_runs, warnings
 from trainer.comparison.seeds import System, join
 from trainer.comparison.tables import GAIN, P_VALUES, STAR
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     systems = [_marked(system) for system in joined]
     comparison = _compare(systems, _reference(systems, chosen), choice, [*chosen.notes, *notes])
     if args.published:
-        tables, notes = beside(systems, comparison.rankings["all"], comparison.costs)
+        tables, notes = beside(systems, comparison.rankings["all"], comparison.costs, *manifest_of(runs))
         comparison = replace(comparison, published=tables, notes=[*comparison.notes, *notes])
     print(FORMATS[args.format](comparison))
     if args.format == "csv":

@@ -37,7 +37,7 @@ def tables(comparison: Comparison, most: int | None = None) -> Iterator[Table]:
             yield _metrics(ranking, keys[start : start + (most or len(keys))])
         yield from difference_tables(ranking)
     yield _costs(comparison.costs)
-    yield from map(_published, comparison.published)
+    yield from map(published_table, comparison.published)
 
 
 def difference_tables(ranking: Ranking) -> Iterator[Table]:
@@ -123,7 +123,8 @@ _COST_HEADINGS = {
 }
 
 
-def _published(each: Beside) -> Table:
+def published_table(each: Beside) -> Table:
+    """A table of the paper beside ours."""
     formats = [_COST_HEADINGS.get(metric, (metric, ".4f")) for metric in each.metrics]
     rows = [["paper", "run", *(cell for heading, _ in formats for cell in (heading, "ours"))]]
     for line in each.lines:

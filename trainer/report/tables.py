@@ -6,13 +6,18 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from models.errors import UserError
 from retrieval.metrics.registry import MetricChoice
 from trainer.comparison.figures import Figure as Value
 from trainer.comparison.figures import Ranking, ranking
+from trainer.comparison.figures import cost as recorded_cost
+from trainer.comparison.published.beside import beside
 from trainer.comparison.runs import read_runs, warnings
 from trainer.comparison.seeds import System
-from trainer.comparison.tables import GAIN, STAR, difference_tables, gain_cells
+from trainer.comparison.tables import GAIN, STAR, difference_tables, gain_cells, published_table
+from trainer.comparison.tables import Table as Compared
 from trainer.data.format.dataset import Dataset
+from trainer.data.format.manifest import read_manifest
 from trainer.report.figures.cost import cost
 from trainer.report.figures.style import shown
 from trainer.report.read import Configuration, Study
@@ -65,6 +70,7 @@ def _test_tables(study: Study, dataset: str, tested: Sequence[Configuration]) ->
         yield _metrics(made, f"Test metrics on {dataset}, {how}", choice.keys, notes, command, not masked)
         if not masked:
             yield from _tests(made, dataset, command)
+            yield from _published(study.record.datasets[dataset], dataset, systems, made, command)
         if cold := _cold(made, choice.keys):
             yield Table(
                 f"Cold targets on {dataset}, {how}", ("system", "seeds", "users", *choice.keys), cold, 2, open=False
@@ -130,10 +136,25 @@ def _star(made: Ranking, system: str, key: str) -> str:
 
 def _tests(made: Ranking, dataset: str, command: str) -> Iterator[Table]:
     for table in difference_tables(made):
-        header, *rows = table.rows
-        cells = [[*map(Cell, row)] for row in rows]
-        notes = [f"{table.note}."] if table.note else ()
-        yield Table(f"{table.title}, on {dataset}", tuple(header), cells, table.left, notes, command, open=False)
+        notes = [f"{table.note}."] if table.note else []
+        yield _of_compare(table, f"{table.title}, on {dataset}", notes, command)
+
+
+def _of_compare(table: Compared, title: str, notes: Sequence[str], command: str) -> Table:
+    header, *rows = table.rows
+    return Table(title, tuple(header), [[*map(Cell, row)] for row in rows], table.left, notes, command, open=False)
+
+
+def _published(path: str, dataset: str, systems: Sequence[System], made: Ranking, command: str) -> Iterator[Table]:
+    """The paper's figures beside ours, if the dataset is one of the paper's."""
+    try:
+        manifest, _ = read_manifest(path)
+    except UserError:  # the section on data says that it is not there
+        return
+    found, notes = beside(systems, made, [recorded_cost(system) for system in systems], manifest, dataset)
+    for each in found:
+        table = published_table(each)
+        yield _of_compare(table, f"Published {table.title}, beside {dataset}", notes, f"{command} --published")
 
 
 def _validation_table(study: Study, part: PartRecord, dataset: str, found: Sequence[Configuration]) -> Table:

@@ -12,9 +12,14 @@ from tests.helpers.browser import look, require_browser
 from tests.helpers.finished_study import write_study
 from tests.helpers.tiny_runs import make_dataset
 from trainer.cli import main
+from trainer.comparison.published import reader
+from trainer.comparison.published.reader import PaperDataset
+from trainer.data.format.manifest import load_manifest
 from trainer.report import pictures
 from trainer.report.figures.style import PageFigure, figure
 from trainer.report.pictures import NoBrowserError, write_pictures
+from trainer.report.read import read
+from trainer.report.tables import part_tables
 
 FIGURES = {
     "table2-demo", "ablation-demo", "sensitivity-demo-mealrec", "noise-demo", "complexity-demo", "tune-demo-sasrec",
@@ -95,6 +100,22 @@ def test_tables_hold_mean_deviation_and_the_sign_of_a_test(page: Path, runs: Pat
     for table in ("Tests over users", "Effect sizes over users", "Tests over seeds"):
         assert f"{table}, every item ranked: mealrec minus each other run" in text
     assert re.search(r"Rel. Imp.</td>.{0,60}[+-]\d+\.\d\d %", text)
+
+
+def test_published_figures_are_shown_on_the_papers_data_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = read(runs / "first")
+    (part,) = [part for part in study.record.parts if part.name == "table2"]
+    assert not [table for table in part_tables(study, part) if "Published" in table.title]
+    counts = load_manifest(Path(next(iter(study.record.datasets.values()))))
+    size = {"users": counts.users, "items": counts.items, "interactions": counts.interactions}
+    as_the_paper_has = {"microlens-big": PaperDataset(printed="Microlens-big", source="microlens", **size)}
+    monkeypatch.setattr(reader, "datasets", lambda: as_the_paper_has)
+    metrics, costs = [table for table in part_tables(study, part) if "Published" in table.title]
+    assert metrics.title.startswith("Published metrics, Table 2, Microlens-big, beside ")
+    (row,) = [[cell.text for cell in row] for row in metrics.rows if row[0].text == "MealRec"]
+    assert row[:3] == ["MealRec", "mealrec", "0.0809"]
+    assert any(note.startswith("the paper, I2: HR@20 of TedRec is 0.0893 here") for note in costs.notes)
+    assert metrics.command.endswith(" --published")
 
 
 def test_heatmap_outlines_the_one_that_was_tested(page: Path) -> None:

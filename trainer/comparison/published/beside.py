@@ -16,16 +16,16 @@ from trainer.data.format.manifest import Manifest, read_manifest
 _COSTS = {"train_seconds": "epoch_seconds", "evaluation_seconds": "valid_seconds", "memory_mb": "peak_mib"}
 
 
-def beside(systems: Sequence[System], ranking: Ranking, costs: Sequence[Cost]) -> tuple[list[Beside], list[str]]:
+def beside(
+    systems: Sequence[System], ranking: Ranking, costs: Sequence[Cost], manifest: Manifest, where: str
+) -> tuple[list[Beside], list[str]]:
     """The paper's tables for the dataset of these systems, and notes: what contradicts itself, or why there is none.
 
-    ranking: of all items, as the paper ranks.
-    Raises UserError if the manifest of the dataset cannot be read, or is not the one that the runs were made on.
+    ranking: of all items, as the paper ranks. manifest, where: of the dataset, and what to call it in a note.
     """
-    path, manifest = _manifest([run for system in systems for run in system.runs])
     name = paper_dataset(manifest)
     if name is None:
-        return [], [f"no published figures: {path} is {why_not(manifest)}"]
+        return [], [f"no published figures: {where} is {why_not(manifest)}"]
     found, notes = [], []
     figures = {
         row.system: {key: figure.mean for key, figure in row.figures.items()}
@@ -58,8 +58,11 @@ def _beside(
     return Beside(table.table, title, metrics, lines)
 
 
-def _manifest(runs: Sequence[FinishedRun]) -> tuple[str, Manifest]:
-    """The path of the dataset of the runs, and its manifest."""
+def manifest_of(runs: Sequence[FinishedRun]) -> tuple[Manifest, str]:
+    """The manifest of the dataset of these runs, and the path of the dataset.
+
+    Raises UserError if it cannot be read, or is not the one that the runs were made on.
+    """
     run = next((run for run in runs if run.config), None)
     if run is None or run.config is None:
         raise UserError("--published: no configuration of these runs can be read, so their dataset is not known")
@@ -69,4 +72,4 @@ def _manifest(runs: Sequence[FinishedRun]) -> tuple[str, Manifest]:
     except UserError as error:
         raise UserError(f"--published reads which dataset the runs are on from its manifest: {error}") from None
     check_data(run.identity, manifest, run.name, path, "bring it back, or leave out --published")
-    return path, manifest
+    return manifest, path

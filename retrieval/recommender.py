@@ -195,15 +195,20 @@ class Recommender:
         history. Only the last items count, as many as the model reads; older ones have the effect 0. Raises UserError
         if the model knows none of the history, or does not know the item.
         """
-        target = self.row(item)
+        return self.explain_all(history, [item])[0]
+
+    def explain_all(self, history: Sequence[str], items: Sequence[str]) -> list[list[Influence]]:
+        """`explain` for each of several items; the histories without one item are encoded once for all."""
+        targets = [self.row(item) for item in items]
         rows = [row for row in self.items.rows(history) if row is not None]
         self._require_known([history], [rows])
         without = [rows[:n] + rows[n + 1 :] for n in range(len(rows))]
-        scores = self._scores_of([rows, *filter(None, without)], target).tolist()
-        effects = [scores[0] - score for score in scores[1:]] or [None]
+        scores = self._scores_of([rows, *filter(None, without)], targets)
+        columns = (scores[0] - scores[1:]).T.tolist() if len(rows) > 1 else [[None]] * len(targets)
+        names = [(self.items.ids[row - 1], self.items.titles[row - 1]) for row in rows]
         return [
-            Influence(self.items.ids[row - 1], self.items.titles[row - 1], effect)
-            for row, effect in zip(rows, effects, strict=True)
+            [Influence(name, title, effect) for (name, title), effect in zip(names, effects, strict=True)]
+            for effects in columns
         ]
 
     def row(self, item: str) -> int:
@@ -296,11 +301,11 @@ class Recommender:
         return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
 
     @torch.no_grad()
-    def _scores_of(self, known: list[list[int]], row: int) -> Tensor:
-        """(B,) the score of one item for each history."""
+    def _scores_of(self, known: list[list[int]], rows: list[int]) -> Tensor:
+        """(B, T) the scores of T items for each history."""
         if isinstance(self._model, Baseline):
-            return torch.cat([self._model.scores(batch)[:, row] for batch in self._batches(known)])
-        return self.encode(known) @ self.item_vectors[row]
+            return torch.cat([self._model.scores(batch)[:, rows] for batch in self._batches(known)])
+        return self.encode(known) @ self.item_vectors[rows].T
 
     def _named(self, row: int, score: float | None) -> Recommendation:
         return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)

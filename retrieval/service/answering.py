@@ -115,20 +115,21 @@ class Answering:
         recommender = self._knowing(item)
         return recommender.similar(item, k), recommender.card.checksum
 
-    def explain(self, history: Sequence[str], item: str) -> tuple[list[Influence], str]:
-        """What each item of the history adds, and the model's checksum. Raises UnknownItem, UserError."""
-        recommender = self._knowing(item)
-        return recommender.explain(history, item), recommender.card.checksum
+    def explain(self, history: Sequence[str], items: Sequence[str]) -> tuple[list[list[Influence]], str]:
+        """What each item of the history adds to each of `items`, and the checksum. Raises UnknownItem, UserError."""
+        recommender = self._knowing(*items)
+        return recommender.explain_all(history, items), recommender.card.checksum
 
     def item(self, item: str) -> Item:
         """An item by its id. Raises UnknownItem."""
         recommender = self._knowing(item)
         return Item(item=item, title=recommender.items.titles[recommender.row(item) - 1])
 
-    def _knowing(self, item: str) -> Recommender:
+    def _knowing(self, *items: str) -> Recommender:
         recommender = self.recommender
         try:
-            recommender.row(item)
+            for item in items:
+                recommender.row(item)
         except UserError as error:
             raise UnknownItem(str(error)) from None
         return recommender

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from models.errors import UserError
@@ -24,6 +24,7 @@ from retrieval.service.answering import Answering, UnknownItem
 from retrieval.service.batcher import Batcher
 from retrieval.service.guard import Guard, Limits
 from retrieval.service.measures import Measures
+from retrieval.service.page import whole_page
 from retrieval.service.schema import (
     MOST_FOUND,
     Count,
@@ -33,6 +34,8 @@ from retrieval.service.schema import (
     FoundResponse,
     Id,
     Influenced,
+    InfluencesRequest,
+    InfluencesResponse,
     Item,
     ModelResponse,
     RecommendRequest,
@@ -40,9 +43,10 @@ from retrieval.service.schema import (
     Scored,
     SimilarResponse,
 )
+from retrieval.service.thumbnails import Thumbnails
 from retrieval.service.watched import POLL_S, Identity, Watched
 
-_UNPROCESSABLE, _NOT_FOUND = 422, 404
+_UNPROCESSABLE, _NOT_FOUND, _NO_CONTENT = 422, 404, 204
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (401, _NOT_FOUND, 413, _UNPROCESSABLE, 429, 503)
 }
@@ -52,7 +56,8 @@ class Service:
     """One replica. asgi: the application. Raises what `load` raises.
 
     load: makes the recommender, again at each `reload`. histories: see `Answering`. watch: tells models apart, asked
-    every `poll_s` seconds; if another model has taken the place of the first, it is loaded.
+    every `poll_s` seconds; if another model has taken the place of the first, it is loaded. thumbnails: pictures of
+    items for the page.
     """
 
     def __init__(
@@ -62,24 +67,26 @@ class Service:
         limits: Limits | None = None,
         watch: Identity | None = None,
         poll_s: float = POLL_S,
+        thumbnails: Thumbnails | None = None,
     ) -> None:
         measures = Measures()
         watched = None if watch is None else Watched(watch)  # before it is loaded, so that no change is missed
         self._answering = Answering(load, histories, measures)
         if watched is not None:
             threading.Thread(target=watched.follow, args=(self.reload, poll_s), daemon=True, name="watch").start()
-        self.asgi = Guard(_application(self._answering, measures), limits or Limits(), measures)
+        self.asgi = Guard(_application(self._answering, measures, thumbnails), limits or Limits(), measures)
 
     def reload(self) -> bool:
         """Load the model anew; requests are answered meanwhile. Whether it could be; else the old one goes on."""
         return self._answering.reload()
 
 
-def _application(answering: Answering, measures: Measures) -> FastAPI:
+def _application(answering: Answering, measures: Measures, thumbnails: Thumbnails | None) -> FastAPI:
     # no pages that fetch scripts from elsewhere; /openapi.json is the schema
     app = FastAPI(title="MealRec", version="1", docs_url=None, redoc_url=None, responses=_ERRORS)
     _add_questions(app, answering, Batcher[RecommendRequest, tuple[Answer, str]](answering.answer))
-    _add_catalogue(app, answering)
+    _add_catalogue(app, answering, thumbnails)
+    _add_page(app)
     _add_operations(app, measures)
     for kind, handler in ((UserError, _user_error), (RequestValidationError, _invalid), (HTTPException, _http_error)):
         app.add_exception_handler(kind, handler)
@@ -97,8 +104,16 @@ def _add_questions(app: FastAPI, answering: Answering, batcher: Batcher[Recommen
     @app.post("/v1/explain")
     async def explain(asked: ExplainRequest) -> ExplainResponse:
         """By how much each item of a history raises the score of an item."""
-        influences, model = await asyncio.to_thread(answering.explain, asked.history, asked.item)
-        return ExplainResponse(influences=[Influenced(**asdict(each)) for each in influences], model=model)
+        (found,), model = await asyncio.to_thread(answering.explain, asked.history, [asked.item])
+        return ExplainResponse(influences=[Influenced(**asdict(each)) for each in found], model=model)
+
+    @app.post("/v1/influences")
+    async def influences(asked: InfluencesRequest) -> InfluencesResponse:
+        """By how much each item of a history raises the scores of several items."""
+        found, model = await asyncio.to_thread(answering.explain, asked.history, asked.items)
+        return InfluencesResponse(
+            influences=[[Influenced(**asdict(each)) for each in row] for row in found], model=model
+        )
 
     @app.get("/v1/similar")
     async def similar(item: Annotated[Id, Query()], k: Annotated[Count, Query()] = 20) -> SimilarResponse:
@@ -107,7 +122,7 @@ def _add_questions(app: FastAPI, answering: Answering, batcher: Batcher[Recommen
         return SimilarResponse(similar=[Scored(**asdict(each)) for each in found], model=model)
 
 
-def _add_catalogue(app: FastAPI, answering: Answering) -> None:
+def _add_catalogue(app: FastAPI, answering: Answering, thumbnails: Thumbnails | None) -> None:
     @app.get("/v1/item")
     async def item(id: Annotated[Id, Query()]) -> Item:
         """An item by its id."""
@@ -120,6 +135,14 @@ def _add_catalogue(app: FastAPI, answering: Answering) -> None:
         """Items whose id or title holds a text."""
         return FoundResponse(items=await asyncio.to_thread(answering.find, text, most))
 
+    @app.get("/v1/thumbnail", response_class=Response)
+    async def thumbnail(id: Annotated[Id, Query()]) -> Response:
+        """The picture of an item; 204, without content, where none is known."""
+        found = await asyncio.to_thread(thumbnails.of, id) if thumbnails else None
+        if found is None:
+            return Response(status_code=_NO_CONTENT)
+        return Response(found.content, media_type=found.media_type, headers={"cache-control": "private, max-age=3600"})
+
     @app.get("/v1/model")
     async def model() -> ModelResponse:
         """What is served."""
@@ -128,8 +151,17 @@ def _add_catalogue(app: FastAPI, answering: Answering) -> None:
         return ModelResponse(
             system=card.system, items=len(recommender.items), model=card.checksum,
             ranked_by=recommender.description, knows_users=answering.histories is not None, metrics=card.metrics,
-            run=str(card.provenance.get("run", "")), trouble=answering.trouble,
+            run=str(card.provenance.get("run", "")), thumbnails=thumbnails is not None, trouble=answering.trouble,
         )  # fmt: skip
+
+
+def _add_page(app: FastAPI) -> None:
+    html, policy = whole_page()
+    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(html, headers=headers)
 
 
 def _add_operations(app: FastAPI, measures: Measures) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from retrieval.service.measures import Measures
 
 _LOG = logging.getLogger("mealrec.service")
-#: paths that need no token and have no limit: whoever looks after the service asks them
-OPEN = ("/health", "/ready", "/metrics")
+#: paths that need no token and have no limit: whoever looks after the service asks them; the page asks for the token
+OPEN = ("/health", "/ready", "/metrics", "/")
 _TOO_LARGE, _UNAUTHORIZED, _TOO_MANY = 413, 401, 429
 _HEADERS = {_UNAUTHORIZED: ((b"www-authenticate", b"Bearer"),), _TOO_MANY: ((b"retry-after", b"1"),)}
 Message = dict[str, Any]

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MOST_ITEMS, LONGEST_HISTORY, LONGEST_FILTER = 1000, 1000, 10_000
 #: most items that a search finds
 MOST_FOUND = 50
+#: most items that are explained at a time
+MOST_EXPLAINED = 50
 _LONGEST_ID = 256
 Id = Annotated[str, Field(min_length=1, max_length=_LONGEST_ID, description="a raw item id, as in the training data")]
 Count = Annotated[int, Field(ge=1, le=MOST_ITEMS, description="how many items, at most the catalogue")]
@@ -48,6 +50,13 @@ class ExplainRequest(Asked):
 
     history: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_HISTORY)]
     item: Id
+
+
+class InfluencesRequest(Asked):
+    """A history, oldest first, and items whose scores are to be explained by it."""
+
+    history: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_HISTORY)]
+    items: Annotated[list[Id], Field(min_length=1, max_length=MOST_EXPLAINED)]
 
 
 class Item(BaseModel):
@@ -93,6 +102,13 @@ class ExplainResponse(BaseModel):
     model: str
 
 
+class InfluencesResponse(BaseModel):
+    """For each asked item, what `ExplainResponse` has for one."""
+
+    influences: list[list[Influenced]]
+    model: str
+
+
 class FoundResponse(BaseModel):
     """Items whose id or title holds the searched text."""
 
@@ -100,8 +116,8 @@ class FoundResponse(BaseModel):
 
 
 class ModelResponse(BaseModel):
-    """What is served. ranked_by: exactly or by an index. run: which training made it. trouble: why the last reload
-    failed; else empty."""
+    """What is served. ranked_by: exactly or by an index. run: which training made it. thumbnails: whether pictures of
+    items are known. trouble: why the last reload failed; else empty."""
 
     system: str
     items: int
@@ -110,6 +126,7 @@ class ModelResponse(BaseModel):
     knows_users: bool
     metrics: dict[str, Any]
     run: str
+    thumbnails: bool
     trouble: str
 
 

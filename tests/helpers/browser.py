@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from choreographer.errors import BrowserDepsError, BrowserFailedError, ChromeNot
 from trainer.report.pictures import SilentChromium
 
 _LOAD_S = 60.0
+_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40}
 
 
 @dataclass
@@ -36,16 +37,33 @@ def require_browser() -> None:
 
 
 def look(
-    page: Path, width: int, *, dark: bool, until: str, ask: Mapping[str, str], picture: Path | None = None
+    page: Path | str,
+    width: int,
+    *,
+    dark: bool,
+    until: str,
+    ask: Mapping[str, str],
+    picture: Path | None = None,
+    steps: Sequence[tuple[str, str]] = (),
 ) -> Seen:
-    """Open the file `page` in a window of `width` pixels, wait until `until` is true, and evaluate `ask`.
+    """Open the file or URL `page` in a window of `width` pixels, wait until `until` is true, and evaluate `ask`.
 
-    picture: a PNG of the whole page, for a person to look at.
+    steps: before `ask`, what a person does, each with what is true after it: "key NAME" presses a key, "type TEXT"
+    types, anything else is an expression. One that does not come true ends the test. picture: a PNG of the whole page,
+    for a person to look at.
     """
-    return asyncio.run(_look(page, width, dark, until, ask, picture))
+    return asyncio.run(_look(page, width, dark, until, ask, picture, steps))
 
 
-async def _look(page: Path, width: int, dark: bool, until: str, ask: Mapping[str, str], picture: Path | None) -> Seen:
+async def _look(
+    page: Path | str,
+    width: int,
+    dark: bool,
+    until: str,
+    ask: Mapping[str, str],
+    picture: Path | None,
+    steps: Sequence[tuple[str, str]],
+) -> Seen:
     seen = Seen()
     try:
         browser = await Browser(browser_cls=SilentChromium)
@@ -70,11 +88,12 @@ async def _look(page: Path, width: int, dark: bool, until: str, ask: Mapping[str
         await tab.send_command("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await tab.send_command("Emulation.setEmulatedMedia", {"features": [scheme]})
-        await tab.send_command("Page.navigate", {"url": page.absolute().as_uri()})
-        for _ in range(int(_LOAD_S * 10)):
-            if await _evaluate(tab, until):
-                break
-            await asyncio.sleep(0.1)
+        url = page if isinstance(page, str) else page.absolute().as_uri()
+        await tab.send_command("Page.navigate", {"url": url})
+        await _until(tab, until)
+        for step, after in steps:
+            await _do(tab, step)
+            assert await _until(tab, after), f"after {step!r} this did not come true: {after}; {seen.messages}"
         for name, expression in ask.items():
             seen.answers[name] = await _evaluate(tab, expression)
         if picture is not None:
@@ -87,6 +106,27 @@ async def _look(page: Path, width: int, dark: bool, until: str, ask: Mapping[str
     finally:
         await browser.close()
     return seen
+
+
+async def _until(tab: Any, condition: str) -> bool:
+    for _ in range(int(_LOAD_S * 10)):
+        if await _evaluate(tab, condition):
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+async def _do(tab: Any, step: str) -> None:
+    kind, _, what = step.partition(" ")
+    if kind == "type":
+        await tab.send_command("Input.insertText", {"text": what})
+    elif kind == "key":
+        key = {"key": what, "code": what, "windowsVirtualKeyCode": _KEYS[what]}
+        text = {"text": "\r"} if what == "Enter" else {}
+        await tab.send_command("Input.dispatchKeyEvent", {"type": "keyDown" if text else "rawKeyDown", **key, **text})
+        await tab.send_command("Input.dispatchKeyEvent", {"type": "keyUp", **key})
+    else:
+        await _evaluate(tab, step)
 
 
 async def _evaluate(tab: Any, expression: str) -> Any:

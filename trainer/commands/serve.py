@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="how to rank: exact, or by an index that `mealrec index` made (exact)")  # fmt: skip
     parser.add_argument("--data", type=local_path, metavar="DIR",
                         help="a prepared dataset, to answer for its users by their ids")  # fmt: skip
+    parser.add_argument("--thumbnails", type=local_path, metavar="DIR",
+                        help="pictures of items for the page, called ID.jpg, .png or .webp")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1",
                         help=f"address to listen on (127.0.0.1); any other needs a token in {TOKEN}")  # fmt: skip
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     token = os.environ.get(TOKEN) or None
     _check(args, token)
     source = model_source(args.model)
-    make = partial(_service, source, args.index, args.data and Path.cwd() / args.data, args.cpus, token, args.rate)
+    data, pictures = (folder and Path.cwd() / folder for folder in (args.data, args.thumbnails))
+    make = partial(_service, source, args.index, data, args.cpus, token, args.rate, pictures)
     described = _describe(args, source)
     serving = Serving(args.host, args.port, args.replicas, args.cpus, queued=args.queue, timeout_s=args.timeout)
     console.say(f"starting Ray Serve for {described}")
@@ -95,6 +98,8 @@ def _check(args: argparse.Namespace, token: str | None) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: give at least {least}")
     if not 0 < args.port < 1 << 16:
         raise UserError(f"--port {args.port}: a port is a number from 1 to 65535")
+    if args.thumbnails is not None and not args.thumbnails.is_dir():
+        raise UserError(f"--thumbnails {args.thumbnails} is no folder; give one with pictures called by the items' ids")
     if not args.timeout > 0 or not args.rate >= 0:
         raise UserError("--timeout is above 0 and --rate not below 0")
     try:
@@ -110,13 +115,20 @@ def _check(args: argparse.Namespace, token: str | None) -> None:
 
 def _try(url: str) -> str:
     return (
+        f"look:    {url}/ in a browser\n"
         f"try it:  curl {url}/v1/model\n"
         f'         curl {url}/v1/recommend -H \'content-type: application/json\' -d \'{{"history": ["ITEM"], "k": 5}}\''
     )
 
 
 def _service(
-    source: ModelSource, index: str, data: Path | None, threads: int, token: str | None, rate: float
+    source: ModelSource,
+    index: str,
+    data: Path | None,
+    threads: int,
+    token: str | None,
+    rate: float,
+    thumbnails: Path | None = None,
 ) -> Service:
     """What runs in a replica. Imported there, so it must be a function of a module."""
     import torch
@@ -124,6 +136,7 @@ def _service(
     from retrieval.recommender import Recommender
     from retrieval.service.app import Service
     from retrieval.service.guard import Limits
+    from retrieval.service.thumbnails import Thumbnails
 
     torch.set_num_threads(threads)
     histories = None if data is None else _histories(data)
@@ -131,7 +144,8 @@ def _service(
     def load() -> Recommender:
         return Recommender.load(source.folder(), index, threads=threads)
 
-    return Service(load, histories, Limits(token=token, rate=rate), source.identity(), source.poll_s)
+    limits, pictures = Limits(token=token, rate=rate), Thumbnails(thumbnails) if thumbnails else None
+    return Service(load, histories, limits, source.identity(), source.poll_s, pictures)
 
 
 def _histories(data: Path) -> Callable[[str], Sequence[str]]:

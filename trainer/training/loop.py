@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cluster import preemption
 from cluster.console import Verbosity
 from cluster.failures import Stopped
 from models.contract import Clock
@@ -37,34 +37,12 @@ from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import OPTIMIZER, require_nothing_to_do
 from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import EpochReporter
+from trainer.training.saving import Saver
+from trainer.training.shared_notice import SharedNotice
 from trainer.training.stopping import EarlyStopping
 
 #: called on each rank after every epoch, when its checkpoint is on the disk: the epoch, and the validation's NDCG@10
 EpochDone = Callable[[int, float], None]
-
-
-class SharedNotice:
-    """Whether any rank was told to stop, answered alike on every rank."""
-
-    def __init__(self, size: int) -> None:
-        # of its own, on the CPU: a question must neither wait for the device nor for the gradients
-        self._group = dist.new_group(backend="gloo") if size > 1 else None
-        self._asked: tuple[Tensor, Any] | None = None
-
-    def given(self, *, wait: bool = False) -> bool:
-        """The answer to the question of the call before, so that no step waits for it; wait: to that of now.
-
-        Collective.
-        """
-        if self._group is None:
-            return preemption.noticed()
-        before = self._asked
-        told = torch.tensor([int(preemption.noticed())])
-        self._asked = (told, dist.all_reduce(told, dist.ReduceOp.MAX, self._group, async_op=True))
-        answers = [each for each in (before, self._asked if wait else None) if each is not None]
-        for _, handle in answers:
-            handle.wait()
-        return any(bool(answer) for answer, _ in answers)
 
 
 @dataclass
@@ -106,6 +84,8 @@ class Loop:
         self._notice = SharedNotice(self.size)
         self._growth = GrowthLimit(engine.device)
         self._ranked_by: str | None = None  # what the user was told
+        # the state of a GPU is copied from it, that of a CPU is what the next step changes
+        self._saver = Saver(background=engine.device.type == "cuda")
         self._saving_s = 0.0  # spent on checkpoints since the last line of the log
         self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
@@ -128,9 +108,13 @@ class Loop:
         """Train until the last epoch or the early stop. Raises NonFiniteError if a loss or gradient is not finite."""
         if self.rank == 0:
             self.log = MetricsLog(self.run_dir / "metrics.jsonl")
-        while self.position.epoch <= self.config.train.epochs and not self.stopping.stop:
-            self._epoch()
-        self._stop_if_asked({}, last=True)
+        try:
+            while self.position.epoch <= self.config.train.epochs and not self.stopping.stop:
+                self._epoch()
+            self._stop_if_asked({}, last=True)
+            self._settle(self._saver.finish)
+        finally:
+            self._saver.close()
 
     def _epoch(self) -> None:
         position, train = self.position, self.config.train
@@ -230,31 +214,39 @@ class Loop:
             at=Verbosity.VERBOSE,
         )
         if self._epoch_done is not None:
+            self._settle(self._saver.finish)
             self._epoch_done(position.epoch, evaluation.criterion)
 
     def _commit(self, sums: dict[str, Tensor]) -> None:
-        """Commit a checkpoint: every rank contributes, rank 0 writes, and all ranks wait until it is on the disk."""
+        """Commit a checkpoint. Collective: every rank contributes, and rank 0 writes.
+
+        It is on the disk when this returns, or (on a GPU) when the next commit begins; `_settle` waits for it.
+        """
         started = time.perf_counter()
         self._check(self.position.step - 1)  # a checkpoint must not count a step that a GPU skipped
         tensors = self.engine.state()
-        totals = self._totals(sums) if sums else {}
+        position = {**vars(self.position), "sums": self._totals(sums) if sums else {}}
+        state = {"position": position, "stopping": self.stopping.state(), **self._identity}
+        write = partial(
+            self.store.commit, self.position.total_steps, tensors, state,
+            keep=[self.stopping.best_step, *self._before],
+        )  # fmt: skip
+        self._settle(partial(self._saver.save, write))
+        self._before = (self.position.total_steps, self.stopping.best_step)
+        self._saving_s += time.perf_counter() - started
+
+    def _settle(self, save: Callable[[], None]) -> None:
+        """Do `save` on rank 0. Raises its UserError (a full disk) on every rank. Collective."""
         failed: list[str | None] = [None]
-        keep = [self.stopping.best_step, *self._before]
         if self.rank == 0:
-            position = {**vars(self.position), "sums": totals}
-            state = {
-                "position": position, "stopping": self.stopping.state(), **self._identity,
-            }  # fmt: skip
             try:
-                self.store.commit(self.position.total_steps, tensors, state, keep=keep)
-            except UserError as error:  # a full disk: every rank must raise it
+                save()
+            except UserError as error:
                 failed[0] = str(error)
         if self.size > 1:
             dist.broadcast_object_list(failed)
         if failed[0] is not None:
             raise UserError(failed[0])
-        self._before = (self.position.total_steps, self.stopping.best_step)
-        self._saving_s += time.perf_counter() - started
 
     def _stop_if_asked(self, sums: dict[str, Tensor], *, last: bool = False) -> None:
         """Raise Stopped on every rank, after a checkpoint, when one of them was told to stop. Collective."""
@@ -263,6 +255,7 @@ class Loop:
         done = self.position.total_steps
         if done and done != (*self._before, None)[0]:
             self._commit(sums)
+        self._settle(self._saver.finish)
         saved = f"the checkpoint of step {done} is on the disk" if done else "nothing was done yet"
         told = f"stopped by SIGTERM in epoch {self.position.epoch}, {saved}: the same command with --resume goes on"
         self.reporter.say(f"SIGTERM: {saved}", at=Verbosity.BRIEF)  # at once: the mirror may take seconds to end

@@ -71,6 +71,9 @@ def test_what_divides_by_zero_is_not_hidden() -> None:
     less = effect_sizes(np.full(5, 0.1), np.full(5, 0.4))  # a constant difference, but for rounding
     assert less.relative.value == pytest.approx(-0.75)
     assert {*vars(less.d_z).values()} == {-math.inf}
+    for value in (0.1, 0.3, 0.7, 1 / math.log2(3)):  # 8 of 27 resamples lack the third user, and so have no deviation
+        few = effect_sizes(np.array([value, value, 0.0]), np.zeros(3)).d_z
+        assert (few.low, few.high) == (0.0, math.inf)
     with pytest.raises(UserError, match="3 users, the other 2"):
         effect_sizes(np.ones(3), np.ones(2))
 

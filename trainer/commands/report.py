@@ -1,6 +1,6 @@
 """`mealrec report`: Make one HTML page of a study: its tables, figures, training, data and what is missing.
 
-Example: mealrec report --study first --out report
+Example: mealrec report --study paper --out report
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from trainer.comparison.figures import Figure as Value
 from trainer.comparison.figures import Ranking, ranking
 from trainer.comparison.figures import cost as recorded_cost
 from trainer.comparison.published.beside import beside
-from trainer.comparison.runs import read_runs, warnings
+from trainer.comparison.runs import FinishedRun, read_runs, warnings
 from trainer.comparison.seeds import System
 from trainer.comparison.tables import GAIN, STAR, difference_tables, gain_cells, published_table
 from trainer.comparison.tables import Table as Compared
@@ -64,7 +64,7 @@ def _test_tables(study: Study, dataset: str, tested: Sequence[Configuration]) ->
     choice = _choice(tested)
     command = shlex.join(["mealrec", "compare", *(trial.folder.name for each in tested for trial in each.tested),
                           "--runs-dir", str(study.record.folder)])  # fmt: skip
-    notes = warnings(runs)
+    notes = _notes(runs)
     for masked, how in ((False, "every item ranked"), (True, "the user's own history masked")):
         made = ranking(how, systems, reference, masked, choice)
         yield _metrics(made, f"Test metrics on {dataset}, {how}", choice.keys, notes, command, not masked)
@@ -75,6 +75,18 @@ def _test_tables(study: Study, dataset: str, tested: Sequence[Configuration]) ->
             yield Table(
                 f"Cold targets on {dataset}, {how}", ("system", "seeds", "users", *choice.keys), cold, 2, open=False
             )
+
+
+def _notes(runs: Sequence[FinishedRun]) -> list[str]:
+    """What to be aware of when these runs are compared."""
+    known = [run for run in runs if run.config is not None]
+    notes = warnings(known) if known else []
+    if earlier := len(runs) - len(known):
+        notes.append(
+            f"{earlier} of the {len(runs)} runs were configured by an earlier version of MealRec: their settings were "
+            "not compared with their tests."
+        )
+    return notes
 
 
 def _reference(tested: Sequence[Configuration], metric: str) -> Configuration:

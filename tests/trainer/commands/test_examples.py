@@ -29,7 +29,7 @@ class Reached(Exception):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Path:
-    """data/demo, runs/demo-*, the study runs/first, mlflow.db, and the files of the user."""
+    """data/demo, runs/demo-*, the study runs/paper, mlflow.db, and the files of the user."""
     root = tmp_path_factory.mktemp("examples")
     make_dataset(root / "data/demo")
     shutil.copy(mlflow_store, root / "mlflow.db")
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Path:
         settings = [f"--set={each}" for each in (*MODELS[model], *RUN, "train.epochs=1")]
         assert main(["train", "--quiet", "--recipe", "demo", "--model", model, "--name", f"demo-{model}", "--data",
                      str(root / "data/demo"), "--runs-dir", str(root / "runs"), *settings]) == 0  # fmt: skip
-    write_study(root / "runs/first", root / "data/demo", only=("table2",))
+    write_study(root / "runs/paper", root / "data/demo", only=("table2",))
     _files_of_the_user(root)
     return root
 

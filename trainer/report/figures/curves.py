@@ -10,7 +10,7 @@ from trainer.report.figures.style import PageFigure, colour_of, figure, slug
 from trainer.report.read import Study, Trial, stem
 from trainer.study.record import PartRecord
 
-_MOST_IN_LEGEND = 6
+_MOST_IN_LEGEND, _MOST_TICKS = 6, 10
 
 
 def curves(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[PageFigure]:
@@ -33,6 +33,8 @@ def curves(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[Pa
             seen.add(stem(trial.record))
         drawn.update_yaxes(title_text=study.record.metric, row=1, col=1)
         drawn.update_yaxes(title_text="ranking loss", row=2, col=1)
+        longest = max(len(trial.epochs) for trial in trials)
+        drawn.update_xaxes(dtick=1 if longest <= _MOST_TICKS else None)
         drawn.update_xaxes(title_text="epoch", row=2, col=1)
         made.append(
             PageFigure(

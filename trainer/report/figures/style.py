@@ -63,7 +63,9 @@ def figure(height: int, base: go.Figure | None = None, **layout: Any) -> go.Figu
         **layout,
     )
     made.update_xaxes(automargin=True, ticks="outside", ticklen=4, title_font_size=13)
-    made.update_yaxes(automargin=True, ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)", title_font_size=13)
+    made.update_yaxes(
+        automargin=True, ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)", title_font_size=13, title_standoff=6
+    )
     return made
 
 

@@ -29,6 +29,12 @@ FIGURES = {
     "analysis-embedding-mealrec-s2020-calibration", "analysis-embedding-mealrec-s2020-frames",
 }  # fmt: skip
 DRAWN = "document.documentElement.dataset.drawn !== undefined"
+#: titles of the buttons of a figure, where the mouse can hover: headless browsers have none
+BUTTONS = """(() => {
+  const plot = document.getElementById("time");
+  Plotly.newPlot(plot, plot.data, plot.layout, { ...config, displayModeBar: true });
+  return [...plot.querySelectorAll(".modebar-btn")].map((button) => button.dataset.title);
+})()"""
 #: what the software renderer of a machine without a GPU says of itself
 _OF_THE_DRIVER = "GL Driver Message"
 
@@ -57,7 +63,7 @@ def test_page_draws_every_figure_asks_for_nothing_and_fits(page: Path, width: in
         "drawn": "[...document.querySelectorAll('.plot')].filter(e => e.querySelector('.main-svg')).map(e => e.id)",
         "empty": "[...document.querySelectorAll('.plot')].filter(e => e.clientHeight < 100).map(e => e.id)",
         "width": "document.documentElement.scrollWidth",
-        "buttons": "[...document.querySelectorAll('.modebar-btn')].map(e => e.dataset.title)",
+        "buttons": BUTTONS,
         "back": "getComputedStyle(document.body).backgroundColor",
         "paper": "getComputedStyle(document.querySelector('.plot .main-svg')).backgroundColor",
     }
@@ -67,6 +73,7 @@ def test_page_draws_every_figure_asks_for_nothing_and_fits(page: Path, width: in
     assert set(seen.answers["drawn"]) == FIGURES
     assert seen.answers["empty"] == []
     assert seen.answers["width"] <= width
+    assert seen.answers["buttons"]
     assert not [title for title in seen.answers["buttons"] if title and "cloud" in title.lower()]
     light = {"back": "rgb(246, 247, 249)", "paper": "rgb(255, 255, 255)"}
     assert all((seen.answers[name] == colour) != dark for name, colour in light.items())

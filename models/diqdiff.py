@@ -18,7 +18,7 @@ from models.nn.diffusion import Diffusion, timestep_embedding
 from models.nn.dropout import Dropout
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
-from models.nn.quantise import SequenceQuantiser, codebook_loss
+from models.nn.quantise import SequenceQuantiser, codebook_loss, newest_last, oldest_first
 from models.nn.transformer import LAYER_NORM_EPS, EncoderLayer
 from models.options.diqdiff import DiQDiffOptions
 
@@ -37,10 +37,11 @@ class Approximator(nn.Module):
         self.time = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.SiLU(), nn.Linear(4 * hidden, hidden))
         self.layers = nn.ModuleList(
             EncoderLayer(
-                hidden, options.inner, options.heads, options.dropout, options.dropout, causal=False, norm_first=True
+                hidden, options.inner, options.heads, options.dropout, options.dropout, causal=False, norm_first=True,
+                inner_dropout=options.dropout,
             )
             for _ in range(options.layers)
-        )
+        )  # fmt: skip
         self.dropout = Dropout(options.dropout)
         self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
 
@@ -50,7 +51,7 @@ class Approximator(nn.Module):
         state_BD = x_BD + self.time(timestep_embedding(scaled_B, x_BD.shape[1]).to(x_BD.dtype))
         token_ND = guidance_ND + self.lambda_noise * F.embedding(layout.row(), state_BD)
         for layer in self.layers:
-            token_ND = layer(token_ND, layout, last_only=layer is self.layers[-1])
+            token_ND = self.dropout(layer(token_ND, layout, last_only=layer is self.layers[-1]))
         return self.norm(self.dropout(token_ND))  # type: ignore[no-any-return]
 
 
@@ -104,7 +105,7 @@ class DiQDiff(SequenceModel):
         # zero at padding, where the LayerNorm gives another value
         history_BLD = layout.pad(history_ND) * real_BL[:, :, None]
         gumbel_BM = self.noise.gumbel(batch.key, (self.options.codes,), Stream.CLUSTER) if self.training else None
-        centre_BLD = self.quantiser(history_BLD, gumbel_BM)
+        centre_BLD = oldest_first(self.quantiser(newest_last(history_BLD, batch.length), gumbel_BM), batch.length)
         losses = {"codebook": codebook_loss(centre_BLD, history_BLD, real_BL)}
         return guidance_ND + self.options.lambda_intent * layout.flatten(centre_BLD), losses
 

@@ -21,7 +21,7 @@ from models.nn.diffusion import Diffusion
 from models.nn.layout import Layout
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.precision import at_least_float32
-from models.nn.quantise import SequenceQuantiser, codebook_loss
+from models.nn.quantise import SequenceQuantiser, codebook_loss, newest_last, oldest_first
 from models.nn.transformer import CausalEncoder, init_weights
 from models.options.dmmd4sr import DMMD4SROptions
 
@@ -156,7 +156,8 @@ class DMMD4SR(Backbone):
         real_N = layout.flatten(batch.history) != 0
         state.identity_BLD = layout.pad(item_ND * real_N[:, None])
         gumbel = self.noise.gumbel(batch.key, (o.clusters,), Stream.CLUSTER) if self.training else None
-        state.centre_BLD = self.quantiser(state.identity_BLD, gumbel)
+        read_BLD = newest_last(state.identity_BLD, batch.length)
+        state.centre_BLD = oldest_first(self.quantiser(read_BLD, gumbel), batch.length)
         return o.id_weight * item_ND + o.cluster_weight * layout.flatten(state.centre_BLD)
 
     def _denoise(self, content: dict[str, Tensor], condition_ND: Tensor, state: _Pass) -> dict[str, Tensor]:

@@ -45,6 +45,24 @@ class SequenceQuantiser(nn.Module):
             return (picked_BM @ self.codes.flatten(1)).view(x_BLD.shape)  # type: ignore[no-any-return]
 
 
+def newest_last(x_BLD: Tensor, length_B: Tensor) -> Tensor:
+    """(B, L, D) rows that begin with their oldest vector, moved to end with their newest one, as the releases pad.
+
+    A quantiser reads a history by place, so the newest item, which says most, needs the same place in every row.
+    """
+    return _shifted(x_BLD, length_B)
+
+
+def oldest_first(x_BLD: Tensor, length_B: Tensor) -> Tensor:
+    """The inverse of `newest_last`."""
+    return _shifted(x_BLD, -length_B)
+
+
+def _shifted(x_BLD: Tensor, by_B: Tensor) -> Tensor:
+    place_BL = (torch.arange(x_BLD.shape[1], device=x_BLD.device) + by_B[:, None]) % x_BLD.shape[1]
+    return x_BLD.gather(1, place_BL[:, :, None].expand_as(x_BLD))
+
+
 def codebook_loss(centre_BLD: Tensor, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
     """Scalar: squared distance of each history to its centre, mean over its real positions, then over rows.
 

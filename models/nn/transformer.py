@@ -79,11 +79,14 @@ class SelfAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm. Options as in SelfAttention."""
+    """Self-attention, then a GELU feed-forward layer, each with residual and LayerNorm. Options as in SelfAttention.
+
+    inner_dropout: share of the feed-forward layer's inner values that a training step sets to 0.
+    """
 
     def __init__(
         self, hidden: int, inner: int, heads: int, attention_dropout: float, hidden_dropout: float,
-        *, causal: bool = True, norm_first: bool = False,
+        *, causal: bool = True, norm_first: bool = False, inner_dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.norm_first = norm_first
@@ -93,13 +96,13 @@ class EncoderLayer(nn.Module):
         self.inner = nn.Linear(hidden, inner)
         self.outer = nn.Linear(inner, hidden)
         self.norm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
-        self.dropout = Dropout(hidden_dropout)
+        self.dropout, self.inner_dropout = Dropout(hidden_dropout), Dropout(inner_dropout)
 
     def forward(self, x_ND: Tensor, layout: Layout, last_only: bool) -> Tensor:
         """(N, D) -> (N, D), or (B, D) for the last token of each row alone."""
         x = self.attention(x_ND, layout, last_only)
         read = self.norm(x) if self.norm_first else x
-        mixed = x + self.dropout(self.outer(F.gelu(self.inner(read))))
+        mixed = x + self.dropout(self.outer(self.inner_dropout(F.gelu(self.inner(read)))))
         return mixed if self.norm_first else self.norm(mixed)  # type: ignore[no-any-return]
 
 

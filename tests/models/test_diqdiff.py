@@ -94,19 +94,42 @@ def test_approximator_equals_loops_over_tokens(pack: bool) -> None:
     assert_same(actual, torch.stack(expected), [guidance, x, *module.parameters()], 1e-4)
 
 
+def test_values_are_dropped_where_the_released_code_drops_them() -> None:
+    """Inside every feed-forward layer, after every layer, and before the last LayerNorm."""
+    module, batch, calls = Approximator(OPTIONS), make_batch(HISTORIES), list[None]()
+    assert [layer.inner_dropout.p for layer in module.layers] == [OPTIONS.dropout] * 2  # type: ignore[union-attr]
+    module.dropout.register_forward_hook(lambda *_: calls.append(None))
+    layout = Layout.of(batch)
+    module(torch.randn(len(batch), LENGTH, HIDDEN).flatten(0, 1)[: len(layout.row())], torch.randn(len(batch), HIDDEN),
+           torch.ones(len(batch), dtype=torch.int64), layout)  # fmt: skip
+    assert (module.dropout.p, len(calls)) == (OPTIONS.dropout, 3)
+
+
+def test_an_inner_dropout_leaves_a_residual_and_a_bias() -> None:
+    torch.manual_seed(0)
+    batch = make_batch(HISTORIES)
+    layout = Layout.of(batch)
+    layer = EncoderLayer(HIDDEN, 8, HEADS, 0.0, 0.0, norm_first=True, inner_dropout=1.0).train()
+    torch.nn.init.constant_(layer.outer.bias, 3.0)
+    x = torch.randn(len(layout.row()), HIDDEN)
+    assert_close = torch.testing.assert_close
+    assert_close(layer(x, layout, False), layer.attention(x, layout, False) + 3.0, rtol=0, atol=0)
+
+
 def _reference_guidance(model: DiQDiff, history: list[int], gumbel: Tensor | None) -> tuple[list[Tensor], Tensor]:
     """The guidance for the tokens of one row, and the row's term of the codebook loss."""
     tokens = [_norm(model.item_embedding.weight[i], model.norm) for i in history]
-    flat = torch.cat(tokens + [torch.zeros(HIDDEN, dtype=torch.float64)] * (LENGTH - len(tokens)))
+    first = LENGTH - len(tokens)  # the newest item comes last
+    flat = torch.cat([torch.zeros(HIDDEN, dtype=torch.float64)] * first + tokens)
     logits = _linear(model.quantiser.assign, flat)
     noisy = logits if gumbel is None else (logits + gumbel) / 0.5
     centre = model.quantiser.codes[int(noisy.argmax())]
     if gumbel is not None:
         soft = (noisy.softmax(0)[:, None, None] * model.quantiser.codes.detach()).sum(0)
         centre = centre + soft - soft.detach()
-    square = [((centre[p] - token.detach()) ** 2).sum() for p, token in enumerate(tokens)]
+    square = [((centre[first + p] - token.detach()) ** 2).sum() for p, token in enumerate(tokens)]
     loss = torch.stack(square).sum() / (len(tokens) * HIDDEN)
-    return [0.6 * token + 0.4 * centre[p] for p, token in enumerate(tokens)], loss
+    return [0.6 * token + 0.4 * centre[first + p] for p, token in enumerate(tokens)], loss
 
 
 def _signal(t: int) -> float:

@@ -182,9 +182,13 @@ class _Reference:
         return x_t
 
     def _centre(self, row: int, history: list[int]) -> Tensor:
+        """The centre's vectors at the places of the history, whose newest item is the centre's last place."""
+        return self._whole_centre(row, history)[LENGTH - len(history) :]
+
+    def _whole_centre(self, row: int, history: list[int]) -> Tensor:
         model = self.model
         vectors = [model.item_embedding.weight[i] for i in history]
-        flat = torch.cat([*vectors, torch.zeros((LENGTH - len(history)) * HIDDEN, dtype=torch.float64)])
+        flat = torch.cat([torch.zeros((LENGTH - len(history)) * HIDDEN, dtype=torch.float64), *vectors])
         logits = _linear(model.quantiser.assign, flat)
         if not model.training:
             return model.quantiser.codes[int(logits.argmax())]

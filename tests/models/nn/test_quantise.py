@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.errors import UserError
 from models.nn.noise import KeyedNoise, Stream
-from models.nn.quantise import SequenceQuantiser, codebook_loss
+from models.nn.quantise import SequenceQuantiser, codebook_loss, newest_last, oldest_first
 from tests.helpers.model_fixtures import assert_same, randomise
 
 ROWS, LENGTH, HIDDEN, CODES, TEMPERATURE = 7, 3, 4, 5, 0.4
@@ -99,6 +99,16 @@ def test_descending_the_codebook_loss_moves_each_centre_to_the_mean_of_its_membe
             if members:  # a row's weight is spread over its positions
                 mean = torch.stack([v * w for v, w in members]).sum(0) / sum(w for _, w in members)
                 torch.testing.assert_close(module.codes[code, p].detach(), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_histories_are_moved_to_their_newest_item_and_back() -> None:
+    x, real = _histories()
+    length = real.sum(1)
+    moved = newest_last(x, length)
+    for row, each, n in zip(x, moved, length.tolist(), strict=True):
+        assert torch.equal(each[LENGTH - n :], row[:n])
+        assert not each[: LENGTH - n].any()
+    assert torch.equal(oldest_first(moved, length), x)
 
 
 def test_a_row_is_quantised_the_same_in_any_batch() -> None:

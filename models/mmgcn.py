@@ -1,7 +1,8 @@
 """MMGCN: one graph convolution per modality over users and items (Wei et al. 2019), from facts of its released code.
 
-One correction (docs/fidelity.md): preferences and ID embeddings are trained; the released code never registers them.
-The N = U + I nodes are stored as users and items separately. Row 0 of the items is padding and has no neighbours.
+One correction (docs/fidelity.md): preferences and ID embeddings are trained (`train_nodes`); the released code never
+registers them. The N = U + I nodes are stored as users and items separately. Row 0 of the items is padding and has no
+neighbours.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class NeighbourMeans(nn.Module):
 class ModalityGraph(nn.Module):
     """The graph convolutions of one modality, with a free preference vector per user."""
 
-    def __init__(self, users: int, width: int, hidden: int, layers: int) -> None:
+    def __init__(self, users: int, width: int, hidden: int, layers: int, train_nodes: bool) -> None:
         super().__init__()
+        self.train_nodes = train_nodes
         self.preference = nn.Parameter(nn.init.xavier_normal_(torch.empty(users, width)))
         self.layers = nn.ModuleList(GraphLayer(width if n == 0 else hidden, hidden) for n in range(layers))
 
@@ -68,7 +70,8 @@ class ModalityGraph(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """(I, W) content and ID embeddings of users and items -> final states of users (U, D), and the states of items
         before the first layer and after each layer."""
-        user, item = F.normalize(self.preference, dim=1), F.normalize(at_least_float32(content_IW), dim=1)
+        preference_UW = _nodes(self.preference, self.train_nodes)
+        user, item = F.normalize(preference_UW, dim=1), F.normalize(at_least_float32(content_IW), dim=1)
         states = [item]
         for layer in self.layers:
             of_user, of_item = neighbours(user, item) if neighbours is not None else (user, item)
@@ -106,10 +109,13 @@ class Unseen(nn.Module):
         pairs = torch.unique(interaction_users(interactions) * n_items + interactions.items)
         self.register_buffer("seen", pairs, persistent=False)
 
-    def forward(self, user_B: Tensor, key_B: Tensor) -> Tensor:
-        """(B,) item rows, uniform over the items that the user has not seen; a seen item if all draws were seen."""
+    def forward(self, user_B: Tensor, key_B: Tensor, draws: int = 0) -> Tensor:
+        """(B,) item rows, uniform over the items that the user has not seen; a seen item if all draws were seen.
+
+        draws: 0 or 1, for two independent negatives of a row.
+        """
         # keys count rows and epochs, so their highest bits are free: they hold the number of the draw
-        draw = torch.arange(_DRAWS, device=key_B.device) << 56
+        draw = (draws * _DRAWS + torch.arange(_DRAWS, device=key_B.device)) << 56
         item_BR = self.noise.integers(key_B[:, None] ^ draw, 1, self.n_items - 1, Stream.NEGATIVES)
         pair_BR = user_B[:, None] * self.n_items + item_BR
         place_BR = torch.searchsorted(self.seen, pair_BR).clamp(max=len(self.seen) - 1)
@@ -120,37 +126,50 @@ class Unseen(nn.Module):
 class MMGCN(Caching, SequenceModel):
     """The vector of a user or item is the mean of its final states over modalities; dot product; BPR loss.
 
-    A known user's vector comes from the graph and not from the history; only an unknown user's history is read.
+    A known user's vector comes from the graph and not from the history; only an unknown user's history is read. Every
+    edge is a positive: a row has that to its target, and the row of a user's second item also that to the first.
     """
 
     # without content, tables of their own take its place
     item_rows = ("item_embedding.weight", *(f"content.{n}.weight" for n in range(len(MODALITIES))))
     user_rows = ("user_embedding.weight", ".preference")
+    first: Tensor
 
     def __init__(self, options: MMGCNOptions, context: ModelContext) -> None:
         super().__init__()
         self.loss_weights = {"ranking": 1.0, "regularisation": options.lambda_regularisation}
         users, items = len(context.interactions.offsets) - 1, context.table.n_items
+        self.train_nodes = options.train_nodes
         self.user_embedding = nn.Embedding(users, options.hidden)
         self.item_embedding = nn.Embedding(items, options.hidden)
         self.content, self.graphs = nn.ModuleList(), nn.ModuleList()
         for field in MODALITIES:
             content, width = _item_input(field, options, context)
             self.content.append(content)
-            self.graphs.append(ModalityGraph(users, width, options.hidden, options.layers))
+            self.graphs.append(ModalityGraph(users, width, options.hidden, options.layers, options.train_nodes))
         self.neighbours = NeighbourMeans(context.interactions, items) if options.graph else None
         self.unseen = Unseen(context.interactions, items, context.seed)
+        self.register_buffer("first", _first_items(context.interactions), persistent=False)
+        lengths = context.interactions.offsets.diff()
+        rows = int((lengths - 1).clamp(min=0).sum())
+        #: rows per edge: the mean of a row's sum over edges, times this, is a mean over edges
+        self._edge_share = rows / (rows + int((lengths > 1).sum()))
         self.apply(_init_weights)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         user_UD, item_ID, _ = self._propagate()
-        negative_B = self.unseen(batch.user, batch.key)
-        user_BD = user_UD[batch.user]
-        margin_B = (user_BD * (item_ID[batch.target] - item_ID[negative_B])).sum(dim=1)
+        negative_B, other_B = (self.unseen(batch.user, batch.key, draws) for draws in (0, 1))
+        user_BD, first_B = user_UD[batch.user], self.first[batch.user]
+
+        def loss(positive_B: Tensor, negative_B: Tensor) -> Tensor:
+            return -F.logsigmoid((user_BD * (item_ID[positive_B] - item_ID[negative_B])).sum(dim=1))
+
+        begins_B = (batch.length == 1) & (batch.history[:, 0] == first_B)
+        loss_B = loss(batch.target, negative_B) + begins_B * loss(first_B, other_B)
         drawn = [self.user_embedding(batch.user), self.item_embedding(batch.target), self.item_embedding(negative_B)]
         # the released code regularises the preferences of the visual modality alone
         regularisation = torch.cat(drawn).square().mean() + self._modalities()[0].preference.square().mean()
-        return {"ranking": -F.logsigmoid(margin_B).mean(), "regularisation": regularisation}
+        return {"ranking": loss_B.mean() * self._edge_share, "regularisation": regularisation}
 
     def user_vectors(self, batch: Batch) -> Tensor:
         propagated = self.cached(self._propagate)
@@ -166,7 +185,9 @@ class MMGCN(Caching, SequenceModel):
 
     def _propagate(self) -> Propagated:
         rows_I = torch.arange(self.item_embedding.num_embeddings, device=self.item_embedding.weight.device)
-        ids = self.user_embedding.weight, self.item_embedding.weight
+        ids = (
+            _nodes(self.user_embedding.weight, self.train_nodes), _nodes(self.item_embedding.weight, self.train_nodes)
+        )  # fmt: skip
         users, states = [], []
         for content, graph in zip(self.content, self.graphs, strict=True):
             user, state = graph(content(rows_I), ids, self.neighbours)
@@ -185,6 +206,19 @@ class MMGCN(Caching, SequenceModel):
             for modality, state in zip(self._modalities(), states, strict=True)
         ]
         return torch.stack(vectors).mean(dim=0)
+
+
+def _nodes(vectors: Tensor, trained: bool) -> Tensor:
+    """Without a gradient where they are not trained. They are parameters all the same, so a checkpoint has them."""
+    return vectors if trained else vectors.detach()
+
+
+def _first_items(interactions: TrainingInteractions) -> Tensor:
+    """(U,) the oldest item of each user; 0 for a user without training interactions."""
+    starts = interactions.offsets[:-1]
+    known = interactions.offsets.diff() > 0
+    place = starts.clamp(max=max(len(interactions.items) - 1, 0))
+    return torch.where(known, interactions.items[place], torch.zeros_like(place))
 
 
 def _item_input(field: ContentField, options: MMGCNOptions, context: ModelContext) -> tuple[nn.Module, int]:

@@ -53,7 +53,10 @@ class _Pass:
 
 
 class DMMD4SR(Backbone):
-    """Adds denoised text and video to the IDs, encodes the sequence, and ranks by dot product with the ID table."""
+    """Adds denoised text and video to the IDs, encodes the sequence, and ranks by dot product with the ID table.
+
+    Inference "draw" samples level 3's distributions as training does, keyed by user and position; "mean" does not.
+    """
 
     def __init__(self, options: DMMD4SROptions, context: ModelContext) -> None:
         super().__init__(context, options.hidden)
@@ -69,6 +72,8 @@ class DMMD4SR(Backbone):
         if options.use_content and options.use_denoising:
             self._build_denoisers(context)
         self.loss_weights = self._weights()
+        self.inference_choices = ("draw", "mean") if options.use_content else ("default",)
+        self.inference = self.inference_choices[0]
         self.apply(init_weights)
 
     def _build_content(self, context: ModelContext) -> None:
@@ -123,7 +128,7 @@ class DMMD4SR(Backbone):
                 drawn = self.noise.normal(key_N, (2, *shape), stream).unbind(1)
                 noise[f"{name}_domain"], noise[f"{name}_interest"] = drawn
             noise["final"] = self.noise.normal(key_N, shape, Stream.FUSION_NOISE)
-        if self.options.use_content and self.training:
+        if self.options.use_content and (self.training or self.inference == "draw"):
             drawn = self.noise.normal(key_N, (2, *shape), Stream.UNCERTAINTY).unbind(1)
             noise |= dict(zip(_MODALITIES, drawn, strict=True))
         return _Pass(batch, layout, noise)
@@ -178,7 +183,7 @@ class DMMD4SR(Backbone):
         return self.diffusion.reverse(noised_ND, start, self.denoisers[name])
 
     def _draw(self, name: str, x_ND: Tensor, state: _Pass) -> Tensor:
-        """(N, D): a sample of level 3's distribution in training, its mean at evaluation."""
+        """(N, D): a sample of level 3's distribution, or its mean where the pass has no noise for it."""
         drawn_ND, divergence_N = self.uncertain[name](x_ND, state.noise.get(name))
         state.divergence.append(divergence_N)
         return drawn_ND  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ class MMGCNOptions(SystemOptions):
     visual_width: width that visual content is projected to
     scale: scale of both modalities: raw, unit or standard
     layers: number of graph convolutions of each modality
+    train_nodes: whether preferences and id embeddings are trained; false: random numbers that stay, as released
     lambda_regularisation: weight of the regularisation loss
     graph: false makes nodes read themselves and not their neighbours (ablation)
     content: false gives items free vectors, as users have, and no content (ablation)
@@ -29,6 +30,7 @@ class MMGCNOptions(SystemOptions):
     visual_width: int = 256
     layers: int = 3
     scale: Scale = "raw"
+    train_nodes: bool = True
     lambda_regularisation: float = 0.1
     graph: bool = True
     content: bool = True

@@ -109,6 +109,9 @@ def test_loss_row_by_row() -> None:
     ranking, names = [], []
     for u, target, other in zip(range(USERS), batch.target.tolist(), negative, strict=True):
         ranking.append(torch.log(1 + torch.exp(user[u] @ item[other] - user[u] @ item[target])))
+        if len(HISTORIES[u]) == 1:
+            first, another = HISTORIES[u][0], model.unseen(batch.user, batch.key, 1).tolist()[u]
+            ranking.append(torch.log(1 + torch.exp(user[u] @ item[another] - user[u] @ item[first])))
         names += [
             model.user_embedding.weight[u],
             model.item_embedding.weight[target],
@@ -118,9 +121,40 @@ def test_loss_row_by_row() -> None:
     preference = model.graphs[0].preference
     expected = squares + (preference * preference).sum() / (USERS * WIDTH)
     losses, leaves = model.train()(batch), list(model.parameters())
-    assert_same(losses["ranking"], sum(ranking) / USERS, leaves, TOLERANCE)  # type: ignore[arg-type]
+    rows, begun = sum(len(h) - 1 for h in HISTORIES), sum(len(h) > 1 for h in HISTORIES)
+    share = rows / (rows + begun)  # these rows are not all of the dataset's, so theirs is the dataset's share
+    assert_same(losses["ranking"], sum(ranking) / USERS * share, leaves, TOLERANCE)  # type: ignore[arg-type]
     assert_same(losses["regularisation"], expected, leaves)
     assert model.loss_weights == {"ranking": 1.0, "regularisation": 0.1}
+
+
+def test_a_row_that_begins_a_history_has_two_edges() -> None:
+    """The users' first items are positives once, each with a negative of its own; the loss is a mean over edges."""
+    # user 0 has items 1, 2, 3, user 1 has 4, 5, user 2 has 6 alone and no row
+    edges = TrainingInteractions(torch.tensor([0, 3, 5, 6]), torch.tensor([1, 2, 3, 4, 5, 6]))
+    model = MMGCN(OPTIONS, replace(model_context(), interactions=edges)).double()
+    randomise(model)
+    batch = make_batch([[1], [1, 2], [4]])
+    batch = replace(batch, user=torch.tensor([0, 0, 1]), target=torch.tensor([2, 3, 5]))
+    negatives = [model.unseen(batch.user, batch.key, draws).tolist() for draws in (0, 1)]
+    assert negatives[0] != negatives[1]
+    user, item = model.user_vectors(batch), model.item_vectors()
+    pairs = [(0, 2, negatives[0][0]), (0, 1, negatives[1][0]), (1, 3, negatives[0][1]),
+             (2, 5, negatives[0][2]), (2, 4, negatives[1][2])]  # fmt: skip
+    losses = [torch.log(1 + torch.exp(user[row] @ (item[other] - item[positive]))) for row, positive, other in pairs]
+    actual = model.train()(batch)["ranking"]
+    assert_same(actual, torch.stack(losses).sum() / len(pairs), list(model.parameters()), TOLERANCE)
+
+
+def test_nodes_as_released_stay_what_they_were() -> None:
+    """The loss is that of trained nodes; no gradient of it reaches preferences and ids."""
+    batch = make_batch(HISTORIES)
+    trained, fixed = mmgcn().train(), mmgcn(replace(OPTIONS, train_nodes=False)).train()
+    losses = [model(batch)["ranking"] for model in (trained, fixed)]
+    assert torch.equal(*losses)
+    losses[1].backward()
+    without = {name for name, p in fixed.named_parameters() if p.grad is None}
+    assert without == {"user_embedding.weight", "item_embedding.weight", "graphs.0.preference", "graphs.1.preference"}
 
 
 def test_everything_learned_is_a_parameter_with_a_gradient() -> None:

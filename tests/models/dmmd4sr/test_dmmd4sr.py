@@ -222,7 +222,8 @@ class _Reference:
                 x = self._chain(f"{name}_interest", x, noise, found)
                 mean, log_scale = (_linear(m, x) for m in model.uncertain[name].children())
                 found["kl"] = found["kl"] + _divergence(mean, log_scale)
-                drawn[name] = mean + model.training * torch.exp(log_scale) * noise[name]
+                draws = model.training or model.inference == "draw"
+                drawn[name] = mean + draws * torch.exp(log_scale) * noise[name]
             fused = token + _fused(model.fusion, drawn["text"], drawn["visual"])
             found["codebook"] = found["codebook"] + ((centre[position] - identity.detach()) ** 2).mean()
             tokens.append((1 - o.final_mix) * fused + o.final_mix * self._chain("final", fused, noise, found))
@@ -255,10 +256,13 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("training", [True, False])
-def test_the_whole_pass_and_every_loss_equal_loops_over_tokens(training: bool) -> None:
+@pytest.mark.parametrize("way", ["training", "draw", "mean"])
+def test_the_whole_pass_and_every_loss_equal_loops_over_tokens(way: str) -> None:
     """Training and evaluation give the encoder the same fused, denoised sequence; only the draws differ."""
-    model, batch = _model().train(training), make_batch(HISTORIES)
+    model, batch = _model().train(way == "training"), make_batch(HISTORIES)
+    assert model.inference_choices == ("draw", "mean")
+    if way != "training":
+        model.inference = way
     reference = _Reference(model, batch)
     leaves = list(model.parameters())
     assert_same(model.encode(batch), reference.encode(), leaves, 2e-5)  # coefficients and sinusoids are float32

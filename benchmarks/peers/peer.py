@@ -64,8 +64,6 @@ class Peer(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any = None
-    #: what `better` must know of earlier validations, besides the best one: a checkpoint holds it
-    memory: dict[str, float] | None = None
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> float:
@@ -81,6 +79,14 @@ class Peer(ABC):
 
         best: the metrics for which this was last true.
         """
+
+    def remember(self) -> Any:
+        """What a resumed training needs besides model, optimizer, scheduler and random numbers."""
+        return None
+
+    def recall(self, memory: Any) -> None:
+        """Take back what `remember` gave."""
+        assert memory is None
 
 
 def require_commit(peer: type[Peer], code: Path) -> None:

@@ -64,7 +64,7 @@ class DiQDiff(Peer):
         self.model.contra_loss = contrast  # the released form makes a tensor of (batch, batch, width)
         self.optimizer = optimizers(self.model, args)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=args.decay_step, gamma=args.gamma)
-        self.memory: dict[str, float] = {}
+        self._highest: dict[str, float] = {}
 
     def train_epoch(self, epoch: int) -> float:  # noqa: ARG002
         total = 0.0
@@ -90,9 +90,15 @@ class DiQDiff(Peer):
     def better(self, now: dict[str, Metrics], best: dict[str, Metrics] | None) -> bool:  # noqa: ARG002
         """One of HR and NDCG at 5, 10 and 20 is higher than ever."""
         values = {key: round(100 * value, 4) for key, value in now["unmasked"].items() if key != "users"}
-        higher = {key: value for key, value in values.items() if value > self.memory.get(key, 0.0)}
-        self.memory |= higher
+        higher = {key: value for key, value in values.items() if value > self._highest.get(key, 0.0)}
+        self._highest |= higher
         return bool(higher)
+
+    def remember(self) -> dict[str, float]:
+        return self._highest
+
+    def recall(self, memory: dict[str, float]) -> None:
+        self._highest = memory
 
 
 def contrast(estimate: Tensor) -> Tensor:

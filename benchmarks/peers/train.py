@@ -32,6 +32,7 @@ from training import report, train
 
 #: name -> module and class; a module is imported when its peer is asked for, because each has its own environment
 PEERS = {
+    "cl4srec": ("peer_cl4srec", "CL4SRec"),
     "tedrec": ("peer_tedrec", "TedRec"),
     "diqdiff": ("peer_diqdiff", "DiQDiff"),
     "mmgcn": ("peer_mmgcn", "MMGCN"),

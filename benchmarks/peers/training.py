@@ -102,7 +102,7 @@ def _save(peer: Peer, out: Path, state: dict[str, Any]) -> None:
     parts = {"model": peer.model.state_dict(), "optimizer": peer.optimizer.state_dict(), "generators": generators}
     if peer.scheduler is not None:
         parts["scheduler"] = peer.scheduler.state_dict()
-    torch.save({**parts, "state": state, "memory": peer.memory}, out / f"{LAST}.partial")
+    torch.save({**parts, "state": state, "memory": peer.remember()}, out / f"{LAST}.partial")
     (out / f"{LAST}.partial").replace(out / LAST)
 
 
@@ -115,7 +115,7 @@ def _resume(peer: Peer, out: Path) -> dict[str, Any]:
     peer.optimizer.load_state_dict(saved["optimizer"])
     if peer.scheduler is not None:
         peer.scheduler.load_state_dict(saved["scheduler"])
-    peer.memory = saved["memory"]
+    peer.recall(saved["memory"])
     generators = saved["generators"]
     torch.set_rng_state(generators["torch"])
     np.random.set_state(generators["numpy"])  # noqa: NPY002

@@ -44,7 +44,7 @@ class Small(Peer):
         self.model: Any = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.05)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=1, gamma=0.9)
-        self.settings, self.memory, self._values = {}, {"validations": 0}, values
+        self.settings, self._validations, self._values = {}, 0, values
 
     def train_epoch(self, epoch: int) -> float:  # noqa: ARG002
         assert self.model.training
@@ -65,10 +65,14 @@ class Small(Peer):
     def better(self, now: dict[str, Metrics], best: dict[str, Metrics] | None) -> bool:
         if not self._values:
             return best is None or now["unmasked"]["NDCG@20"] > best["unmasked"]["NDCG@20"]
-        assert self.memory is not None
-        value = self._values[int(self.memory["validations"])]
-        self.memory["validations"] += 1
-        return value > 0
+        self._validations += 1
+        return self._values[self._validations - 1] > 0
+
+    def remember(self) -> int:
+        return self._validations
+
+    def recall(self, memory: int) -> None:
+        self._validations = memory
 
 
 @pytest.fixture

@@ -74,6 +74,13 @@ class TedRec(Peer):
         value = round(now["unmasked"]["NDCG@10"], 4)
         return best is None or value >= round(best["unmasked"]["NDCG@10"], 4)
 
+    def remember(self) -> Tensor:
+        """The state of the generator that orders RecBole's training rows."""
+        return self._loaders["train"].generator.get_state()  # type: ignore[no-any-return]
+
+    def recall(self, memory: Tensor) -> None:
+        self._loaders["train"].generator.set_state(memory)
+
 
 def _check_content(held: Tensor, text: np.ndarray, to_row: np.ndarray) -> None:
     assert np.array_equal(held.detach().cpu().numpy()[1:], text[to_row[1:]]), "the model holds other content"

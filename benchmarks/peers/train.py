@@ -36,6 +36,7 @@ PEERS = {
     "tedrec": ("peer_tedrec", "TedRec"),
     "diqdiff": ("peer_diqdiff", "DiQDiff"),
     "mmgcn": ("peer_mmgcn", "MMGCN"),
+    "morec": ("peer_morec", "MoRec"),
     "iisan-versa": ("peer_iisan", "IISANVersa"),
     "dmmd4sr": ("peer_dmmd4sr", "DMMD4SR"),
 }

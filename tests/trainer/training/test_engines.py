@@ -81,9 +81,12 @@ def assert_close(a: Groups, b: Groups, tolerance: float) -> None:
             assert torch.allclose(value, b[group][name], rtol=tolerance, atol=tolerance), name
 
 
-def relative(a: list[list[float]], b: list[list[float]]) -> float:
+def relative(a: list[list[float]], b: list[list[float]], least: float = 0.0) -> float:
+    """The largest error of a value of `a`, as a share of that of `b`, or of `least` where that is larger."""
     assert len(a) == len(b)
-    return max(abs(x - y) / abs(y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True))
+    return max(
+        abs(x - y) / max(abs(y), least) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
+    )
 
 
 def test_the_reference_learns(folder: Path) -> None:

@@ -37,4 +37,5 @@ def test_two_workers_and_zero_3_give_the_losses_of_one_process(folder: Path, nam
     assert len(reference) == PLAN.steps
     assert reference[0] != reference[1]
     for losses in others:
-        assert relative(losses, reference) < 2e-4
+        # DMMD4SR's divergence is 4e-6 here, what is left of means over float32 values of about 1
+        assert relative(losses, reference, least=1e-5) < 2e-4

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cluster import console
-from cluster.failures import PreflightError
+from cluster import console, preemption
+from cluster.failures import PreflightError, Stopped
 
 #: tells the scheduler the epoch and the value to be made large; returns whether the trial may go on
 Report = Callable[[int, float], bool]
@@ -96,7 +96,7 @@ def run_trials(
 
     The input gets "device": "cuda" or "cpu". `work` is a module-level function. If its process dies, it is called once
     more. storage: a folder for Ray's own files, which every node sees. halving: stops trials that others are better
-    than, by the answer of `report`.
+    than, by the answer of `report`. Raises Stopped after SIGTERM; trials that ran then go on from what they saved.
     """
     os.environ.update(_TUNE_SETTINGS)
     from ray import tune
@@ -134,7 +134,10 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=1), callbacks=[_callback(watcher)],
         ),
     )  # fmt: skip
-    tuner.fit()
+    # Ray has set its own handler of SIGTERM when it connected. Ours only notes it: an exception out of a handler would
+    # meet Ray's code, which cannot pass it on
+    with preemption.listening(), preemption.held():
+        tuner.fit()
 
 
 def one_after_the_other(work: Work, trials: Mapping[str, dict[str, Any]], watcher: Watcher) -> None:
@@ -174,6 +177,10 @@ def _callback(watcher: Watcher) -> Any:
 
     # instead of Tune's own, which would print; Tune gives every argument by name
     class Telling(TrialProgressCallback):  # type: ignore[misc]
+        def on_step_begin(self, **_: Any) -> None:  # several times a second
+            if preemption.noticed():
+                raise Stopped("stopped by SIGTERM; what was saved is kept: the same command with --resume goes on")
+
         def on_trial_start(self, trial: Any, **_: Any) -> None:
             watcher.started(_name_of(trial))
 

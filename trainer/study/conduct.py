@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import console, preemption
+from cluster import console
 from cluster.console import Verbosity
 from cluster.ray_tune import Halving, Slots, one_after_the_other, run_trials, slots
 from cluster.session import connected
@@ -60,8 +60,7 @@ class _Conductor:
             self._all(None)
             return
         paths = {trial.config.data.path for trial in self.trials.values()}
-        # Ray replaces the handler of SIGTERM when it connects, so ours is set again
-        with connected(cpus=machine.parallel or machine.cpus_here, gpus=machine.gpus_here), preemption.listening():
+        with connected(cpus=machine.parallel or machine.cpus_here, gpus=machine.gpus_here):
             import ray
 
             from cluster.preflight import check_cluster

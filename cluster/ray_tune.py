@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from cluster import console, preemption
 from cluster.failures import PreflightError, Stopped
+from cluster.preflight import check_cluster
 
 #: tells the scheduler the epoch and the value to be made large; returns whether the trial may go on
 Report = Callable[[int, float], bool]
@@ -82,6 +83,15 @@ def slots(at_once: int | None, *, gpus: bool | None, total: Mapping[str, float])
     # an even share of each GPU, rounded down: as many trials as fit on one
     share = min(1.0, 1 / -(-at_once // int(used))) if used else 0.0
     return Slots(at_once, float(max(1, cpus // at_once)), share)
+
+
+def checked_slots(at_once: int | None, gpus: bool | None, run_folder: Path, folders: Sequence[Path]) -> Slots:
+    """`slots` of the Ray that this process is connected to, after the checks of `cluster.preflight.check_cluster`."""
+    import ray
+
+    where = slots(at_once, gpus=gpus, total=ray.cluster_resources())
+    check_cluster(where.at_once, gpus=False, cpus_per_worker=where.cpus, run_folder=run_folder, folders=folders)
+    return where
 
 
 def run_trials(

@@ -177,7 +177,7 @@ def _check(trials: Sequence[Trial], left_out: Sequence[LeftOut], strict: bool) -
     for trial in trials:
         if trial.config.cluster.workers > 1:
             raise UserError("cluster.workers: a trial of a study is one process; use --parallel for several at once")
-        trial.config.engine.choose()
+        trial.config.engine.choose(1)
 
 
 def _record(

@@ -126,7 +126,7 @@ def _suited(system: str | None, manifest: Manifest) -> list[str]:
 
 
 def _check(config: RunConfig) -> None:
-    config.engine.choose()
+    config.engine.choose(config.cluster.workers)
     if config.eval.index not in ("auto", "exact") and not config.model.options.trained:
         raise UserError(f"eval.index={config.eval.index}: {config.model.name} has no item vectors to index; use exact")
 

@@ -116,7 +116,8 @@ class TrainConfig(_Section):
 class EngineConfig(_Section):
     """The code that executes a step.
 
-    name: auto is DeepSpeed if it is installed, else plain torch
+    name: auto is DeepSpeed for several workers or a zero_stage, if it is installed; else plain torch, which is faster
+        with one worker and gives the same
     device: auto is the GPU where there is one
     precision: tf32 lets a device round the factors of float32 matrix products to 10 bits, as GPUs can; bf16 is autocast
         over weights in fp32
@@ -133,15 +134,16 @@ class EngineConfig(_Section):
     deterministic: bool = True
     zero_stage: Literal[0, 1, 2, 3] = 0
 
-    def choose(self) -> Literal["deepspeed", "torch"]:
-        """The engine to use on this machine, found without importing it.
+    def choose(self, workers: int) -> Literal["deepspeed", "torch"]:
+        """The engine for so many workers on this machine, found without importing it.
 
         Raises UserError if DeepSpeed is needed and is not installed, or not chosen.
         """
         graphs = self.cuda_graphs == "always"
         if self.name == "deepspeed" and graphs:
             raise UserError("engine.cuda_graphs=always is of engine.name=torch, not of deepspeed")
-        if self.name != "torch" and not graphs and importlib.util.find_spec("deepspeed") is not None:
+        wanted = self.name == "deepspeed" or (self.name == "auto" and (workers > 1 or self.zero_stage > 0))
+        if wanted and not graphs and importlib.util.find_spec("deepspeed") is not None:
             return "deepspeed"
         if self.name == "deepspeed":
             raise UserError("engine.name=deepspeed, and DeepSpeed is not installed: install it, or leave it at auto")

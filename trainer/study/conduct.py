@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster import console
 from cluster.console import Verbosity
-from cluster.ray_tune import Halving, Slots, one_after_the_other, run_trials, slots
+from cluster.ray_tune import Halving, Slots, checked_slots, one_after_the_other, run_trials
 from cluster.session import connected
 from trainer.data.storage import is_url
 from trainer.evaluation.config import CRITERION
@@ -61,16 +61,8 @@ class _Conductor:
             return
         paths = {trial.config.data.path for trial in self.trials.values()}
         with connected(cpus=machine.parallel or machine.cpus_here, gpus=machine.gpus_here):
-            import ray
-
-            from cluster.preflight import check_cluster
-
-            where = slots(machine.parallel, gpus=machine.gpus, total=ray.cluster_resources())
-            check_cluster(
-                where.at_once, gpus=False, cpus_per_worker=where.cpus, run_folder=self.study.folder,
-                folders=[Path(path) for path in paths if not is_url(path)],
-            )  # fmt: skip
-            self._all(where)
+            folders = [Path(path) for path in paths if not is_url(path)]
+            self._all(checked_slots(machine.parallel, machine.gpus, self.study.folder, folders))
 
     def _all(self, where: Slots | None) -> None:
         open_trials = outstanding(self.study, self.trials.values())
@@ -123,13 +115,8 @@ class _Conductor:
     def _settings(self, trial: Trial, threads: int, test: bool) -> dict[str, Any]:
         config: Mapping[str, Any] = trial.config.model_dump(mode="json")
         threads = trial.config.cluster.threads or threads
-        # one process needs no DeepSpeed unless it is asked for, and its import takes seconds
-        engine = "torch" if trial.config.engine.name == "auto" and not trial.config.engine.zero_stage else None
-        changed = {"cluster": {**config["cluster"], "threads": threads}}
-        if engine:
-            changed["engine"] = {**config["engine"], "name": engine}
         return {
-            "config": {**config, **changed},
+            "config": {**config, "cluster": {**config["cluster"], "threads": threads}},
             "run_dir": str(self.study.folder / trial.run), "command": self.study.command, "test": test,
             "mirror": False,
         }  # fmt: skip

@@ -71,8 +71,8 @@ def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:
 
 
 def build_engine(model: SequenceModel, config: RunConfig, device: torch.device) -> Engine:
-    """The configured engine; `auto` means DeepSpeed if it is installed, else plain torch."""
-    if config.engine.choose() == "torch":
+    """The configured engine; see `EngineConfig.choose`."""
+    if config.engine.choose(config.cluster.workers) == "torch":
         return TorchEngine(model, config.train, config.engine, device)
     return import_deepspeed_engine(device)(model, config.train, config.engine, device)
 

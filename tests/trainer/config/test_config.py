@@ -18,7 +18,7 @@ from models.options.plain import to_plain
 from models.options.ranking import RankingOptions
 from models.systems import SYSTEMS, options_class
 from trainer.config import recipe
-from trainer.config.schema import RunConfig, TrainConfig, parse
+from trainer.config.schema import EngineConfig, RunConfig, TrainConfig, parse
 
 BASE: dict[str, Any] = {"model": {"name": "sasrec"}}
 
@@ -333,3 +333,25 @@ def test_a_schedule_depends_on_its_epochs_and_not_on_those_of_the_run() -> None:
     """A run that is given more epochs goes on, and has done no step at another rate."""
     schedule = {"name": "cosine", "epochs": 9}
     assert rates(2, schedule) == rates(9, schedule)[:8]
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "installed", "expected"),
+    [
+        ({}, 1, True, "torch"), ({}, 2, True, "deepspeed"), ({}, 2, False, "torch"),
+        ({"zero_stage": 1}, 1, True, "deepspeed"), ({"name": "deepspeed"}, 1, True, "deepspeed"),
+        ({"name": "torch"}, 2, True, "torch"), ({"cuda_graphs": "always"}, 2, True, "torch"),
+    ],
+)  # fmt: skip
+def test_deepspeed_is_for_what_it_can_divide(
+    engine: dict[str, Any], workers: int, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object() if installed else None)
+    assert EngineConfig(**engine).choose(workers) == expected
+
+
+@pytest.mark.parametrize("engine", [{"name": "deepspeed"}, {"zero_stage": 2}, {"name": "torch", "zero_stage": 1}])
+def test_an_engine_that_is_missing_is_told(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="DeepSpeed"):
+        EngineConfig(**engine).choose(1)

@@ -164,8 +164,8 @@ def test_always_refuses_what_cannot_be() -> None:
     with pytest.raises(UserError, match="cuda_graphs=always needs one worker on a GPU"):
         engine(cuda_graphs="always")
     with pytest.raises(UserError, match="not of deepspeed"):
-        EngineConfig(name="deepspeed", cuda_graphs="always").choose()
-    assert EngineConfig(cuda_graphs="always").choose() == "torch"
+        EngineConfig(name="deepspeed", cuda_graphs="always").choose(1)
+    assert EngineConfig(cuda_graphs="always").choose(2) == "torch"
     own, _ = recorded(places=("x.py:1",))
     own._must = True
     with pytest.raises(UserError, match=r"steps cannot be CUDA graphs: the host waits .*x.py:1"):

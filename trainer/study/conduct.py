@@ -126,7 +126,8 @@ class _Conductor:
         state = trial_state(folder, test=False)
         if state == "failed":
             return failure(folder)
-        return None if state == "finished" else "stopped early: others are better" if state == "stopped" else state
+        # the scheduler tells of a stop before the trial, which has files to close, has noted it
+        return None if state == "finished" else "stopped early: others are better"
 
     def _value(self, name: str) -> float | None:
         path = self.study.folder / self.trials[name].run / "valid.json"

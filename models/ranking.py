@@ -122,8 +122,7 @@ def _unit_blocks(content: ScaledContent, items: int, like: Tensor) -> Any:
 
 def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:
     """(I,) bool: whether each item has a training interaction; False for padding."""
-    seen_I = torch.zeros(n_items, dtype=torch.bool)
-    seen_I[interactions.items.long()] = True
+    seen_I = torch.bincount(interactions.items, minlength=n_items) > 0
     seen_I[0] = False
     return seen_I
 

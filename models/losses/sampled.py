@@ -61,9 +61,10 @@ class Sampler(nn.Module):
         super().__init__()
         self.number, self.noise = number, KeyedNoise(seed)
         # every item of a user is the target of a training row, except the first
-        first_N = torch.zeros(len(interactions.items) + 1, dtype=torch.bool)
-        first_N[interactions.offsets[:-1]] = True
-        targets_I = torch.bincount(interactions.items[~first_N[:-1]].long(), minlength=len(allowed_I))
+        begin, end = interactions.offsets[:-1], interactions.offsets[1:]
+        first_U = interactions.items[begin[begin < end]]
+        targets_I = torch.bincount(interactions.items, minlength=len(allowed_I))
+        targets_I -= torch.bincount(first_U, minlength=len(allowed_I))
         weight_I = targets_I + 1 if sampling == "popularity" else torch.ones_like(targets_I)
         self.rows = int(targets_I.sum())
         self.register_buffer("targets", targets_I, persistent=False)

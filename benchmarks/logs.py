@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -55,23 +55,16 @@ def measure(rows: int, kind: str) -> dict[str, float | int | str]:
         size = sum(part.stat().st_size for part in log.iterdir())
         command = [sys.executable, "-m", "trainer.cli", "prepare", "table", "--file", str(log), "--user", "user",
                    "--item", "item", "--time", "time", "--out", str(out)]  # fmt: skip
-        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        started = time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = _waited(child.pid)
+        _, status, usage = os.wait4(child.pid, 0)
         if status:
             raise SystemExit(f"{' '.join(command)} failed")
         wall, cpu = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
-        del before
         written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         shutil.rmtree(out)
     return {"rows": rows, "kind": kind, "log_mb": size / 1e6, "dataset_mb": written / 1e6, "seconds": wall,
             "cpu_seconds": cpu, "peak_gib": usage.ru_maxrss / 2**20}  # fmt: skip
-
-
-def _waited(pid: int) -> tuple[int, int, resource.struct_rusage]:
-    import os
-
-    return os.wait4(pid, 0)
 
 
 def table(results: Sequence[dict[str, float | int | str]]) -> Iterator[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,11 +39,14 @@ def k_core(users: Ints, items: Ints, k: int, on: CoreOn) -> NDArray[np.bool_]:
         keep[np.flatnonzero(keep)[~still]] = False
 
 
-def codes(values: NDArray[Any], keep: NDArray[np.bool_] | None = None) -> tuple[Ints, Ints]:
-    """Dense codes 0..n-1 in order of first appearance for integer `values`, and the value of each code."""
-    chosen = values if keep is None else values[keep]
-    unique, first, inverse = np.unique(chosen, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return rank[inverse].astype(np.int64), unique[order].astype(np.int64)
+def codes(values: Ints) -> tuple[Ints, Ints]:
+    """Dense codes 0..n-1 in order of first appearance, and the value of each code.
+
+    values: (N,) integers of 0 and more; memory is taken for the largest, too.
+    """
+    first = np.full(int(values.max(initial=-1)) + 1, len(values))
+    first[values[::-1]] = np.arange(len(values) - 1, -1, -1)  # of equal places, the last assignment stays
+    there = np.flatnonzero(first < len(values))
+    names = there[np.argsort(first[there])]
+    first[names] = np.arange(len(names))
+    return first[values], names

@@ -23,7 +23,7 @@ from trainer.data.format.dataset import Dataset
 from trainer.data.format.manifest import CoreOn, Manifest
 from trainer.data.prepare import PrepareOptions, prepare
 from trainer.data.provided import feature_content
-from trainer.data.selection import k_core, sample_users
+from trainer.data.selection import codes, k_core, sample_users
 from trainer.data.sources.base import Log
 
 ALL = PrepareOptions(core_on="none")
@@ -361,3 +361,10 @@ def test_a_second_prepare_is_told_before_its_work_and_a_killed_one_leaves_no_tra
         (tmp_path / name / "shards").mkdir(parents=True)
     assert main([*tiny, "--out", str(out)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "ready"]
+
+
+@pytest.mark.parametrize("values", [[], [5], [4, 0, 4, 2, 0, 9, 2]])
+def test_codes_count_values_in_order_of_first_appearance(values: list[int]) -> None:
+    code, names = codes(np.array(values, np.int64))
+    assert names.tolist() == list(dict.fromkeys(values))
+    assert names[code].tolist() == values

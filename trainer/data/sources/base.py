@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import polars as pl
 
 from trainer.data.sources.ids import with_ids, with_text
@@ -80,7 +81,7 @@ def make_log(
     if "behaviours" in frame.columns:
         unique = frame.group_by(key, maintain_order=True).agg(pl.col("behaviours").bitwise_or())
     else:
-        unique = frame.select(key).unique(maintain_order=True)
+        unique = frame.select(key).filter(_firsts(frame))
     note = collapsed(unique)
     return Log(
         unique.drop("_exact"),
@@ -89,6 +90,20 @@ def make_log(
         dropped={"duplicate rows": len(frame) - len(unique)},
         notes=(f"{file}: {note}",) if note else (),
     )
+
+
+def _firsts(frame: pl.DataFrame) -> pl.Series:
+    """Which rows are the first of their user, item and exact time, of rows in the order of time.
+
+    As `unique` of polars, with a third of its memory: that was the most of a preparation.
+    """
+    user, item = (frame[name].to_physical().to_numpy() for name in ("user", "item"))
+    pair = user.astype(np.uint64) << np.uint64(32) | item
+    order = np.argsort(pair, kind="stable")
+    pair, exact = pair[order], frame["_exact"].to_numpy()[order]
+    first = np.ones(len(frame), np.bool_)
+    first[order[1:][(pair[1:] == pair[:-1]) & (exact[1:] == exact[:-1])]] = False
+    return pl.Series(first)
 
 
 def first_titles(frame: pl.DataFrame) -> dict[str, str]:

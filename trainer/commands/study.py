@@ -250,7 +250,7 @@ def _mirrored(study: StudyRecord, tracking: TrackingConfig) -> Iterator[None]:
 
 def _page(study: StudyRecord, trials: Sequence[Trial]) -> str:
     tracking = trials[0].config.tracking
-    return where_runs_are(study.folder / trials[0].run, tracking.uri, tracking.experiment)
+    return where_runs_are(study.folder, tracking.uri, tracking.experiment, of=study.folder / trials[0].run)
 
 
 def _next(study: StudyRecord, runs_dir: Path) -> str:

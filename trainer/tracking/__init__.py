@@ -142,7 +142,10 @@ def _environment(uri: str, experiment: str) -> dict[str, str]:
     return _OF_MIRROR | os.environ | secrets | named
 
 
-def where_runs_are(run_dir: Path, uri: str = "", experiment: str = "") -> str:
-    """How to see in MLflow the run that was mirrored with these; empty where MLflow does not have it."""
-    found = read_state(run_dir).get("experiment_id")
+def where_runs_are(run_dir: Path, uri: str = "", experiment: str = "", *, of: Path | None = None) -> str:
+    """How to see in MLflow the run that was mirrored with these; empty where MLflow does not have it.
+
+    of: the run, where `run_dir` is the folder of its study.
+    """
+    found = read_state(of or run_dir).get("experiment_id")
     return runs_page(tracker(run_dir, uri, experiment).uri, str(found)) if found else ""

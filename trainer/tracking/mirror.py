@@ -146,9 +146,11 @@ def main() -> int:
     with suppress(OSError):
         os.nice(10)
     with locked(args.run_dir / ".mlflow.lock"):  # the mirror of a killed run may still be busy
-        posting: Posting = Publisher(args.run_dir, uri, experiment, args.started)
+        posting: Posting
         if args.study:
             posting = StudyPublisher(args.run_dir, uri, experiment)
+        else:
+            posting = Publisher(args.run_dir, uri, experiment, args.started)
         return follow(posting, parent, uri)
 
 

@@ -10,6 +10,8 @@ from plotly.subplots import make_subplots
 from trainer.analysis.record import Analysis, Embedding, Grouping, Point
 from trainer.report.figures.style import AROUND, BAR, COLOURS, ERROR, PageFigure, figure, slug
 
+_CHANGE = "Change: how far TCD moves it; what it keeps, it moves little. "
+_INFLUENCE = "Influence: how much the user vector turns if it is replaced by the mean one."
 _CROWD = "#9498a0"
 _KINDS = {"user": ("preference", "circle"), "target": ("target", "star"), "frame": ("frame", "square")}
 
@@ -41,8 +43,7 @@ def analysis_figures(analysis: Analysis, name: str, commands: tuple[str, ...]) -
             PageFigure(
                 slug("analysis", name, "frames"),
                 f"{analysis.frames.kind.capitalize()} of the last item",
-                "Change: how far TCD moves it; what it keeps, it moves little. Influence: how much the user vector "
-                "turns if it is replaced by the mean one." + _truth(analysis),
+                _CHANGE * bool(analysis.frames.change) + _INFLUENCE + _truth(analysis),
                 _frames(analysis),
                 commands,
             )
@@ -71,11 +72,12 @@ def _groups(grouping: Grouping, analysis: Analysis) -> go.Figure:
     key = _key(analysis)
     labels = [each.label for each in grouping.groups]
     intervals = [each.interval[key] for each in grouping.groups]
+    below = [min(each.interval[key], each.metrics[key]) for each in grouping.groups]  # no metric is below 0
     drawn = figure(AROUND + 26 + (BAR if analysis.against is None else 2 * BAR) * len(labels), bargap=0.3)
     drawn.add_bar(
         name=analysis.run, orientation="h", y=labels, x=[each.metrics[key] for each in grouping.groups],
         marker={"color": COLOURS[0]},
-        error_x={"type": "data", "array": intervals, "thickness": 1.5, "width": 3, "color": ERROR},
+        error_x={"type": "data", "array": intervals, "arrayminus": below, "thickness": 1.5, "width": 3, "color": ERROR},
         customdata=[[each.users, 100 * each.share] for each in grouping.groups],
         hovertemplate=f"%{{y}}<br>{key} %{{x:.4f}}<br>%{{customdata[0]:,}} users (%{{customdata[1]:.1f}} %)"
         "<extra></extra>",
@@ -114,13 +116,20 @@ def _calibration(analysis: Analysis) -> go.Figure:
 def _frames(analysis: Analysis) -> go.Figure:
     assert analysis.frames is not None
     frames = analysis.frames
-    titles = ["change by TCD", "influence on the user vector"]
-    drawn = figure(420, make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.2), showlegend=False)
-    for row, (values, colour) in enumerate(((frames.change, COLOURS[1]), (frames.influence, COLOURS[0])), 1):
+    every = {
+        "change by TCD": (frames.change, COLOURS[1]),
+        "influence on the user vector": (frames.influence, COLOURS[0]),
+    }
+    shown = {title: each for title, each in every.items() if each[0]}
+    base = make_subplots(rows=len(shown), cols=1, subplot_titles=list(shown), vertical_spacing=0.22)
+    drawn = figure(40 + 190 * len(shown), base, showlegend=False)
+    for row, (values, colour) in enumerate(shown.values(), 1):
         places = [str(place) for place in range(1, len(values) + 1)]
         drawn.add_bar(x=places, y=list(values), marker={"color": colour}, row=row, col=1,
                       hovertemplate=f"{frames.kind} %{{x}}: %{{y:.3g}}<extra></extra>")  # fmt: skip
-    drawn.update_xaxes(type="category", title_text=f"{frames.kind}, in the order of the video", row=2, col=1)
+    drawn.update_xaxes(type="category")
+    drawn.update_xaxes(title_text=f"{frames.kind}, in the order of the video", row=len(shown), col=1)
+    drawn.update_yaxes(exponentformat="e", nticks=5)
     drawn.update_annotations(x=0, xanchor="left", font_size=13)
     return drawn
 

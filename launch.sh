@@ -58,7 +58,7 @@ follow_pip() {
 
 install() {
     local python extras stamp
-    extras="$(accelerator),text,video,serve,docs,dev"
+    extras="$(accelerator),text,video,serve,onnx,docs,dev"
     stamp="$extras $(cksum <pyproject.toml) $root"
     if [ -f .venv/stamp ] && [ "$(cat .venv/stamp)" = "$stamp" ]; then
         return

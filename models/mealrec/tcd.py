@@ -126,7 +126,11 @@ class CrossAttention(nn.Module):
         if self.null is not None:
             token = torch.cat([token, self.null.to(token.dtype).expand(token.shape)], dim=1)
         key, value = token.chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(self.query(self.norm(x_BKC)), key, value)
+        query = self.query(self.norm(x_BKC))
+        if torch.compiler.is_exporting():  # ONNX knows attention with a dimension of heads alone
+            attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None]).squeeze(1)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value)
         return x_BKC + self.out(attended)  # type: ignore[no-any-return]
 
 

@@ -37,7 +37,7 @@ class Group:
         """(n, D) tokens of this group -> (G, M, D), with zeros at places without a token."""
         if self.slot is not None:
             x_nD = x_nD.new_zeros(len(self.row) * self.length, x_nD.shape[1]).index_copy(0, self.slot, x_nD)
-        return x_nD.view(len(self.row), self.length, -1)
+        return x_nD.view(self.row.shape[0], self.length, -1)
 
     def flatten(self, x_GMD: Tensor) -> Tensor:
         """(G, M, D) -> (n, D), the inverse of `pad`."""
@@ -63,7 +63,9 @@ class Layout:
     def of(batch: Batch, pack: bool | None = None) -> Layout:
         """The layout of `batch`. pack: whether to leave all padding out; None: only on a CPU (tests set it)."""
         if pack is None:
-            pack = not batch.history.is_cuda
+            pack = not (
+                batch.history.is_cuda or torch.compiler.is_exporting()
+            )  # a graph has no shapes that data decide
         if pack:
             return _packed(batch)
         return _filled(batch) if batch.tokens else _padded(batch)

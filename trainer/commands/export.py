@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="name or folder of a run")
     parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
+    parser.add_argument("--onnx", action="store_true", help="also write the encoder of histories as ONNX")
     parser.add_argument("--out", type=local_path, required=True, help="folder to write to, new or empty")
 
 
@@ -39,6 +40,10 @@ def run(args: argparse.Namespace) -> int:
     opened = export_run(folder, args.data, args.out)
     console.say(f"{opened.config.model.name} of run {folder.name} (epoch {opened.epoch}) written to {args.out}")
     out = shlex.quote(str(args.out))
+    if args.onnx:
+        from retrieval.onnx_encoder import write_encoder
+
+        console.say(f"{args.out}/onnx/user_encoder.onnx differs from torch by at most {write_encoder(args.out):.1g}")
     console.say(f'ask it: mealrec recommend --model {out} --history "ITEM ITEM ..." --k 20')
     if isinstance(opened.model, SequenceModel):
         items = opened.loaded.dataset.manifest.items

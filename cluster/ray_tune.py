@@ -110,7 +110,6 @@ def run_trials(
     """
     os.environ.update(_TUNE_SETTINGS)
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     level = console.library_level(logging.CRITICAL)
     for name in ("ray.tune", "ray.train"):
@@ -126,17 +125,11 @@ def run_trials(
         if report.stopped:
             sys.exit()  # what Tune waits for: after a plain return it would wait for one more report
 
-    scheduler: Any = FIFOScheduler()
-    if halving is not None:
-        scheduler = ASHAScheduler(
-            time_attr=_EPOCH, metric=_VALUE, mode="max", max_t=halving.epochs + 1, grace_period=halving.grace,
-            reduction_factor=3,
-        )  # fmt: skip
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": where.cpus, "gpu": where.gpus}),
         param_space={_TRIAL: tune.grid_search(names)},
         tune_config=tune.TuneConfig(
-            scheduler=scheduler, max_concurrent_trials=where.at_once, reuse_actors=True,
+            scheduler=_scheduler(halving), max_concurrent_trials=where.at_once, reuse_actors=True,
             trial_name_creator=_name_of, trial_dirname_creator=_name_of,
         ),
         run_config=tune.RunConfig(
@@ -176,6 +169,17 @@ class _Reporter:
         except SystemExit:  # how Tune ends a trial that its scheduler stops: the trial has work to finish
             self.stopped = True
         return not self.stopped
+
+
+def _scheduler(halving: Halving | None) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if halving is None:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr=_EPOCH, metric=_VALUE, mode="max", max_t=halving.epochs + 1, grace_period=halving.grace,
+        reduction_factor=3,
+    )  # fmt: skip
 
 
 def _name_of(trial: Any) -> str:

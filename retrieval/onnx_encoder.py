@@ -8,6 +8,7 @@ user vectors are already). `onnx/encoder.json` says which weights it was made of
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,8 @@ def _questions(items: int, length: int) -> dict[str, Tensor]:
 
 def _write(encoder: _Encoder, questions: Mapping[str, Tensor], path: Path, system: str) -> None:
     rows = torch.export.Dim("batch")
+    # it warns of each operator of torchvision, which we do not use
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     some = tuple(value[:3] for value in questions.values())
     try:
         with torch.no_grad(), warnings.catch_warnings():

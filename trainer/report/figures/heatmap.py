@@ -56,7 +56,7 @@ def _heatmap(found: Sequence[Configuration], part: PartRecord, metric: str, best
             x=columns, y=rows, z=values, colorscale="YlGnBu", xgap=2, ygap=2,
             texttemplate="%{z:.4f}", textfont={"size": 12},
             hovertemplate=f"{_short(down)} %{{y}}<br>{_short(across)} %{{x}}<br>{metric} %{{z:.4f}}<extra></extra>",
-            colorbar={"thickness": 12, "outlinewidth": 0, "tickformat": ".3f"}, showscale=len(columns) < 8,
+            colorbar={"thickness": 12, "outlinewidth": 0, "tickformat": ".4f"}, showscale=len(columns) < 8,
         )
     )  # fmt: skip
     drawn.update_xaxes(type="category", title_text=across, showgrid=False)

@@ -80,7 +80,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
         keep_freed_memory()
     dataset = Dataset.open(config.data.path)
     if rank == 0:
-        dataset.verify()
+        _verify(dataset)
     loaded = load(
         dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
         noise=config.data.noise,
@@ -122,6 +122,19 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
         assert isinstance(best, SequenceModel)
         load_weights(best, weights)
         _finish(Trained(best, epoch, steps, name), order, loaded, log, reporter)
+
+
+#: files as they were when this process checked them: a process that serves many trials of a study reads them once
+_VERIFIED: set[tuple[tuple[str, int, int], ...]] = set()
+
+
+def _verify(dataset: Dataset) -> None:
+    """`Dataset.verify`, unless this process has done it and no file has changed since."""
+    paths = [path for name in dataset.manifest.files if (path := dataset.root / name).exists()]
+    seen = tuple((str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in paths)
+    if seen not in _VERIFIED or len(paths) < len(dataset.manifest.files):
+        dataset.verify()
+        _VERIFIED.add(seen)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,20 @@ def test_a_folder_that_holds_no_study_is_told(tmp_path: Path, content: str | Non
         (tmp_path / "study.json").write_text(content)
     with pytest.raises(UserError, match=told):
         read_study(tmp_path)
+
+
+def test_a_process_reads_the_files_of_a_dataset_once_for_all_its_trials(
+    tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data.path, copy)
+    plan = _plan({"systems": ["popularity"]}, seeds=[1, 2, 3])
+    study, trials = _study(tmp_path / "s", plan, Data("copy", str(copy), data.manifest))
+    checked = []
+    monkeypatch.setattr("trainer.data.format.dataset.verify_files", lambda root, _: checked.append(root))
+    conduct(study, plan, trials[:2], INLINE)
+    assert checked == [copy]
+    items = copy / "sequences" / "items.npy"
+    os.utime(items, ns=(0, 0))  # as after a write
+    conduct(study, plan, trials[2:], INLINE)
+    assert checked == [copy, copy]

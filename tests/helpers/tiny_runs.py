@@ -46,7 +46,7 @@ def make_dataset(out: Path) -> Path:
 
 def make_config(data: Path, model: str = "sasrec", *settings: str) -> RunConfig:
     """A run of a few seconds, inline, with plain torch unless `settings` say otherwise."""
-    return recipe.load("demo", model, [*MODELS[model], *RUN, *settings], str(data))
+    return recipe.load("demo", model, [*MODELS.get(model, []), *RUN, *settings], str(data))
 
 
 def run_ranks(target: Callable[..., None], world: int, *arguments: Any, timeout: float = 120) -> None:

@@ -16,6 +16,7 @@ from trainer.config import recipe
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import how_ranked, metric_table, read_report, recall_warnings
 from trainer.local_path import local_path
+from trainer.training.build import as_tested
 from trainer.training.runs import open_run, run_folder
 from trainer.training.worker import evaluate_choices
 
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     opened = open_run(folder, args.data)
     config = recipe.load(str(folder / "config.yaml"), None, args.settings, args.data)
     opened.model.inference = _chosen(folder) or evaluate_choices(opened.model, opened.loaded, config)[1]
-    result = evaluate(opened.model, opened.loaded, args.split, config.eval, with_lists=True)
+    result = evaluate(
+        *as_tested(opened.model, opened.loaded, config, args.split), args.split, config.eval, with_lists=True
+    )
     report = {**result.report(), "inference": opened.model.inference, "epoch": opened.epoch}
     print(metric_table({folder.name: report}, config.eval.choice.keys, args.split))
     print(f"\nhistory masked: {_line(report['masked'])}")

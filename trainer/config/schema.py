@@ -36,14 +36,16 @@ class DataConfig(_Section):
         reads by itself; mmap reads them from memory-mapped files; stream reads training rows from WebDataset shards;
         auto is the first of resident, pinned and mmap that takes at most half of the free memory
     stream_window: number of shards whose rows are shuffled together
-    noise: Gaussian noise on the features of the videos, the same in training and evaluation, in their deviations; to
-        see how much of it a system bears
+    noise: Gaussian noise on the features of the videos, in their deviations, to see how much of it a system bears; an
+        item has the same noise wherever it is read
+    noise_in: all is training and evaluation; test leaves training and validation without noise
     """
 
     path: str = ""
     loader: Literal["auto", "resident", "pinned", "mmap", "stream"] = "auto"
     stream_window: int = Field(default=4, ge=1)
     noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    noise_in: Literal["all", "test"] = "all"
 
 
 class ScheduleConfig(_Section):
@@ -263,7 +265,7 @@ class RunConfig(_Section):
         streamed = self.data.loader == "stream"  # streamed rows come in another order
         content["data"] = {"stream_window": self.data.stream_window} if streamed else {}
         if self.data.noise:
-            content["data"]["noise"] = self.data.noise
+            content["data"] |= {"noise": self.data.noise, "noise_in": self.data.noise_in}
         content["engine"] = {"precision": self.engine.precision}
         for free in ("epochs", "checkpoint_every", "keep_optimizer"):
             del content["train"][free]

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,9 @@ from models.contract import Baseline, ModelContext, SequenceModel
 from models.errors import UserError
 from models.systems import build
 from trainer.batches.loader import Loaded
+from trainer.batches.noisy_table import NoisyTable
 from trainer.config.schema import RunConfig
+from trainer.data.format.splits import Split
 from trainer.training.engine import Engine, TorchEngine
 
 if TYPE_CHECKING:
@@ -61,6 +64,24 @@ def _told_of_memory(name: str) -> Iterator[None]:
             f"{name} with these options does not fit into memory ({str(error).splitlines()[0][-100:]}); make it "
             f"smaller: of its options (`mealrec settings {name}`) widths and numbers of layers need most"
         ) from None
+
+
+def as_tested(
+    model: SequenceModel | Baseline, loaded: Loaded, config: RunConfig, split: Split
+) -> tuple[SequenceModel | Baseline, Loaded]:
+    """The model and the data as they are evaluated on `split`: with `data.noise` where it is on the test targets alone.
+
+    Then the model is another one with the same weights, since a model may keep what it has read of the content.
+    """
+    if split != "test" or config.data.noise_in != "test" or not config.data.noise:
+        return model, loaded
+    noisy = replace(loaded, table=NoisyTable(loaded.table, config.data.noise, config.seed))
+    shown = build_model(config, noisy)
+    if isinstance(shown, SequenceModel) and isinstance(model, SequenceModel):
+        load_weights(shown, {name: value.detach() for name, value in model.named_parameters()})
+        shown.eval()
+    shown.inference = model.inference
+    return shown, noisy
 
 
 def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:

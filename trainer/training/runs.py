@@ -55,7 +55,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     device = choose_device(config.engine.device)
     loaded = load(
         dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
-        noise=config.data.noise,
+        noise=config.data.noise if config.data.noise_in == "all" else 0.0,
     )  # fmt: skip
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)

@@ -29,7 +29,7 @@ from trainer.evaluation.catalogue_index import CatalogueIndex
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
 from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.tracking import MetricsLog, Mirror, start_mirror
-from trainer.training.build import build_engine, build_model, choose_device, load_weights
+from trainer.training.build import as_tested, build_engine, build_model, choose_device, load_weights
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import keep_weights_only
 from trainer.training.engine import NonFiniteError
@@ -83,7 +83,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
         _verify(dataset)
     loaded = load(
         dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
-        noise=config.data.noise,
+        noise=config.data.noise if config.data.noise_in == "all" else 0.0,
     )  # fmt: skip
     check_tables(config, dataset.manifest.items + 1, device)
     model = build_model(config, loaded)
@@ -281,9 +281,12 @@ def evaluate_choices(
     indices = CatalogueIndex()  # the item vectors are the same in all
     with torch.no_grad():
         for split in splits:
+            shown, data = as_tested(model, loaded, config, split)
+            if shown is not model:
+                indices = CatalogueIndex()
             for way in model.inference_choices:
-                model.inference = way
-                results[split][way] = evaluate(model, loaded, split, config.eval, with_lists=True, indices=indices)
+                shown.inference = way
+                results[split][way] = evaluate(shown, data, split, config.eval, with_lists=True, indices=indices)
     chosen = choose_inference({way: result.criterion for way, result in results["validation"].items()})
     model.inference = chosen
     return results, chosen

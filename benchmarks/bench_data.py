@@ -48,7 +48,7 @@ def blocks(dataset: Dataset, kind: Kind) -> Iterator[Block]:
             )
             yield {"row": rows, **columns}
         return
-    step = block_rows(item_spec({name: info.shape for name, info in manifest.content.items()}))
+    step = block_rows(item_spec(manifest.shapes))
     arrays: dict[str, NDArray[Any]] = {}
     for name, info in manifest.content.items():
         path = dataset.root / "table"
@@ -108,7 +108,7 @@ def _listed(
     spec = row_spec(manifest.max_length)
     first = 0
     if kind == "items":
-        spec, first = item_spec({name: info.shape for name, info in manifest.content.items()}), 1
+        spec, first = item_spec(manifest.shapes), 1
     found = []
     for name, info in sorted(written.items()):
         found.append(Shard(str(root / name), kind, first, info.rows, files[name], spec))

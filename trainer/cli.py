@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -72,6 +73,7 @@ def _run(argv: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "see mealrec --help"
         return _mistake(f"there is no command {verb!r} (commands: {', '.join(VERBS)}); {hint}")
     args = parser_of(verb).parse_args(_joined(argv[1:], getattr(module_of(verb), "DASHED_VALUES", ())))
+    args.command_line = shlex.join(["mealrec", *argv])  # what runs and datasets say that they were made by
     with console.printing(chosen(args)):
         status: int = module_of(verb).run(args)
         console.note(_cost(verb, started), console.Verbosity.VERBOSE)

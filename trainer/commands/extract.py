@@ -10,7 +10,6 @@ import functools
 import math
 import os
 import shlex
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             Path(os.path.realpath(args.out)),
             limits=Limits(args.batch_size, args.max_failures, args.retry_failed),
             where=Where(args.launcher, args.device, args.loaders, args.encoders, _folders(args)),
-            command=shlex.join(["mealrec", *sys.argv[1:]]),
+            command=args.command_line,
             sources={given.name: _sha256(given)},
             place=_place(args),
         )

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import functools
 import shlex
-import sys
 import typing
 from pathlib import Path
 
@@ -95,7 +94,7 @@ def _from_source(source: Source, args: argparse.Namespace) -> Manifest:
     log = source.read(args)
     for note in log.notes:
         console.note(f"note: {note}")
-    return prepare(log, args.out, options, shlex.join(["mealrec", *sys.argv[1:]]), of_titles)
+    return prepare(log, args.out, options, args.command_line, of_titles)
 
 
 def _generated(args: argparse.Namespace) -> Manifest:

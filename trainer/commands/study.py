@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,10 +19,9 @@ from cluster.console import Verbosity
 from models.errors import UserError
 from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
-from trainer.commands.train_plan import check_name, parse_seeds
+from trainer.commands.train_plan import check_name, named_dataset, parse_seeds
 from trainer.config.schema import TrackingConfig
-from trainer.data.format.manifest import load_manifest, read_manifest
-from trainer.data.storage import is_url
+from trainer.data.format.manifest import load_manifest
 from trainer.data.synthetic.generate import SyntheticOptions, generate
 from trainer.evaluation.config import CRITERION
 from trainer.local_path import local_path
@@ -33,13 +31,12 @@ from trainer.study.record import (
     LeftOutRecord,
     PartRecord,
     StudyRecord,
-    TrialRecord,
     read_study,
     write_study,
 )
 from trainer.study.space import values_of
 from trainer.study.summary import costs_table, summary
-from trainer.study.trials import Data, Given, LeftOut, Trial, expand
+from trainer.study.trials import Data, Given, Trial, expand
 from trainer.tracking import Status, start_mirror, where_runs_are, write_group
 
 _GRID, _SEARCH = "grid", "search"
@@ -148,8 +145,7 @@ def _datasets(paths: Sequence[str], scale: Scale, folder: Path) -> list[Data]:
         return [Data("world", str(world), load_manifest(world))]
     found = []
     for path in paths:
-        where = path if is_url(path) else str(Path(path).absolute())
-        manifest = read_manifest(where)[0] if is_url(path) else load_manifest(Path(where))
+        where, manifest = named_dataset(path)
         found.append(Data(where.rstrip("/").rpartition("/")[2], where, manifest))
     known = [data.name for data in found]
     if len(set(known)) < len(known):
@@ -168,7 +164,7 @@ def _given(args: argparse.Namespace, scale: Scale) -> Given:
     )  # fmt: skip
 
 
-def _check(trials: Sequence[Trial], left_out: Sequence[LeftOut], strict: bool) -> None:
+def _check(trials: Sequence[Trial], left_out: Sequence[LeftOutRecord], strict: bool) -> None:
     told = list(dict.fromkeys(f"without {each.system} on {each.dataset}: {each.why}" for each in left_out))
     if told and strict:
         raise UserError("\n".join(["--strict: the data lack what systems of the plan need", *told]))
@@ -185,19 +181,17 @@ def _record(
     plan: Plan,
     datasets: Sequence[Data],
     trials: Sequence[Trial],
-    left_out: Sequence[LeftOut],
+    left_out: Sequence[LeftOutRecord],
     folder: Path,
 ) -> StudyRecord:
     """The study's record, written. Raises UserError if a study that goes on would lose trials that it has."""
-    command = shlex.join(["mealrec", *(sys.argv[1:] if sys.argv[1:2] == ["study"] else ["study", *sys.argv[1:]])])
     made = StudyRecord(
-        folder, args.name, command, args.plan or _GRID, plan.about,
+        folder, args.name, args.command_line, args.plan or (_SEARCH if args.search else _GRID), plan.about,
         datetime.now(timezone.utc).isoformat(timespec="seconds"), CRITERION,
         {data.name: data.path for data in datasets},
         tuple(PartRecord(name, part.title, part.figure, tuple(part.factors), part.test)
               for name, part in plan.parts.items()),
-        tuple(TrialRecord(t.name, t.part, t.system, t.label, t.dataset, t.seed, t.factors, t.run) for t in trials),
-        tuple(LeftOutRecord(each.part, each.system, each.dataset, each.why) for each in left_out),
+        tuple(trial.record() for trial in trials), tuple(left_out),
     )  # fmt: skip
     if (folder / NAME).exists():
         before = read_study(folder)

@@ -6,8 +6,6 @@ Example: mealrec train --data data/demo --name first
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -65,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             if several:
                 console.say(f"\n== {each.name}")
             with told_of_disk(each.folder):
-                train_one(each.name, each.config, each.folder)
+                train_one(each.name, each.config, each.folder, args.command_line)
     reports = {each.name: read_report(each.folder / "test.json") for each in plan.runs}
     print(metric_table(reports, plan.runs[0].config.eval.choice.keys), flush=True)
     for warning in recall_warnings(reports):
@@ -78,8 +76,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train_one(name: str, config: RunConfig, run_dir: Path) -> None:
-    """Train one run, or continue it from the last checkpoint in its folder. Raises UserError, Stopped, WorkerFailed."""
+def train_one(name: str, config: RunConfig, run_dir: Path, command: str) -> None:
+    """Train one run, or continue it from the last checkpoint in its folder. command: heads its config.yaml.
+
+    Raises UserError, Stopped, WorkerFailed.
+    """
     import torch  # only after all checks, so that mistakes are reported at once
 
     from trainer.training.worker import train_worker
@@ -88,11 +89,8 @@ def train_one(name: str, config: RunConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     with sole_writer(run_dir):  # a second command is refused before its workers start; the first worker writes
         pass
-    given = (
-        sys.argv[1:] if sys.argv[1:2] in (["train"], ["update"]) else ["train", *sys.argv[1:]]
-    )  # trainer/run.py adds the verb
     settings: dict[str, Any] = {
-        "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": shlex.join(["mealrec", *given]),
+        "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "command": command,
     }  # fmt: skip
     # fitting a baseline takes seconds, less than the start of workers
     if config.cluster.launcher == "inline" or not config.model.options.trained:

@@ -48,8 +48,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     data = recipe.load(args.recipe, (named or [*COMPARISON])[0], args.settings, args.data).data.path
     if not data:
         raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
-    data = data if is_url(data) else str(Path(data).absolute())
-    manifest = read_manifest(data)[0] if is_url(data) else load_manifest(Path(data))
+    data, manifest = named_dataset(data)
     if manifest.train_rows == 0:
         raise UserError(
             f"{data} has no training rows: every user has only 3 items; prepare more data, or with a lower "
@@ -60,7 +59,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         own = [] if named else _suited(system, manifest)
         config = recipe.load(args.recipe, system, [*args.settings, *own], data, manifest.train_rows)
         try:
-            check_content(config.model.name, config.model.options, _shapes(manifest))
+            check_content(config.model.name, config.model.options, manifest.shapes)
         except UserError as error:
             if named:
                 raise
@@ -72,6 +71,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
         told.insert(0, _about(args.recipe, size, manifest, configs))
     told += [line for config in configs for line in growing_costs(config, manifest.items)]
     return Plan(_runs(args, configs, seeds), manifest, told)
+
+
+def named_dataset(path: str) -> tuple[str, Manifest]:
+    """The dataset at a path or URL as the user wrote it: its absolute path, or its URL, and its manifest.
+
+    Raises UserError if there is none.
+    """
+    if is_url(path):
+        return path, read_manifest(path)[0]
+    absolute = Path(path).absolute()
+    return str(absolute), load_manifest(absolute)
 
 
 def check_name(name: str, folder: Path, resume: bool) -> None:
@@ -129,10 +139,6 @@ def _check(config: RunConfig) -> None:
     config.engine.choose(config.cluster.workers)
     if config.eval.index not in ("auto", "exact") and not config.model.options.trained:
         raise UserError(f"eval.index={config.eval.index}: {config.model.name} has no item vectors to index; use exact")
-
-
-def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    return {field: info.shape for field, info in manifest.content.items()}
 
 
 def _runs(args: argparse.Namespace, configs: Sequence[RunConfig], seeds: Sequence[int | None]) -> list[PlannedRun]:

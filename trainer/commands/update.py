@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     before, told = _prepared(old_dir, args.old_data, config, run_dir)
     console.say(told)
     with preemption.listening(), told_of_disk(run_dir):
-        train_one(name, config, run_dir)
+        train_one(name, config, run_dir, args.command_line)
     better = _compare(old_name, before, name, run_dir, config)
     if args.register_as:
         _register(args, old_name, name, better)

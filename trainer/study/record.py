@@ -36,7 +36,9 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """See `trainer.study.trials.Trial`."""
+    """One run of a study. name: of the trial. run: the folder that holds its results: that of the first trial with the
+    same configuration. label: what tables call the configuration; its seeds share it. factors: see `Part.factors`.
+    """
 
     name: str
     part: str

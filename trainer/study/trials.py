@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from models.errors import UserError
@@ -16,6 +16,7 @@ from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest
 from trainer.study.plan import Block, Part, Plan
+from trainer.study.record import LeftOutRecord, TrialRecord
 from trainer.study.space import points
 
 _MOST = 10_000
@@ -31,33 +32,26 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a study. name: of the trial. run: the folder that holds its results: that of the first trial with the
-    same configuration. label: what tables call the configuration; its seeds share it. factors: see `Part.factors`.
-    test: whether the run reads the test targets at its end. alone: whether nothing runs beside it.
-    """
+class Trial(TrialRecord):
+    """One run of a study, with its complete configuration. test: whether the run reads the test targets at its end.
+    alone: whether nothing runs beside it. searched: whether its part is a search, which may stop it."""
 
-    name: str
-    part: str
-    system: str
-    label: str
-    dataset: str
-    seed: int
-    factors: Mapping[str, Any]
     config: RunConfig
-    run: str
     test: bool
     alone: bool
+    searched: bool
 
+    def record(self) -> TrialRecord:
+        """What study.json says of it."""
+        return TrialRecord(**{each.name: getattr(self, each.name) for each in fields(TrialRecord)})
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A system that a dataset lacks content for."""
+    @property
+    def shares(self) -> bool:
+        """Whether another trial of the same configuration can have its results in this one's run.
 
-    part: str
-    system: str
-    dataset: str
-    why: str
+        Not where time and memory are measured alone, nor where the scheduler of a search may stop the run.
+        """
+        return not (self.alone or self.searched)
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Given:
     systems: tuple[str, ...] | None = None
 
 
-def expand(plan: Plan, datasets: Sequence[Data], given: Given) -> tuple[list[Trial], list[LeftOut]]:
+def expand(plan: Plan, datasets: Sequence[Data], given: Given) -> tuple[list[Trial], list[LeftOutRecord]]:
     """All trials, in the order of the plan, and what is left out because a dataset lacks content for it.
 
     A configuration that two parts ask for is trained once. Raises UserError, naming part and system, for an unknown
@@ -80,7 +74,7 @@ def expand(plan: Plan, datasets: Sequence[Data], given: Given) -> tuple[list[Tri
     if (count := len(datasets) * sum(_count(plan, part, given) for part in plan.parts.values())) > _MOST:
         raise UserError(f"the plan has {count:,} trials, more than {_MOST:,}; make its grids smaller")
     trials: list[Trial] = []
-    left_out: list[LeftOut] = []
+    left_out: list[LeftOutRecord] = []
     for (name, part), data in itertools.product(plan.parts.items(), datasets):
         several = f"-{data.name}" if len(datasets) > 1 else ""
         for block in part.runs:
@@ -90,7 +84,7 @@ def expand(plan: Plan, datasets: Sequence[Data], given: Given) -> tuple[list[Tri
                 try:
                     found = list(_of_system(plan, name, block, system, data, given, several))
                 except _LacksContentError as error:
-                    left_out.append(LeftOut(name, system, data.name, str(error)))
+                    left_out.append(LeftOutRecord(name, system, data.name, str(error)))
                 else:
                     trials += found
     if not trials:
@@ -132,8 +126,9 @@ def _of_system(
         for seed in given.seeds or part.seeds or plan.seeds:
             name = f"{part_name}-{_plain(label)}{several}-s{seed}"
             yield Trial(
-                name, part_name, system, label, data.name, seed, factors, recipe.with_seed(config, seed), name,
-                part.test == "all", part.alone,
+                name, part_name, system, label, data.name, seed, factors, run=name,
+                config=recipe.with_seed(config, seed), test=part.test == "all", alone=part.alone,
+                searched=part.trials > 0,
             )  # fmt: skip
 
 
@@ -153,9 +148,8 @@ def _points(part: Part, block: Block) -> list[dict[str, Any]]:
 
 
 def _check_content(config: RunConfig, data: Data) -> None:
-    shapes: dict[str, tuple[int, ...]] = {field: info.shape for field, info in data.manifest.content.items()}
     try:
-        check_content(config.model.name, config.model.options, shapes)
+        check_content(config.model.name, config.model.options, data.manifest.shapes)
     except UserError as error:
         raise _LacksContentError(str(error)) from None
 
@@ -186,22 +180,16 @@ def _distinct(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _shared(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials; one that has the configuration of an earlier one has its results in the folder of that.
+    """The trials; those that share have their results in the folder of the first one with the same configuration.
 
-    A trial whose time and memory are measured alone shares with none. A run that two trials share is tested if one of
-    them asks for it.
+    A run that two trials share is tested if one of them asks for it.
     """
+    keys = [_identity(trial) if trial.shares else trial.name for trial in trials]
     first: dict[str, Trial] = {}
-    tested = set()
-    for trial in trials:
-        key = trial.name if trial.alone else _identity(trial)
-        tested |= {key} if trial.test else set()
+    for key, trial in zip(keys, trials, strict=True):
         first.setdefault(key, trial)
-    return [
-        replace(trial, run=first[key].name, test=key in tested)
-        for trial in trials
-        for key in [trial.name if trial.alone else _identity(trial)]
-    ]
+    tested = {key for key, trial in zip(keys, trials, strict=True) if trial.test}
+    return [replace(trial, run=first[key].name, test=key in tested) for key, trial in zip(keys, trials, strict=True)]
 
 
 def _identity(trial: Trial) -> str:

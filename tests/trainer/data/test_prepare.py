@@ -48,7 +48,9 @@ def histories(dataset: Dataset) -> dict[str, str]:
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+    args = parser.parse_args([str(argument) for argument in arguments])
+    args.command_line = "mealrec prepare"  # as `trainer.cli` sets it
+    return command.run(args)
 
 
 pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60)

@@ -22,7 +22,6 @@ from trainer.study.record import (
     LeftOutRecord,
     PartRecord,
     StudyRecord,
-    TrialRecord,
     failure,
     read_study,
     trial_state,
@@ -44,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 def _study(folder: Path, plan: Plan, data: Data) -> tuple[StudyRecord, list[Trial]]:
     trials, _ = expand(plan, [data], Given("demo", (*RUN, "tracking.mlflow=false")))
     parts = [PartRecord(name, p.title, p.figure, tuple(p.factors), p.test) for name, p in plan.parts.items()]
-    made = [TrialRecord(t.name, t.part, t.system, t.label, t.dataset, t.seed, t.factors, t.run) for t in trials]
+    made = [trial.record() for trial in trials]
     study = StudyRecord(
         folder, folder.name, "mealrec study", "own", "about", "2026-11-27T10:00:00+00:00", "NDCG@10",
         {data.name: data.path}, tuple(parts), tuple(made), (),

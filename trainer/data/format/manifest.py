@@ -132,6 +132,11 @@ class Manifest(Listed):
     truth: dict[str, Any] | None = None
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one item's entry, by content field."""
+        return {field: info.shape for field, info in self.content.items()}
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the checksums of every file: equal for equal data, whenever and wherever it was prepared."""
         lines = sorted(f"{name} {info.sha256}" for name, info in self.files.items())

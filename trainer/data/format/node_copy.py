@@ -37,7 +37,7 @@ def _copy(source: str, manifest: Manifest, work: Path) -> None:
         if not name.startswith(_STREAMED):
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             _fetch(join(source, name), work / name, info)
-    with TableWriter(work, manifest.items, {name: info.shape for name, info in manifest.content.items()}) as table:
+    with TableWriter(work, manifest.items, manifest.shapes) as table:
         for shard in shard_list(source, manifest, "items"):
             for block in read_shard(shard):
                 table.append(block)

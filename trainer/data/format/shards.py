@@ -22,7 +22,6 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
 from models.errors import UserError
-from models.options.base import ContentField
 from retrieval.files import Digest
 from trainer.data.format.manifest import FileInfo, Listed, Manifest, ShardInfo
 from trainer.data.storage import join, open_file
@@ -133,13 +132,13 @@ class Shard:
 def shard_list(root: str, manifest: Manifest, kind: Kind) -> list[Shard]:
     """The shards of one kind of the dataset at path or URL `root`, in row order."""
     if kind == "items":
-        return item_shards(root, manifest, {name: info.shape for name, info in manifest.content.items()})
+        return item_shards(root, manifest, manifest.shapes)
     return _shards(root, manifest, kind, row_spec(manifest.max_length, bool(manifest.behaviours)), 0)
 
 
-def item_shards(root: str, manifest: Listed, shapes: Mapping[ContentField, tuple[int, ...]]) -> list[Shard]:
+def item_shards(root: str, manifest: Listed, shapes: Mapping[str, tuple[int, ...]]) -> list[Shard]:
     """The item shards at path or URL `root`, in row order; `shapes` are those of one item's entry by field."""
-    return _shards(root, manifest, "items", item_spec({str(name): shape for name, shape in shapes.items()}), 1)
+    return _shards(root, manifest, "items", item_spec(shapes), 1)
 
 
 def _shards(root: str, manifest: Listed, kind: Kind, spec: BlockSpec, first: int) -> list[Shard]:

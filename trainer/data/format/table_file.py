@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.options.base import ContentField
-
 
 class NpyWriter:
     """Appends rows to a .npy file of known shape. Not a memory map: its written pages would count as memory in use."""
@@ -38,7 +36,7 @@ class NpyWriter:
 class TableWriter:
     """Writes `table/FIELD.npy` and `table/FIELD.present.npy`, padding row first; a context manager."""
 
-    def __init__(self, root: Path, n_items: int, shapes: Mapping[ContentField, tuple[int, ...]]) -> None:
+    def __init__(self, root: Path, n_items: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         (root / "table").mkdir(exist_ok=True)
         self._stack = contextlib.ExitStack()
         self._writers: dict[str, NpyWriter] = {}

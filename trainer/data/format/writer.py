@@ -142,7 +142,7 @@ def _write_content(
 ) -> tuple[dict[ContentField, ContentInfo], dict[str, ShardInfo]]:
     """Table and item shards, in one pass over the raw content after the pass for its statistics."""
     n_items = len(counts) - 1
-    shapes = {field: c.shape for field, c in content.items()}
+    shapes: dict[str, tuple[int, ...]] = {field: c.shape for field, c in content.items()}
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
     infos: dict[ContentField, ContentInfo] = {}
     for field, c in content.items():

@@ -24,13 +24,13 @@ from torch import Tensor
 from models.contract import Clock, ItemTable, SequenceModel
 from models.errors import UserError
 from models.options.base import ContentField
-from trainer.batches.loader import Loaded, load
+from trainer.batches.loader import Loaded
 from trainer.batches.plan import Plan
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.evaluation.evaluate import evaluate
-from trainer.training.build import build_engine, build_model
+from trainer.training.build import build_engine, build_model, load_data
 
 _WARM_UP_STEPS = 3
 _PROBED_STEPS = 3
@@ -129,10 +129,7 @@ def configuration(settings: Settings, name: str) -> RunConfig:
 def prepare(settings: Settings, name: str) -> Training:
     """Data, model and engine of the model measured as `name`."""
     config, device = configuration(settings, name), choose_device(settings.device)
-    loaded = load(
-        Dataset.open(settings.data), device,
-        seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
-    )  # fmt: skip
+    loaded = load_data(Dataset.open(settings.data), config, device)
     try:
         return Training(config, loaded)
     except UserError as error:  # the data lacks what this system is made of

@@ -18,7 +18,6 @@ from torch import Tensor
 from models.contract import Batch, ItemTable
 from models.errors import UserError
 from trainer.batches.item_table import load_table, table_bytes
-from trainer.batches.noisy_table import NoisyTable
 from trainer.batches.plan import Rows, ShuffledOrder, WindowOrder
 from trainer.batches.stream import ShardWindows
 from trainer.data.format.dataset import Dataset
@@ -234,17 +233,13 @@ def load(
     seed: int,
     loader: Loader = "auto",
     window: int = 4,
-    noise: float = 0.0,
 ) -> Loaded:
     """Open the item table and the rows of `dataset` for a model on `device`.
 
-    seed: of the order of the rows and of the noise. loader: see `choose_placement`. window: shards shuffled together by
-    "stream". noise: see `NoisyTable`; 0: the content as it is stored.
+    seed: of the order of the rows. loader: see `choose_placement`. window: shards shuffled together by "stream".
     """
     placement = choose_placement(loader, dataset, device)
     table = load_table(dataset, device, "mmap" if placement == "stream" else placement)
-    if noise:
-        table = NoisyTable(table, noise, seed)
     sequences = Sequences.of(dataset, device if placement in ("resident", "pinned") else torch.device("cpu"))
     rows: TrainingRows
     if placement == "stream":

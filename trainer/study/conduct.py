@@ -18,7 +18,7 @@ from trainer.study.choose import choices
 from trainer.study.plan import Plan
 from trainer.study.progress import StudyProgress
 from trainer.study.record import StudyRecord, failure, trial_state
-from trainer.study.trial import note_death, run_trial
+from trainer.study.trial import note_death, note_stopped, run_trial
 from trainer.study.trials import Trial
 
 
@@ -67,7 +67,7 @@ class _Conductor:
     def _all(self, where: Slots | None) -> None:
         open_trials = outstanding(self.study, self.trials.values())
         progress = self._progress(open_trials, where)
-        together = [trial for trial in open_trials if not trial.alone and not self.plan.parts[trial.part].trials]
+        together = [trial for trial in open_trials if not (trial.alone or trial.searched)]
         self._run(together, where, progress)
         for group in self._searches():
             first = group[0]
@@ -78,7 +78,7 @@ class _Conductor:
         self._run([trial for trial in open_trials if trial.alone], alone, progress)
         if chosen := self._chosen():
             console.say(f"testing what validation chose: {len(chosen)} runs", Verbosity.BRIEF)
-            self._run(chosen, where, self._progress(chosen, where))
+            self._run(chosen, where, self._progress(chosen, where), test=True)
 
     def _progress(self, trials: Sequence[Trial], where: Slots | None) -> StudyProgress:
         names = [trial.name for trial in trials]
@@ -88,29 +88,38 @@ class _Conductor:
         """The trials of each search that has not ended, finished ones too: the scheduler compares with these."""
         groups: dict[tuple[str, str, str], list[Trial]] = {}
         for trial in self.trials.values():
-            if self.plan.parts[trial.part].trials and trial.run == trial.name:
+            if trial.searched:
                 groups.setdefault((trial.part, trial.system, trial.dataset), []).append(trial)
         return [group for group in groups.values() if outstanding(self.study, group)]
 
     def _chosen(self) -> list[Trial]:
         """The trials that validation chose and that are not tested yet."""
-        runs = {trial.run for choice in choices(self.study) for trial in choice.trials}
+        runs = dict.fromkeys(trial.run for choice in choices(self.study) for trial in choice.trials)
         return [self.trials[run] for run in runs if trial_state(self.study.folder / run, test=True) != "finished"]
 
     def _run(
-        self, trials: Sequence[Trial], where: Slots | None, progress: StudyProgress, halving: Halving | None = None
+        self,
+        trials: Sequence[Trial],
+        where: Slots | None,
+        progress: StudyProgress,
+        halving: Halving | None = None,
+        test: bool = False,
     ) -> None:
+        """test: all of them read the test targets, also those of parts that choose."""
         if not trials:
             return
         threads = max(1, self.machine.cpus_here // (where.at_once if where else 1))
-        tested = {trial.run for choice in choices(self.study) for trial in choice.trials}
-        content = {trial.name: self._settings(trial, threads, trial.test or trial.run in tested) for trial in trials}
+        content = {trial.name: self._settings(trial, threads, test or trial.test) for trial in trials}
         if where is None:
             one_after_the_other(run_trial, content, progress)
             return
         run_trials(run_trial, content, where, self.study.folder / "ray", progress, halving)
         for trial in trials:
-            note_death(self.study.folder / trial.run, "see the messages of Ray, with --verbose")
+            folder = self.study.folder / trial.run
+            if trial.name in progress.deaths:
+                note_death(folder, progress.deaths[trial.name])
+            elif halving and trial_state(folder, test=False) == "unfinished":
+                note_stopped(folder)  # its process ended before it could
 
     def _settings(self, trial: Trial, threads: int, test: bool) -> dict[str, Any]:
         config: Mapping[str, Any] = trial.config.model_dump(mode="json")

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from models.contract import Baseline
-from trainer.batches.loader import load
 from trainer.batches.plan import Plan
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.evaluation.evaluate import evaluate
 from trainer.progress import Progress
 from trainer.study.trials import Trial
-from trainer.training.build import build_model, choose_device
+from trainer.training.build import build_model, choose_device, load_data
 from trainer.training.engine import TorchEngine
 
 #: measured of each system
@@ -64,10 +63,7 @@ def _key(trial: Trial) -> tuple[str, ...]:
 def _of_one(config: RunConfig) -> Cost:
     dataset = Dataset.open(config.data.path)
     device = choose_device(config.engine.device)
-    loaded = load(
-        dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
-        noise=config.data.noise,
-    )  # fmt: skip
+    loaded = load_data(dataset, config, device)
     model = build_model(config, loaded)
     if isinstance(model, Baseline):
         seconds = _LAST * _seconds(lambda: evaluate(model, loaded, "validation", config.eval), device)

@@ -35,6 +35,7 @@ class StudyProgress:
         self._done, self._failed, self._stopped = 0, 0, 0
         self._spent = 0.0  # seconds of all trials that ended
         self._best: tuple[float, str] | None = None
+        self.deaths: dict[str, str] = {}  #: why, of the trials whose process failed
         self._shown = clock()
 
     def started(self, name: str) -> None:
@@ -56,6 +57,8 @@ class StudyProgress:
             return
         since = self._running.pop(name, self._clock())
         self._spent += self._clock() - since
+        if error is not None:
+            self.deaths[name] = error
         told = error or self._outcome(name)
         if told is None:
             self._done += 1

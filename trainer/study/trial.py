@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import torch
 
@@ -37,27 +37,28 @@ def run_trial(trial: dict[str, Any], report: Report) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for epoch, value in _earlier(folder):
         if not report(epoch, value):
-            _note_stopped(folder, epoch)
+            note_stopped(folder)
             return
     if trial_state(folder, bool(trial["test"])) in ("finished", "stopped"):
         return
     (folder / FAILURE).unlink(missing_ok=True)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    stopped_at: list[int] = []
+    stopped = False
 
     def epoch_done(epoch: int, value: float) -> None:
+        nonlocal stopped
         if not report(epoch, value):
-            stopped_at.append(epoch)
+            stopped = True
             raise Stopped(f"stopped after epoch {epoch}: other trials of the search are better")
 
     try:
         with _printing_to(folder / CONSOLE):
             train_worker(trial, epoch_done)
     except Stopped:
-        if not stopped_at:
+        if not stopped:
             raise
-        _note_stopped(folder, stopped_at[0])
+        note_stopped(folder)
     except Exception as error:
         _note_failure(folder, error)
 
@@ -77,8 +78,9 @@ def _earlier(folder: Path) -> Iterator[tuple[int, float]]:
             yield line["epoch"], line["metrics"]["valid"][CRITERION]
 
 
-def _note_stopped(folder: Path, epoch: int) -> None:
-    write_json(folder / STOPPED, {"by": "scheduler", "epoch": epoch})
+def note_stopped(folder: Path) -> None:
+    """Note that the scheduler stopped the trial in `folder`. Its metrics.jsonl says after which epoch."""
+    write_json(folder / STOPPED, {"by": "scheduler"})
 
 
 def _note_failure(folder: Path, error: Exception) -> None:
@@ -107,9 +109,8 @@ def _printing_to(path: Path) -> Iterator[None]:
     """In the block, what this process prints goes to the end of the file at `path`."""
     with path.open("a", encoding="utf-8", buffering=1) as file:
         file.write(f"== {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        out: TextIO = file
         before = sys.stdout
-        sys.stdout = out
+        sys.stdout = cast(TextIO, console.Harmless(file))  # a user looks at the file in a terminal
         try:
             with console.of_a_worker():
                 yield

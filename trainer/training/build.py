@@ -15,9 +15,10 @@ from torch import Tensor
 from models.contract import Baseline, ModelContext, SequenceModel
 from models.errors import UserError
 from models.systems import build
-from trainer.batches.loader import Loaded
+from trainer.batches.loader import Loaded, load
 from trainer.batches.noisy_table import NoisyTable
 from trainer.config.schema import RunConfig
+from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import Split
 from trainer.training.engine import Engine, TorchEngine
 
@@ -35,6 +36,19 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def load_data(dataset: Dataset, config: RunConfig, device: torch.device) -> Loaded:
+    """What a run reads of its dataset, as it is configured; with `data.noise`, unless that is of the test alone."""
+    loaded = load(dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window)
+    return _disturbed(loaded, config) if config.data.noise_in == "all" else loaded
+
+
+def _disturbed(loaded: Loaded, config: RunConfig) -> Loaded:
+    """The same with `data.noise` on the videos."""
+    if not config.data.noise:
+        return loaded
+    return replace(loaded, table=NoisyTable(loaded.table, config.data.noise, config.seed))
 
 
 def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Baseline:
@@ -75,7 +89,7 @@ def as_tested(
     """
     if split != "test" or config.data.noise_in != "test" or not config.data.noise:
         return model, loaded
-    noisy = replace(loaded, table=NoisyTable(loaded.table, config.data.noise, config.seed))
+    noisy = _disturbed(loaded, config)
     shown = build_model(config, noisy)
     if isinstance(shown, SequenceModel) and isinstance(model, SequenceModel):
         load_weights(shown, {name: value.detach() for name, value in model.named_parameters()})

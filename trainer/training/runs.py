@@ -11,12 +11,12 @@ from cluster import console
 from models.contract import Baseline, Moments, SequenceModel
 from models.errors import UserError
 from models.options.base import ContentField
-from trainer.batches.loader import Loaded, load
+from trainer.batches.loader import Loaded
 from trainer.config import recipe
 from trainer.config.identity import check_data, check_saved, other_versions
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
-from trainer.training.build import build_model, choose_device, load_weights
+from trainer.training.build import build_model, choose_device, load_data, load_weights
 from trainer.training.checkpoint import CheckpointStore
 
 ContentTensors = dict[ContentField, torch.Tensor]
@@ -53,10 +53,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     if changed := other_versions(latest.state):
         console.warn(f"{folder.name} was trained with {changed}; figures may differ")
     device = choose_device(config.engine.device)
-    loaded = load(
-        dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
-        noise=config.data.noise if config.data.noise_in == "all" else 0.0,
-    )  # fmt: skip
+    loaded = load_data(dataset, config, device)
     stopping = latest.state["stopping"]
     model = build_model(config, loaded)
     if isinstance(model, SequenceModel):

@@ -19,7 +19,7 @@ from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
 from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer, write_json, write_text
-from trainer.batches.loader import Loaded, load
+from trainer.batches.loader import Loaded
 from trainer.config import recipe
 from trainer.config.identity import identity
 from trainer.config.schema import RunConfig, parse
@@ -29,7 +29,7 @@ from trainer.evaluation.catalogue_index import CatalogueIndex
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
 from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.tracking import MetricsLog, Mirror, start_mirror
-from trainer.training.build import as_tested, build_engine, build_model, choose_device, load_weights
+from trainer.training.build import as_tested, build_engine, build_model, choose_device, load_data, load_weights
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
 from trainer.training.checkpoint_files import keep_weights_only
 from trainer.training.engine import NonFiniteError
@@ -81,10 +81,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
     dataset = Dataset.open(config.data.path)
     if rank == 0:
         _verify(dataset)
-    loaded = load(
-        dataset, device, seed=config.seed, loader=config.data.loader, window=config.data.stream_window,
-        noise=config.data.noise if config.data.noise_in == "all" else 0.0,
-    )  # fmt: skip
+    loaded = load_data(dataset, config, device)
     check_tables(config, dataset.manifest.items + 1, device)
     model = build_model(config, loaded)
     reporter = EpochReporter(rank == 0, config.train.epochs)

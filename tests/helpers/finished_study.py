@@ -30,7 +30,7 @@ from trainer.analysis.record import (
     Neighbours,
     Point,
 )
-from trainer.study.record import FAILURE, NAME
+from trainer.tracking.study_files import FAILURE, STUDY
 
 LAMBDAS, STEPS, SIGMAS = (0.01, 0.1, 0.5), (5, 15, 25), (0.0, 0.1, 0.3, 0.5)
 
@@ -126,7 +126,7 @@ def write_study(folder: Path, data: Path | None = None, users: int = 8, only: Se
         "left_out": [{"part": "table2", "system": "iisan", "dataset": "demo", "why": "<demo> has no visual_layers"}],
     }  # fmt: skip
     folder.mkdir(parents=True)
-    (folder / NAME).write_text(json.dumps(content))
+    (folder / STUDY).write_text(json.dumps(content))
     for trial in trials:
         _write(folder / trial.name, trial, users)
         if trial.part == "embedding":

@@ -16,7 +16,7 @@ from models.registry import nearest
 from retrieval.files import write_text
 from retrieval.folders import whole_folder, writable_folder
 from trainer.local_path import local_path
-from trainer.study.record import NAME
+from trainer.tracking.study_files import STUDY
 
 if TYPE_CHECKING:
     from trainer.report.figures.style import PageFigure
@@ -80,12 +80,12 @@ def _draw(figures: list[PageFigure], folder: Path) -> bool:
 
 def _study_folder(name: str, runs_dir: Path) -> Path:
     """The folder of the study. Raises UserError with the nearest name if there is none."""
-    folder = Path(name) if (Path(name) / NAME).exists() else runs_dir / name
-    if (folder / NAME).exists():
+    folder = Path(name) if (Path(name) / STUDY).exists() else runs_dir / name
+    if (folder / STUDY).exists():
         return folder
-    known = sorted(path.parent.name for path in runs_dir.glob(f"*/{NAME}"))
+    known = sorted(path.parent.name for path in runs_dir.glob(f"*/{STUDY}"))
     hint = nearest(name, known) if known else f"there is none in {runs_dir}; --runs-dir says where studies are"
-    raise UserError(f"there is no study {name!r} ({NAME}): {hint}")
+    raise UserError(f"there is no study {name!r} ({STUDY}): {hint}")
 
 
 def _is_report(out: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from cluster import console, preemption
 from cluster.console import Verbosity
 from models.errors import UserError
+from models.registry import nearest
 from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
 from trainer.commands.train_plan import check_name, named_dataset, parse_seeds
@@ -27,7 +29,6 @@ from trainer.evaluation.config import CRITERION
 from trainer.local_path import local_path
 from trainer.study.plan import FULL, Plan, Scale, at_scale, load_plan, names, parse_plan
 from trainer.study.record import (
-    NAME,
     LeftOutRecord,
     PartRecord,
     StudyRecord,
@@ -38,6 +39,7 @@ from trainer.study.space import values_of
 from trainer.study.summary import costs_table, summary
 from trainer.study.trials import Data, Given, Trial, expand
 from trainer.tracking import Status, start_mirror, where_runs_are, write_group
+from trainer.tracking.study_files import STUDY
 
 _GRID, _SEARCH = "grid", "search"
 _MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 120.0, 3.0
@@ -72,16 +74,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the whole plan before the first trial, run what is not finished, say what came out."""
-    plan, scale = at_scale(load_plan(args.plan) if args.plan else _own_plan(args), args.scale)
+    plan, scale = at_scale(_named_plan(args) if args.plan else _own_plan(args), args.scale)
     folder = args.runs_dir.absolute() / args.name
-    if (folder / NAME).exists() and not args.resume and not args.dry_run:
+    if (folder / STUDY).exists() and not args.resume and not args.dry_run:
         raise UserError(f"study {args.name!r} exists in {folder.parent}: use --resume to go on, or another --name")
-    check_name(args.name, folder, args.resume or (folder / NAME).exists())
+    check_name(args.name, folder, args.resume or (folder / STUDY).exists())
     if args.parallel is not None and args.parallel < 1:
         raise UserError(f"--parallel {args.parallel}: at least one trial runs at a time")
     with ExitStack() as stack:
-        kept = Path(stack.enter_context(tempfile.TemporaryDirectory())) if args.dry_run else folder
-        datasets = _datasets(args.data, scale, kept)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        world = (scratch if args.dry_run else folder) / "world"
+        datasets = _datasets(args.data, scale, world, scratch / "world")
         trials, left_out = expand(plan, datasets, _given(args, scale))
         _check(trials, left_out, args.strict)
         if args.dry_run:
@@ -89,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(sole_writer(folder))
+        if (scratch / "world").exists():  # generated before the checks, which must leave nothing behind
+            shutil.move(scratch / "world", world)
         study = _record(args, plan, datasets, trials, left_out, folder)
         stack.enter_context(preemption.listening())
         stack.enter_context(told_of_disk(folder))
@@ -96,6 +101,18 @@ def run(args: argparse.Namespace) -> int:
     print(summary(study))
     console.say(_next(study, args.runs_dir), Verbosity.BRIEF)
     return 0
+
+
+def _named_plan(args: argparse.Namespace) -> Plan:
+    if args.grid or args.search or args.trials is not None:
+        raise UserError("--grid, --search and --trials are for a study without --plan; a plan file can have them")
+    plan = load_plan(args.plan)
+    trained = {system for part in plan.parts.values() for block in part.runs for system in block.systems}
+    for system in args.systems.split(",") if args.systems else []:
+        if system not in trained:
+            raise UserError(f"--systems {args.systems}: plan {args.plan} does not train {system!r}: "
+                            f"{nearest(system, trained)}")  # fmt: skip
+    return plan
 
 
 def _own_plan(args: argparse.Namespace) -> Plan:
@@ -129,20 +146,21 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return key, value
 
 
-def _datasets(paths: Sequence[str], scale: Scale, folder: Path) -> list[Data]:
-    """The datasets that are named, or the generated one of the scale."""
+def _datasets(paths: Sequence[str], scale: Scale, world: Path, new: Path) -> list[Data]:
+    """The datasets that are named, or the one that the scale generates, at `world`; where it is not, it is made as
+    `new`, to be moved there."""
     if not paths:
         if scale.world is None:
             raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
-        world = folder / "world"
-        if not world.exists():
+        there = world if world.exists() else new
+        if there is new:
             try:
                 options = SyntheticOptions(**scale.world)
             except TypeError as error:
                 raise UserError(f"the scale's world: {error}") from None
             console.say(f"generating the world of the plan: {options.users:,} users, {options.items:,} items")
-            generate(world, options)
-        return [Data("world", str(world), load_manifest(world))]
+            generate(new, options)
+        return [Data("world", str(world), load_manifest(there))]
     found = []
     for path in paths:
         where, manifest = named_dataset(path)
@@ -193,7 +211,7 @@ def _record(
               for name, part in plan.parts.items()),
         tuple(trial.record() for trial in trials), tuple(left_out),
     )  # fmt: skip
-    if (folder / NAME).exists():
+    if (folder / STUDY).exists():
         before = read_study(folder)
         if lost := {trial.name for trial in before.trials} - {trial.name for trial in trials}:
             raise UserError(

@@ -12,12 +12,11 @@ from models.errors import UserError
 from models.registry import nearest
 from trainer.evaluation.run_ranks import finishing
 from trainer.text_files import read_yaml
+from trainer.tracking.study_files import STUDY
 
 #: a folder that holds one of these is a run, finished or not
 _FILES = ("config.yaml", "metrics.jsonl", "test.json", "ranks-test.npz")
 _MOST_NAMED = 20
-#: in a folder that holds the runs of a study (`trainer.study.record`)
-STUDY = "study.json"
 
 
 @dataclass

@@ -13,8 +13,9 @@ import numpy as np
 from trainer.analysis.record import ANALYSIS, Analysis, read_analysis
 from trainer.comparison.figures import Figure
 from trainer.evaluation.report import read_report
-from trainer.study.record import FAILURE, PartRecord, State, StudyRecord, TrialRecord, read_study, trial_state
+from trainer.study.record import PartRecord, State, StudyRecord, TrialRecord, read_study, trial_state
 from trainer.tracking.metrics_log import read_lines
+from trainer.tracking.study_files import FAILURE
 
 Split = Literal["valid", "test"]
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from models.errors import UserError
 from retrieval.files import write_json
+from trainer.tracking.study_files import FAILURE, STOPPED, STUDY
 
-NAME, FAILURE, STOPPED = "study.json", "failure.json", "stopped.json"
 _VERSION = 1
 
 #: how the report shows a part
@@ -89,12 +89,12 @@ def write_study(study: StudyRecord) -> None:
     """Write `study.json`, whole or not at all."""
     content = {"version": _VERSION, **asdict(study)}
     del content["folder"]
-    write_json(study.folder / NAME, content)
+    write_json(study.folder / STUDY, content)
 
 
 def read_study(folder: Path) -> StudyRecord:
     """The study in `folder`. Raises UserError if there is none, or it was written by another version."""
-    path = folder / NAME
+    path = folder / STUDY
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         if content.pop("version") != _VERSION:
@@ -107,7 +107,7 @@ def read_study(folder: Path) -> StudyRecord:
             **content,
         )
     except FileNotFoundError:
-        raise UserError(f"there is no study in {folder} (no {NAME}); `mealrec study` makes one") from None
+        raise UserError(f"there is no study in {folder} (no {STUDY}); `mealrec study` makes one") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise

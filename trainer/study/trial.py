@@ -20,8 +20,9 @@ from models.errors import UserError
 from retrieval.files import write_json
 from trainer.evaluation.config import CRITERION
 from trainer.process import peak_memory_mib
-from trainer.study.record import FAILURE, STOPPED, trial_state
+from trainer.study.record import trial_state
 from trainer.tracking.metrics_log import read_lines
+from trainer.tracking.study_files import FAILURE, STOPPED
 from trainer.training.worker import train_worker
 
 CONSOLE = "console.log"

@@ -10,9 +10,10 @@ from mlflow import MlflowClient
 from trainer.tracking.group import NAME as GROUP
 from trainer.tracking.metrics_log import read_lines
 from trainer.tracking.publisher import Publisher
+from trainer.tracking.study_files import FAILURE, STOPPED
 
 #: files by which a study notes that a run ended without a result, and the status of such a run
-ENDED_BADLY = {"failure.json": "FAILED", "stopped.json": "KILLED"}
+ENDED_BADLY = {FAILURE: "FAILED", STOPPED: "KILLED"}
 
 
 class StudyPublisher:

@@ -27,6 +27,9 @@ def _study(runs: Path, data: str, *more: str) -> int:
     ("arguments", "told"),
     [
         (["--name", "a"], "give --plan (ablation, complexity"),
+        (["--name", "a", "--plan", "noise", "--grid", "model.layers=1"], "are for a study without --plan"),
+        (["--name", "a", "--plan", "noise", "--systems", "mealrek"], "did you mean 'mealrec'"),
+        (["--name", "a", "--plan", "noise", "--systems", "sasrec"], "does not train 'sasrec'"),
         (["--name", "a", "--plan", "tabel2"], "did you mean 'table2'"),
         (["--name", "a/b", "--plan", "table2"], "not a plain folder name"),
         (["--name", "a", "--plan", "table2", "--scale", "tny"], "did you mean 'tiny'"),
@@ -64,6 +67,13 @@ def test_strict_refuses_data_that_lack_content(tmp_path: Path, data: str, capsys
 def test_a_plan_needs_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--name", "a", "--plan", "table2"]) == 2
     assert "no dataset: give --data" in capsys.readouterr().err
+
+
+def test_a_mistake_leaves_no_generated_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--plan", "embedding", "--scale", "tiny", "--name", "a", "--set", "model.stepz=3"]
+    assert main(["study", *wrong, "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 GRID = ["--name", "g", "--systems", "sasrec", "--grid", "train.weight_decay=0,0.1"]

@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def refused(capsys: pytest.CaptureFixture[str], disk: Path, *command: str) -> None:
+def assert_refused(capsys: pytest.CaptureFixture[str], disk: Path, *command: str) -> None:
     """The command fails with one message about the disk, and leaves it as it was."""
     before = sorted(disk.rglob("*"))
     capsys.readouterr()
@@ -66,7 +66,7 @@ def refused(capsys: pytest.CaptureFixture[str], disk: Path, *command: str) -> No
 @pytest.mark.parametrize("leave", [0, 8 << 10, 64 << 10])
 def test_prepare_synthetic(disk: Path, capsys: pytest.CaptureFixture[str], leave: int) -> None:
     fill(disk, leave)
-    refused(capsys, disk, "prepare", "synthetic", "--users", "900", "--items", "600", "--out", str(disk / "out"))
+    assert_refused(capsys, disk, "prepare", "synthetic", "--users", "900", "--items", "600", "--out", str(disk / "out"))
 
 
 @pytest.mark.parametrize("leave", [0, 8 << 10, 64 << 10])
@@ -75,7 +75,9 @@ def test_prepare_table(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "log.csv").write_text("\n".join(["user,item,time", *rows]))
     columns = ["--user", "user", "--item", "item", "--time", "time", "--core-on", "none"]
     fill(disk, leave)
-    refused(capsys, disk, "prepare", "table", "--file", str(tmp_path / "log.csv"), *columns, "--out", str(disk / "out"))
+    assert_refused(
+        capsys, disk, "prepare", "table", "--file", str(tmp_path / "log.csv"), *columns, "--out", str(disk / "out")
+    )
 
 
 @pytest.mark.parametrize("leave", [0, 64 << 10, 2 << 20])
@@ -95,25 +97,25 @@ def test_prepare_features(
         np.save(folder / "text.npy", vectors)
     log = ["--file", str(tmp_path / "log.csv"), "--user", "user", "--item", "item", "--time", "time"]
     fill(disk, leave)
-    refused(capsys, disk, "prepare", "table", *log, "--features", str(folder), "--out", str(disk / "out"))
+    assert_refused(capsys, disk, "prepare", "table", *log, "--features", str(folder), "--out", str(disk / "out"))
 
 
 @pytest.mark.parametrize("leave", [0, 8 << 10])
 def test_export(home: Path, disk: Path, capsys: pytest.CaptureFixture[str], leave: int) -> None:
     fill(disk, leave)
-    refused(capsys, disk, "export", "--run", "a", "--runs-dir", str(home / "runs"), "--out", str(disk / "out"))
+    assert_refused(capsys, disk, "export", "--run", "a", "--runs-dir", str(home / "runs"), "--out", str(disk / "out"))
 
 
 def test_index(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = shutil.copytree(home / "model", disk / "model")
     (model / "index").mkdir()
     fill(disk, 0)
-    refused(capsys, disk, "index", "--model", str(model), "--kind", "flat")
+    assert_refused(capsys, disk, "index", "--model", str(model), "--kind", "flat")
 
 
 def test_evaluate(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(disk, 0)
-    refused(
+    assert_refused(
         capsys, disk, "evaluate", "--run", "a", "--runs-dir", str(home / "runs"), "--out", str(disk / "report.json")
     )
 
@@ -125,14 +127,14 @@ def test_recommend(home: Path, disk: Path, tmp_path: Path, capsys: pytest.Captur
     users.write_parquet(tmp_path / "users.parquet")
     fill(disk, leave)
     files = ["--histories", str(tmp_path / "users.parquet"), "--out", str(disk / "out.parquet")]
-    refused(capsys, disk, "recommend", "--model", str(home / "model"), *files, "--k", "20")
+    assert_refused(capsys, disk, "recommend", "--model", str(home / "model"), *files, "--k", "20")
 
 
 def test_extract(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "titles.csv").write_text("item,title\na,one cat\nb,two dogs\n")
     fill(disk, 0)
     arguments = ["--titles", str(tmp_path / "titles.csv"), "--encoder", "glove", "--launcher", "inline"]
-    refused(capsys, disk, "extract", "titles", *arguments, "--out", str(disk / "out"))
+    assert_refused(capsys, disk, "extract", "titles", *arguments, "--out", str(disk / "out"))
 
 
 def test_extract_midway(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +242,7 @@ def test_serve(home: Path, disk: Path, capsys: pytest.CaptureFixture[str], monke
 def test_inspect(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = title(tmp_path / "features", named(3))
     fill(disk, 0)
-    refused(capsys, disk, "inspect", "--features", features, "--item", "i1", "--out", str(disk / "page.html"))
+    assert_refused(capsys, disk, "inspect", "--features", features, "--item", "i1", "--out", str(disk / "page.html"))
 
 
 def test_compare_into_a_file(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

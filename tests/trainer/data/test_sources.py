@@ -213,7 +213,7 @@ tables = given(headers, lines, newlines, st.binary(max_size=3), st.integers(0, 2
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @tables
 def test_generated_tables_are_read_or_refused(header: str, body: list[str], newline: str, junk: bytes, at: int) -> None:
-    read_or_refuse(header, body, newline, junk, at)
+    assert_read_or_refused(header, body, newline, junk, at)
 
 
 @pytest.mark.long
@@ -222,10 +222,10 @@ def test_generated_tables_are_read_or_refused(header: str, body: list[str], newl
 def test_ten_thousand_generated_tables_are_read_or_refused(
     header: str, body: list[str], newline: str, junk: bytes, at: int
 ) -> None:
-    read_or_refuse(header, body, newline, junk, at)
+    assert_read_or_refused(header, body, newline, junk, at)
 
 
-def read_or_refuse(header: str, body: list[str], newline: str, junk: bytes, at: int) -> None:
+def assert_read_or_refused(header: str, body: list[str], newline: str, junk: bytes, at: int) -> None:
     """Every table is either read as a well-formed log, or refused with a UserError that names the file."""
     data = newline.join([header, *body]).encode("utf-8", "surrogatepass")
     at, refusals = min(at, len(data)), []

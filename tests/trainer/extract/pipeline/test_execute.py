@@ -84,7 +84,7 @@ def test_nothing_that_can_be_used(tmp_path: Path) -> None:
 
 
 def test_a_killed_extraction_goes_on_and_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
-    kill_and_go_on(tmp_path, "inline", {}, in_hand=4)
+    assert_a_kill_changes_nothing(tmp_path, "inline", {}, in_hand=4)
 
 
 @pytest.mark.ray
@@ -92,10 +92,10 @@ def test_a_killed_extraction_under_ray_goes_on_and_ends_as_the_undisturbed_one(
     tmp_path: Path, ray_head: dict[str, str]
 ) -> None:
     """The killed extraction has its own Ray, which ends with it; then it continues on the shared head."""
-    kill_and_go_on(tmp_path, "ray", ray_head, in_hand=4 * plan_stages(2, 0, 1, 1).in_hand)
+    assert_a_kill_changes_nothing(tmp_path, "ray", ray_head, in_hand=4 * plan_stages(2, 0, 1, 1).in_hand)
 
 
-def kill_and_go_on(tmp_path: Path, launcher: str, environment: dict[str, str], in_hand: int) -> None:
+def assert_a_kill_changes_nothing(tmp_path: Path, launcher: str, environment: dict[str, str], in_hand: int) -> None:
     """in_hand: the most items that may have been loaded, but not kept, when the extraction is killed.
 
     It cannot end before: its last items wait for a file. environment: variables for the extraction that goes on.

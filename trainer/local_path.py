@@ -17,3 +17,8 @@ def local_path(text: str) -> Path:
             f"{text} is a {scheme}:// URL, and a local path is needed; give one, and copy from or to the URL yourself"
         )
     return Path(text)
+
+
+def runs_dir_option(runs_dir: Path) -> list[str]:
+    """--runs-dir as a command that can be pasted needs it: nothing for the folder that commands take by default."""
+    return [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]

@@ -15,14 +15,13 @@ from trainer.analysis.cases import Names, cases, neighbours
 from trainer.analysis.embedding import embedding
 from trainer.analysis.frames import frames
 from trainer.analysis.groups import Users, groupings
-from trainer.analysis.record import Analysis
+from trainer.analysis.record import SAMPLE, Analysis
 from trainer.analysis.scores import calibration, fit_temperature, sample_users, scorer, shown_to, vectors_of
 from trainer.evaluation.report import read_report
 from trainer.evaluation.run_ranks import RunRanks, difference, read_ranks
+from trainer.local_path import runs_dir_option
 from trainer.training.runs import Run, open_run
 
-#: users whose vectors are looked at
-SAMPLE = 2000
 CHOICE = MetricChoice(("HR", "NDCG"), (10, 20))
 #: fewer points than this have no map
 _LEAST_USERS = 4
@@ -57,7 +56,6 @@ def analyse(
     temperature = fit_temperature(scores, loaded, seed)
     shown = shown_to(scores, loaded, chosen, temperature)
     misses, hits = cases(shown, ranks, names, loaded.dataset.train_counts())
-    vectors = vectors_of(run.model, loaded, chosen) if isinstance(run.model, SequenceModel) else None
     model = run.model if isinstance(run.model, SequenceModel) else None
     return Analysis(
         run=folder.name,
@@ -73,7 +71,7 @@ def analyse(
         calibration=calibration(shown, ranks, temperature),
         confident_misses=misses,
         lucky_hits=hits,
-        neighbours=neighbours(model, vectors, shown, names) if model is not None and vectors is not None else (),
+        neighbours=neighbours(model, vectors_of(model, loaded, chosen), shown, names) if model else (),
         frames=frames(model, loaded, chosen, names) if isinstance(model, MealRec) else None,
         embedding=embedding(model, loaded, chosen, names, seed) if model and len(chosen) >= _LEAST_USERS else None,
     )
@@ -87,7 +85,19 @@ def _require_same_users(run: Run, ranks: RunRanks) -> None:
         )
 
 
-def command(run: str, runs_dir: Path, against: str | None = None) -> str:
-    """The command that makes an analysis."""
-    where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
-    return shlex.join(["mealrec", "analyse", "--run", run, *(["--against", against] if against else []), *where])
+def command(
+    run: str,
+    runs_dir: Path,
+    *,
+    data: str | None = None,
+    against: str | None = None,
+    sample: int = SAMPLE,
+    seed: int = 0,
+) -> str:
+    """The command that makes the analysis that `analyse` makes with these arguments."""
+    options = ["--against", against] if against else []
+    options += runs_dir_option(runs_dir)
+    options += ["--data", data] if data else []
+    options += ["--sample", str(sample)] if sample != SAMPLE else []
+    options += ["--seed", str(seed)] if seed else []
+    return shlex.join(["mealrec", "analyse", "--run", run, *options])

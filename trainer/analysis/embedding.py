@@ -32,7 +32,7 @@ def embedding(model: SequenceModel, loaded: Loaded, users: Ints, names: Names, s
     every = torch.cat([user_ND, target_ND, frames_FKD.flatten(0, 1)])
     perplexity = min(_PERPLEXITY, (len(every) - 1) / 3)
     places = TSNE(
-        2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed % 2**32
+        2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed
     ).fit_transform(every.numpy()).tolist()  # fmt: skip
     n = len(users)
     crowd = [number if number < FOCUS else -1 for number in range(n)]

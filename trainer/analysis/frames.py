@@ -22,25 +22,35 @@ _LEAST = 1e-12
 @torch.no_grad()
 def frames(model: MealRec, loaded: Loaded, users: Ints, names: Names) -> Frames:
     """Change and influence of the frames of the last item of `users`, in their test."""
-    change, influence, last = [], [], []
+    measured = {"influence": _influence} | ({"change": _change} if model.options.use_tcd else {})
+    parts: dict[str, list[Tensor]] = {name: [] for name in measured}
+    last = []
     for batch in loaded.evaluation_batches("test", users, _BATCH):
-        change.append(_change(model, batch).cpu())
-        influence.append(_influence(model, batch).cpu())
+        for name, measure in measured.items():
+            parts[name].append(measure(model, batch).cpu())
         last.append(batch.history.gather(1, batch.length[:, None] - 1)[:, 0].cpu())
-    items, change_NK, influence_NK = (torch.cat(each).numpy() for each in (last, change, influence))
-    measures = {"influence": influence_NK} | ({"change": change_NK} if model.options.use_tcd else {})
+    items = torch.cat(last).numpy()
+    measures = {name: torch.cat(each).numpy() for name, each in parts.items()}  # (N, K) each
     on_topic = _on_topic(loaded, items)
+
+    def of(name: str, place: int | None = None) -> tuple[float, ...]:
+        """One user's values, or the mean over users; empty where nothing is measured."""
+        if name not in measures:
+            return ()
+        values_NK = measures[name]
+        return tuple((values_NK.mean(0) if place is None else values_NK[place]).tolist())
+
     return Frames(
         kind=loaded.table.kinds["sequence"],
         users=len(users),
-        change=tuple(change_NK.mean(0).tolist()) if model.options.use_tcd else (),
-        influence=tuple(influence_NK.mean(0).tolist()),
+        change=of("change"),
+        influence=of("influence"),
         truth={} if on_topic is None else {name: _truth(values, on_topic) for name, values in measures.items()},
         examples=tuple(
             FrameExample(
                 title=names.item(int(items[place])),
-                change=tuple(change_NK[place].tolist()) if model.options.use_tcd else (),
-                influence=tuple(influence_NK[place].tolist()),
+                change=of("change", place),
+                influence=of("influence", place),
                 on_topic=() if on_topic is None else tuple(on_topic[place].tolist()),
             )
             for place in range(min(_EXAMPLES, len(users)))

@@ -8,9 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import UserError
+from retrieval.files import write_text
 
 ANALYSIS = "analysis.json"
 VERSION = 1
+#: users whose vectors are looked at, unless told otherwise
+SAMPLE = 2000
 
 
 class _Part(BaseModel):
@@ -159,12 +162,17 @@ class Analysis(_Part):
     sampled: int
     overall: Group
     groupings: tuple[Grouping, ...]
-    calibration: Calibration | None
+    calibration: Calibration
     confident_misses: tuple[Case, ...]
     lucky_hits: tuple[Case, ...]
     neighbours: tuple[Neighbours, ...]
     frames: Frames | None
     embedding: Embedding | None
+
+
+def write_analysis(path: Path, analysis: Analysis) -> None:
+    """Write the file, whole or not at all."""
+    write_text(path, analysis.model_dump_json(indent=1) + "\n")
 
 
 def read_analysis(path: Path) -> Analysis:

@@ -23,13 +23,13 @@ def _sections(analysis: Analysis) -> Iterator[str]:
     keys = analysis.keys[:2]
     for each in analysis.groupings:
         yield f"{each.title}\n{_groups(each, analysis.overall, keys, analysis.against)}"
-    if found := analysis.calibration:
-        rows = [["users", f"expected HR@{found.k}", f"HR@{found.k}"]]
-        rows += [[f"{each.users:,}", f"{each.expected:.4f}", f"{each.hit_rate:.4f}"] for each in found.bins]
-        yield (
-            f"Calibration: the hit rate that scores promise, and the one observed (mean distance {found.error:.4f})\n"
-            f"{text_table(rows, 0)}"
-        )
+    found = analysis.calibration
+    rows = [["users", f"expected HR@{found.k}", f"HR@{found.k}"]]
+    rows += [[f"{each.users:,}", f"{each.expected:.4f}", f"{each.hit_rate:.4f}"] for each in found.bins]
+    yield (
+        f"Calibration: the hit rate that scores promise, and the one observed (mean distance {found.error:.4f})\n"
+        f"{text_table(rows, 0)}"
+    )
     if analysis.frames:
         yield _frames(analysis.frames)
     if analysis.confident_misses:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cluster import console
 from models.errors import UserError
-from retrieval.files import write_text
 from retrieval.folders import writable_file
+from trainer.analysis.record import ANALYSIS, SAMPLE, write_analysis
 from trainer.local_path import local_path
 from trainer.training.runs import run_folder
 
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="RUN", help="another run on the same data, shown beside it in each group")
     parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
-    parser.add_argument("--sample", type=int, default=2000, metavar="N",
-                        help="users whose vectors are looked at; metrics are of all (default: 2000)")  # fmt: skip
+    parser.add_argument("--sample", type=int, default=SAMPLE, metavar="N",
+                        help=f"users whose vectors are looked at; metrics are of all (default: {SAMPLE})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the t-SNE map (default: 0)")
     parser.add_argument("--out", type=local_path, metavar="DIR",
                         help="folder to write analysis.json into (default: that of the run, where `mealrec report` "
@@ -37,7 +37,6 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: give a number from 0 to {2**32 - 1}")
     from trainer.analysis.analyse import analyse, command  # torch and scikit-learn take seconds
-    from trainer.analysis.record import ANALYSIS
     from trainer.analysis.words import as_text
 
     folder = run_folder(args.run, args.runs_dir)
@@ -45,11 +44,10 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     out = writable_file((args.out or folder) / ANALYSIS)  # before the work, not after
-    found = analyse(
-        folder, command(args.run, args.runs_dir, args.against), data=args.data, against=against, sample=args.sample,
-        seed=args.seed,
-    )  # fmt: skip
+    given = {"data": args.data, "sample": args.sample, "seed": args.seed}
+    made_by = command(args.run, args.runs_dir, against=args.against, **given)
+    found = analyse(folder, made_by, against=against, **given)
     print(as_text(found))
-    write_text(out, found.model_dump_json(indent=1) + "\n")
+    write_analysis(out, found)
     console.say(f"\nwritten to {out}; mealrec report shows it in the page of a study")
     return 0

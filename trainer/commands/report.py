@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.registry import nearest
 from retrieval.files import write_text
 from retrieval.folders import whole_folder, writable_folder
-from trainer.local_path import local_path
+from trainer.local_path import local_path, runs_dir_option
 from trainer.tracking.study_files import STUDY
 
 if TYPE_CHECKING:
@@ -99,5 +99,5 @@ def _is_report(out: Path) -> bool:
 
 def _remake(args: argparse.Namespace) -> str:
     """The command, as it was given."""
-    where = [] if args.runs_dir == Path("runs") else ["--runs-dir", str(args.runs_dir)]
+    where = runs_dir_option(args.runs_dir)
     return shlex.join(["mealrec", "report", "--study", args.study, *where, "--out", str(args.out)])

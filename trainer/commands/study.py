@@ -26,7 +26,7 @@ from trainer.config.schema import TrackingConfig
 from trainer.data.format.manifest import load_manifest
 from trainer.data.synthetic.generate import SyntheticOptions, generate
 from trainer.evaluation.config import CRITERION
-from trainer.local_path import local_path
+from trainer.local_path import local_path, runs_dir_option
 from trainer.study.plan import FULL, Plan, Scale, at_scale, load_plan, names, parse_plan
 from trainer.study.record import (
     LeftOutRecord,
@@ -266,7 +266,6 @@ def _page(study: StudyRecord, trials: Sequence[Trial]) -> str:
 
 
 def _next(study: StudyRecord, runs_dir: Path) -> str:
-    where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
-    report = ["mealrec", "report", "--study", study.name, *where, "--out", f"report/{study.name}"]
+    report = ["mealrec", "report", "--study", study.name, *runs_dir_option(runs_dir), "--out", f"report/{study.name}"]
     compare = ["mealrec", "compare", str(runs_dir / study.name)]
     return "\n".join(["", "next:", *(f"  {shlex.join(command)}" for command in (report, compare))])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.comparison.runs import FinishedRun
 from trainer.comparison.seeds import System, stem
+from trainer.local_path import runs_dir_option
 
 _BASELINES = "popularity,transition-knn"
 _MOST = 2
@@ -45,8 +46,7 @@ def advice(systems: Sequence[System], arguments: Sequence[Path], runs_dir: Path)
 
 def _again(arguments: Sequence[Path], runs_dir: Path, added: Sequence[str]) -> str:
     """The same comparison, with the runs `added`; without arguments it is of a whole folder, which holds them."""
-    where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
-    return _command("compare", *map(str, arguments), *(added if arguments else ()), *where)
+    return _command("compare", *map(str, arguments), *(added if arguments else ()), *runs_dir_option(runs_dir))
 
 
 def _more_seeds(run: FinishedRun) -> tuple[str, list[str]]:

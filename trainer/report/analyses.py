@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from cluster import console
 from models.errors import UserError
-from retrieval.files import write_text
-from trainer.analysis.record import ANALYSIS
+from trainer.analysis.record import ANALYSIS, write_analysis
 from trainer.report.read import Configuration, Study
 
 
@@ -29,4 +28,4 @@ def _analyse(configuration: Configuration) -> None:
     except UserError as error:
         console.warn(f"no map of {folder.name}: {error}")
         return
-    write_text(folder / ANALYSIS, found.model_dump_json(indent=1) + "\n")
+    write_analysis(folder / ANALYSIS, found)

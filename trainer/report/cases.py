@@ -10,7 +10,7 @@ from trainer.report.tables import Cell, Table
 
 def analysis_tables(analysis: Analysis) -> Iterator[Table]:
     """Error cases, hits that were not to be expected, neighbours, and frames of single items."""
-    k = analysis.calibration.k if analysis.calibration else 10
+    k = analysis.calibration.k
     if analysis.confident_misses:
         title = f"Missed, though the scores were sure of a hit in the first {k}"
         yield _cases(title, analysis.confident_misses)

@@ -47,7 +47,8 @@ def test_a_baseline_has_no_vectors(runs: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(arguments) == 0
     found = read_analysis(tmp_path / "new/analysis.json")
     assert (found.neighbours, found.frames, found.embedding, found.sampled) == ((), None, None, 20)
-    assert found.calibration is not None
+    assert found.calibration.users == 20
+    assert found.command == f"mealrec analyse --run {runs / 'popularity'} --sample 20"
     assert not (runs / "popularity/analysis.json").exists()
     assert "Calibration" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from trainer.analysis.record import Analysis, Embedding, Grouping, Point
+from trainer.analysis.record import Analysis, Calibration, Embedding, Frames, Grouping, Point
 from trainer.report.figures.style import AROUND, BAR, COLOURS, ERROR, PageFigure, figure, slug
 
 _CHANGE = "Change: how far TCD moves it; what it keeps, it moves little. "
@@ -26,25 +26,24 @@ def analysis_figures(analysis: Analysis, name: str, commands: tuple[str, ...]) -
         )
         for each in analysis.groupings
     ]  # fmt: skip
-    if calibration := analysis.calibration:
-        made.append(
-            PageFigure(
-                slug("analysis", name, "calibration"),
-                "Calibration",
-                "Users by the hit rate that their scores promise (softmax at temperature "
-                f"{calibration.temperature:.3g}, fitted on validation), and their hit rate. On the diagonal, scores "
-                f"promise what they keep; the mean distance is {calibration.error:.3f}.",
-                _calibration(analysis),
-                commands,
-            )
+    made.append(
+        PageFigure(
+            slug("analysis", name, "calibration"),
+            "Calibration",
+            "Users by the hit rate that their scores promise (softmax at temperature "
+            f"{analysis.calibration.temperature:.3g}, fitted on validation), and their hit rate. On the diagonal, "
+            f"scores promise what they keep; the mean distance is {analysis.calibration.error:.3f}.",
+            _calibration(analysis.calibration),
+            commands,
         )
-    if analysis.frames:
+    )
+    if frames := analysis.frames:
         made.append(
             PageFigure(
                 slug("analysis", name, "frames"),
-                f"{analysis.frames.kind.capitalize()} of the last item",
-                _CHANGE * bool(analysis.frames.change) + _INFLUENCE + _truth(analysis),
-                _frames(analysis),
+                f"{frames.kind.capitalize()} of the last item",
+                _CHANGE * bool(frames.change) + _INFLUENCE + _truth(frames),
+                _frames(frames),
                 commands,
             )
         )
@@ -93,9 +92,8 @@ def _groups(grouping: Grouping, analysis: Analysis) -> go.Figure:
     return drawn
 
 
-def _calibration(analysis: Analysis) -> go.Figure:
-    assert analysis.calibration is not None
-    bins = analysis.calibration.bins
+def _calibration(calibration: Calibration) -> go.Figure:
+    bins = calibration.bins
     top = max(max(each.expected, each.hit_rate) for each in bins) * 1.08 or 1.0
     drawn = figure(400)
     drawn.add_scatter(
@@ -107,15 +105,12 @@ def _calibration(analysis: Analysis) -> go.Figure:
         line={"color": COLOURS[0], "width": 2}, marker={"size": 9}, customdata=[each.users for each in bins],
         hovertemplate="expected %{x:.3f}<br>observed %{y:.3f}<br>%{customdata:,} users<extra></extra>",
     )  # fmt: skip
-    k = analysis.calibration.k
-    drawn.update_xaxes(title_text=f"expected HR@{k}", rangemode="tozero")
-    drawn.update_yaxes(title_text=f"observed HR@{k}", rangemode="tozero")
+    drawn.update_xaxes(title_text=f"expected HR@{calibration.k}", rangemode="tozero")
+    drawn.update_yaxes(title_text=f"observed HR@{calibration.k}", rangemode="tozero")
     return drawn
 
 
-def _frames(analysis: Analysis) -> go.Figure:
-    assert analysis.frames is not None
-    frames = analysis.frames
+def _frames(frames: Frames) -> go.Figure:
     every = {
         "change by TCD": (frames.change, COLOURS[1]),
         "influence on the user vector": (frames.influence, COLOURS[0]),
@@ -134,9 +129,8 @@ def _frames(analysis: Analysis) -> go.Figure:
     return drawn
 
 
-def _truth(analysis: Analysis) -> str:
-    assert analysis.frames is not None
-    found = analysis.frames.truth.get("influence")
+def _truth(frames: Frames) -> str:
+    found = frames.truth.get("influence")
     if found is None:
         return ""
     return (

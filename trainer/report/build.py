@@ -97,13 +97,14 @@ def _embeddings(study: Study, part: PartRecord) -> list[PageFigure]:
 
 
 def _analyses(study: Study) -> Iterator[Section]:
-    mapped = {part.name for part in study.record.parts if part.figure == "embedding"}
+    parts = {part.name for part in study.record.parts if part.figure == "embedding"}
+    mapped = {trial.folder for trial in study.trials if trial.record.part in parts}  # another part may share the run
     for trial in study.runs:
         analysis = trial.analysis
         if analysis is None:
             continue
         figures = analysis_figures(analysis, trial.record.name, (analysis.command,))
-        if trial.record.part not in mapped:
+        if trial.folder not in mapped:
             figures += embedding_figure(analysis, f"t-SNE: {trial.record.name}", (analysis.command,))
         name = f"{trial.record.label}, seed {trial.record.seed}"
         yield Section(

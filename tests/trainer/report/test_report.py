@@ -16,6 +16,7 @@ from trainer.comparison.published import reader
 from trainer.comparison.published.reader import PaperDataset
 from trainer.data.format.manifest import load_manifest
 from trainer.report import pictures
+from trainer.report.build import build
 from trainer.report.figures.style import PageFigure, figure
 from trainer.report.pictures import NoBrowserError, write_pictures
 from trainer.report.read import read
@@ -132,6 +133,18 @@ def test_heatmap_outlines_the_one_that_was_tested(page: Path) -> None:
     (shape,) = drawn["layout"]["shapes"]
     heat = drawn["data"][0]
     assert (heat["x"][round(shape["x0"] + 0.5)], heat["y"][round(shape["y0"] + 0.5)]) == ("25", "0.1")
+
+
+def test_a_map_of_a_run_that_two_parts_share_is_shown_once(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "shared", only=("table2", "embedding"))
+    content = json.loads((folder / "study.json").read_bytes())
+    (mapped,) = [trial for trial in content["trials"] if trial["part"] == "embedding"]
+    (folder / mapped["run"] / "analysis.json").rename(folder / "table2-mealrec-s2020/analysis.json")
+    mapped["run"] = "table2-mealrec-s2020"
+    (folder / "study.json").write_text(json.dumps(content))
+    names = [figure.name for figure in build(read(folder), "mealrec report").figures]
+    assert names.count("tsne-embedding-mealrec-s2020") == 1  # the name of the analysed run, as the analysis has it
+    assert len(names) == len(set(names))
 
 
 def test_pictures_are_png_and_pdf(tmp_path: Path) -> None:

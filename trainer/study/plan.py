@@ -117,7 +117,6 @@ class Scale(_Section):
     """A smaller form of a plan. world: a dataset that is generated where no --data is given, with these options of
     `mealrec prepare synthetic`."""
 
-    about: str = ""
     recipe: str | None = None
     settings: Mapping[str, Any] = {}
     seeds: tuple[int, ...] | None = None
@@ -152,13 +151,8 @@ def load_plan(plan: str) -> Plan:
         if not path.exists():
             raise UserError(f"unknown plan {plan!r}: {nearest(plan, names())} (or give the path of a .yaml file)")
     made = parse_plan(read_yaml(path), f"plan {path}")
-    parts: dict[str, Part] = {}
-    for name in made.include:
-        other = load_plan(name)
-        parts |= {
-            key: part.model_copy(update={"seeds": part.seeds or other.seeds}) for key, part in other.parts.items()
-        }
-    made = made.model_copy(update={"parts": {**parts, **made.parts}})
+    for name in reversed(made.include):  # each stands before those that were taken over already
+        made = _with(made, load_plan(name))
     if not made.parts:
         raise UserError(f"plan {path}: it has no parts, and includes none")
     for scale in made.scales.values():
@@ -166,6 +160,20 @@ def load_plan(plan: str) -> Plan:
             if name not in made.parts:
                 raise UserError(f"plan {path}, scales: unknown part {name!r}: {nearest(name, made.parts)}")
     return made
+
+
+def _with(plan: Plan, other: Plan) -> Plan:
+    """The plan with the parts of another one, and what that one's scales replace in them; its own go before."""
+    parts = {key: part.model_copy(update={"seeds": part.seeds or other.seeds}) for key, part in other.parts.items()}
+    scales = {}
+    for name, scale in plan.scales.items():
+        theirs = other.scales.get(name, Scale())
+        smaller = {key: theirs.parts.get(key, Smaller()) for key in parts}
+        inherited = {
+            key: each.model_copy(update={"seeds": each.seeds or theirs.seeds}) for key, each in smaller.items()
+        }
+        scales[name] = scale.model_copy(update={"parts": {**inherited, **scale.parts}})
+    return plan.model_copy(update={"parts": {**parts, **plan.parts}, "scales": scales})
 
 
 def parse_plan(values: Mapping[str, Any], where: str) -> Plan:

@@ -36,11 +36,13 @@ _TUNE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Slots:
-    """at_once: trials that run at the same time. cpus, gpus: of each; a part of a GPU is shared with other trials."""
+    """at_once: trials that run at the same time. cpus, gpus: of each; a part of a GPU is shared with other trials.
+    fresh: each trial has a process of its own, for figures of memory, which a process never gives back wholly."""
 
     at_once: int
     cpus: float
     gpus: float
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def run_trials(
         tune.with_resources(trainable, {"cpu": where.cpus, "gpu": where.gpus}),
         param_space={_TRIAL: tune.grid_search(names)},
         tune_config=tune.TuneConfig(
-            scheduler=_scheduler(halving), max_concurrent_trials=where.at_once, reuse_actors=True,
+            scheduler=_scheduler(halving), max_concurrent_trials=where.at_once, reuse_actors=not where.fresh,
             trial_name_creator=_name_of, trial_dirname_creator=_name_of,
         ),
         run_config=tune.RunConfig(

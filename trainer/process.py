@@ -35,6 +35,11 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     return [sum(each) for each in zip(*shares, strict=True)]
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused. torch has no class of its own for it on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of returning it to the system. Does nothing with another C library.
 

@@ -41,6 +41,10 @@ def test_trials_share_processes_survive_deaths_and_are_stopped(tmp_path: Path) -
         processes = set((tmp_path / "processes").read_text().split())
         some = {"bad": {"name": "bad", "dies": True, "folder": str(tmp_path)}, "t9": searched["t9"]}
         run_trials(work, some, where, tmp_path / "ray", dying)
+        (tmp_path / "processes").unlink()
+        alone = {name: searched[name] for name in ("t1", "t2")}
+        run_trials(work, alone, Slots(1, 1.0, 0.0, fresh=True), tmp_path / "ray", _Watcher())
+        assert len(set((tmp_path / "processes").read_text().split())) == 2
     assert sorted(plain.begun) == sorted(searched)
     assert plain.ends == dict.fromkeys(searched)
     assert len(processes) <= 2  # for five trials

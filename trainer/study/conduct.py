@@ -74,7 +74,7 @@ class _Conductor:
             epochs = first.config.train.epochs
             grace = min(self.plan.parts[first.part].patience, epochs)
             self._run(group, where, progress, Halving(epochs, grace) if epochs > grace else None)
-        alone = where and Slots(1, where.cpus, 1.0 if where.gpus else 0.0)
+        alone = where and Slots(1, where.cpus, 1.0 if where.gpus else 0.0, fresh=True)
         self._run([trial for trial in open_trials if trial.alone], alone, progress)
         if chosen := self._chosen():
             console.say(f"testing what validation chose: {len(chosen)} runs", Verbosity.BRIEF)

@@ -38,7 +38,8 @@ def costs_table(trials: Sequence[Trial], parallel: int | None) -> str:
     peak = max((cost.peak_bytes for cost in costs.values()), default=0) * at_once / 1e6
     return (
         f"{text_table(rows)}\n\n{at_once} at once: at most {in_words(together + alone)}, by {STEPS} measured steps of "
-        "each system, if every run trains for all its epochs (early stopping ends most runs sooner);\n"
+        "each system, if every run trains for all its epochs (early stopping ends most runs sooner), and "
+        "numbers in a grid cost alike;\n"
         f"{peak:,.0f} MB more disk while it runs"
     )
 

@@ -19,10 +19,11 @@ from cluster.ray_tune import Report
 from models.errors import UserError
 from retrieval.files import write_json
 from trainer.evaluation.config import CRITERION
-from trainer.process import peak_memory_mib
+from trainer.process import out_of_memory, peak_memory_mib
 from trainer.study.record import trial_state
 from trainer.tracking.metrics_log import read_lines
 from trainer.tracking.study_files import FAILURE, STOPPED
+from trainer.training.build import choose_device
 from trainer.training.worker import train_worker
 
 CONSOLE = "console.log"
@@ -61,7 +62,7 @@ def run_trial(trial: dict[str, Any], report: Report) -> None:
             raise
         note_stopped(folder)
     except Exception as error:
-        _note_failure(folder, error)
+        _note_failure(folder, error, choose_device(trial.get("device") or trial["config"]["engine"]["device"]))
 
 
 def note_death(folder: Path, why: str) -> None:
@@ -84,11 +85,11 @@ def note_stopped(folder: Path) -> None:
     write_json(folder / STOPPED, {"by": "scheduler"})
 
 
-def _note_failure(folder: Path, error: Exception) -> None:
+def _note_failure(folder: Path, error: Exception, device: torch.device) -> None:
     kind, message = type(error).__name__, str(error)
     peak: float | None = None
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
-        kind, peak = "OutOfMemoryError", peak_memory_mib(_device())
+    if out_of_memory(error):
+        kind, peak = "OutOfMemoryError", peak_memory_mib(device)
         message = f"out of memory: it had {peak:,.0f} MiB at most ({message.splitlines()[0][:200]})"
     if not isinstance(error, UserError):
         with (folder / CONSOLE).open("a", encoding="utf-8") as log:
@@ -99,10 +100,6 @@ def _note_failure(folder: Path, error: Exception) -> None:
 def _write_failure(folder: Path, kind: str, message: str, peak: float | None) -> None:
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(folder / FAILURE, {"message": message, "kind": kind, "peak_memory_mib": peak, "when": when})
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextlib.contextmanager

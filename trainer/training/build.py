@@ -20,6 +20,7 @@ from trainer.batches.noisy_table import NoisyTable
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import Split
+from trainer.process import out_of_memory
 from trainer.training.engine import Engine, TorchEngine
 
 if TYPE_CHECKING:
@@ -67,12 +68,11 @@ def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Baseline:
 
 @contextmanager
 def _told_of_memory(name: str) -> Iterator[None]:
-    """Memory that is refused while the model is made: UserError. torch has no class of its own for it on a CPU."""
+    """Memory that is refused while the model is made: UserError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not refused:
+        if not out_of_memory(error):
             raise
         raise UserError(
             f"{name} with these options does not fit into memory ({str(error).splitlines()[0][-100:]}); make it "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -167,26 +168,33 @@ def _rows(system: System, masked: bool, choice: MetricChoice) -> list[Row]:
 
 
 def _figures(seeds: Sequence[dict[str, float]], choice: MetricChoice) -> dict[str, Figure]:
-    if not seeds[0]:  # no user has such a target
-        return {key: Figure(None) for key in choice.keys}
-    values = {key: [seed[key] for seed in seeds] for key in choice.keys}
-    several = len(seeds) > 1
-    return {
-        key: Figure(float(np.mean(each)), float(np.std(each, ddof=1)) if several else None)
-        for key, each in values.items()
-    }
+    """seeds: metrics of each; empty where no user has such a target."""
+    return {key: over_seeds([seed.get(key) for seed in seeds]) for key in choice.keys}
+
+
+def over_seeds(values: Sequence[float | None]) -> Figure:
+    """Mean and standard deviation (n - 1) of the values that are known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return Figure(None)
+    return Figure(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
 
 
 def cost(system: System) -> Cost:
     """What the runs of a system recorded of their epochs and memory."""
     epochs = [run.report["epoch"] for run in system.runs if run.report.get("epoch") is not None]
-    noted: dict[str, list[float]] = {"train_seconds": [], "valid_seconds": [], "peak_memory_mib": []}
-    for run in system.runs:
-        path = run.folder / "metrics.jsonl"
-        for line in read_lines(path, 0)[0] if path.exists() else []:
-            for name in noted.keys() & line["metrics"].keys():
-                noted[name].append(line["metrics"][name])
-    return Cost(system.label, len(system.runs), _median(epochs), *map(_median, noted.values()))
+    paths = [run.folder / "metrics.jsonl" for run in system.runs]
+    lines = [line for path in paths if path.exists() for line in read_lines(path, 0)[0]]
+    return recorded_cost(system.label, len(system.runs), epochs, lines)
+
+
+def recorded_cost(system: str, runs: int, best_epochs: Sequence[float], lines: Sequence[Mapping[str, Any]]) -> Cost:
+    """The medians of some runs. lines: of their metrics.jsonl."""
+    noted = [
+        [line["metrics"][name] for line in lines if name in line["metrics"]]
+        for name in ("train_seconds", "valid_seconds", "peak_memory_mib")
+    ]
+    return Cost(system, runs, _median(best_epochs), *map(_median, noted))
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -19,7 +19,7 @@ from trainer.report.figures.search import search
 from trainer.report.figures.style import PageFigure, slug
 from trainer.report.host import host
 from trainer.report.page import Fact, Page, Section
-from trainer.report.read import Study
+from trainer.report.read import TIMES, Study
 from trainer.report.tables import (
     Table,
     cost_tables,
@@ -53,12 +53,7 @@ def build(study: Study, remake: str) -> Page:
 def _facts(study: Study) -> list[Fact]:
     states: tuple[State, ...] = ("finished", "failed", "stopped", "unfinished")
     finished, failed, stopped, rest = (len(study.in_state(state)) for state in states)
-    seconds = sum(
-        float(line["metrics"].get(field, 0.0))
-        for trial in study.runs
-        for line in trial.epochs
-        for field in ("train_seconds", "valid_seconds", "checkpoint_seconds")
-    )
+    seconds = sum(trial.seconds(field) for trial in study.runs for field in TIMES)
     facts = [Fact("trials finished", f"{finished} of {len(study.trials)}", "good" if not failed and not rest else "")]
     facts += [Fact("stopped by the search", str(stopped))] if stopped else []
     facts += [Fact("failed", str(failed), "bad")] if failed else []

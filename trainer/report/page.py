@@ -82,10 +82,9 @@ def render(page: Page, *, pictures: bool) -> str:
 
 def _placed(figure: PageFigure) -> dict[str, Any]:
     """What the template needs of a figure."""
-    meta = figure.figure.layout.meta or {}
     return {
         "name": figure.name, "title": figure.title, "caption": figure.caption, "commands": figure.commands,
-        "height": figure.figure.layout.height, "least_width": meta.get("least_width"), "wide": figure.wide,
+        "height": figure.figure.layout.height, "least_width": figure.least_width, "wide": figure.wide,
     }  # fmt: skip
 
 

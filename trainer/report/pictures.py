@@ -50,8 +50,7 @@ async def _write(figures: Sequence[PageFigure], folder: Path) -> None:
         for done, each in enumerate(figures, 1):
             drawn = go.Figure(each.figure)
             drawn.update_layout(template=template(dark=False))
-            least = (each.figure.layout.meta or {}).get("least_width", 0)
-            size = {"width": max(_WIDTH, least), "height": each.figure.layout.height, "scale": 2}
+            size = {"width": max(_WIDTH, each.least_width), "height": each.figure.layout.height, "scale": 2}
             for form in FORMATS:
                 path = folder / f"{each.name}.{form}"
                 await drawer.write_fig(drawn, path=path, opts={"format": form, **size})

@@ -8,16 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from trainer.analysis.record import ANALYSIS, Analysis, read_analysis
-from trainer.comparison.figures import Figure
+from trainer.comparison.figures import Cost, Figure, over_seeds, recorded_cost
 from trainer.evaluation.report import read_report
 from trainer.study.record import PartRecord, State, StudyRecord, TrialRecord, read_study, trial_state
 from trainer.tracking.metrics_log import read_lines
 from trainer.tracking.study_files import FAILURE
 
 Split = Literal["valid", "test"]
+#: of splits in captions
+WORDS: Mapping[Split, str] = {"valid": "validation", "test": "test"}
+#: where the time of an epoch goes: the field of its line in metrics.jsonl, and its name in figures
+TIMES = {"train_seconds": "training", "valid_seconds": "validation", "checkpoint_seconds": "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Trial:
         """The lines that end an epoch."""
         return [line for line in self.lines if line["event"] == "epoch"]
 
+    def seconds(self, field: str) -> float:
+        """The sum of a field of TIMES over its epochs."""
+        return sum(float(line["metrics"].get(field, 0.0)) for line in self.epochs)
+
     def value(self, key: str, split: Split) -> float | None:
         """A metric of the trial's report, every item ranked; None where it has none."""
         found = self.reports.get(split, {}).get(key)
@@ -66,11 +72,6 @@ class Configuration:
         return self.trials[0].record
 
     @property
-    def stem(self) -> str:
-        """Its label without the values of factors, which `mealrec study` puts at its end: the same for all of them."""
-        return stem(self.first)
-
-    @property
     def finished(self) -> list[Trial]:
         """Its finished trials."""
         return [trial for trial in self.trials if trial.state == "finished"]
@@ -83,6 +84,13 @@ class Configuration:
     def figure(self, key: str, split: Split) -> Figure:
         """Mean and standard deviation of a metric over its finished seeds."""
         return over_seeds([trial.value(key, split) for trial in self.finished])
+
+    @property
+    def cost(self) -> Cost:
+        """What its finished seeds recorded."""
+        epochs = [epoch for trial in self.finished if (epoch := trial.value("epoch", "valid")) is not None]
+        lines = [line for trial in self.finished for line in trial.lines]
+        return recorded_cost(self.first.label, len(self.finished), epochs, lines)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,12 @@ class Study:
             if found := [each for each in self.configurations(part, dataset) if each.finished]:
                 yield dataset, found
 
+    def by_system(self, part: PartRecord) -> Iterator[tuple[str, str, list[Configuration]]]:
+        """Dataset, system, and its finished configurations in a part; without what has none."""
+        for dataset, every in self.by_dataset(part):
+            for system in dict.fromkeys(each.first.system for each in every):
+                yield dataset, system, [each for each in every if each.first.system == system]
+
     def in_state(self, state: State) -> list[Trial]:
         """The trials in this state."""
         return [trial for trial in self.trials if trial.state == state]
@@ -116,10 +130,10 @@ class Study:
         """The trials without those that share the folder of an earlier one."""
         return list({trial.folder: trial for trial in reversed(self.trials)}.values())[::-1]
 
-    @property
+    @cached_property
     def stems(self) -> list[str]:
         """Labels without the values of factors; the order is that of the plan."""
-        return list(dict.fromkeys(stem(trial.record) for trial in self.trials))
+        return list(dict.fromkeys(trial.record.stem for trial in self.trials))
 
     @property
     def k(self) -> str:
@@ -135,15 +149,6 @@ def read(folder: Path) -> Study:
     return Study(record, trials)
 
 
-def stem(trial: TrialRecord) -> str:
-    """The label of a trial without the values of its factors."""
-    label = trial.label
-    for key, value in reversed(list(trial.factors.items())):
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        label = label.removesuffix(f" {key.rpartition('.')[2]}={shown}")
-    return label
-
-
 def _trial(folder: Path, record: TrialRecord, part: PartRecord) -> Trial:
     state = trial_state(folder, part.test == "all")
     splits: tuple[Split, ...] = ("valid", "test")
@@ -152,9 +157,12 @@ def _trial(folder: Path, record: TrialRecord, part: PartRecord) -> Trial:
     return Trial(record, folder, state, {split: read_report(folder / f"{split}.json") for split in there}, failure)
 
 
-def over_seeds(values: Sequence[float | None]) -> Figure:
-    """Mean and standard deviation (n - 1) of the values that are known."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return Figure(None)
-    return Figure(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
+def split_to_show(found: Sequence[Configuration]) -> Split:
+    """The test set, if all of them have read it; else validation."""
+    return "test" if all(each.tested for each in found) else "valid"
+
+
+def chosen(found: Sequence[Configuration], metric: str) -> Configuration:
+    """The configuration that validation chose: the one that was tested, if one alone was; else the best."""
+    tested = [each for each in found if each.tested]
+    return max(tested if len(tested) == 1 else found, key=lambda each: each.figure(metric, "valid").mean or 0.0)

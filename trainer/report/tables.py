@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from models.errors import UserError
 from retrieval.metrics.registry import MetricChoice
 from trainer.comparison.figures import Figure as Value
-from trainer.comparison.figures import Ranking, ranking
-from trainer.comparison.figures import cost as recorded_cost
+from trainer.comparison.figures import Ranking, cost, ranking
 from trainer.comparison.published.beside import beside
 from trainer.comparison.runs import FinishedRun, read_runs, warnings
 from trainer.comparison.seeds import System
@@ -18,7 +17,6 @@ from trainer.comparison.tables import GAIN, STAR, difference_tables, gain_cells,
 from trainer.comparison.tables import Table as Compared
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.manifest import read_manifest
-from trainer.report.figures.cost import cost
 from trainer.report.figures.style import shown
 from trainer.report.read import Configuration, Study
 from trainer.report.words import factors_text
@@ -163,7 +161,7 @@ def _published(path: str, dataset: str, systems: Sequence[System], made: Ranking
         manifest, _ = read_manifest(path)
     except UserError:  # the section on data says that it is not there
         return
-    found, notes = beside(systems, made, [recorded_cost(system) for system in systems], manifest, dataset)
+    found, notes = beside(systems, made, [cost(system) for system in systems], manifest, dataset)
     for each in found:
         table = published_table(each)
         yield _of_compare(table, f"Published {table.title}, beside {dataset}", notes, f"{command} --published")
@@ -188,16 +186,15 @@ def _validation_table(study: Study, part: PartRecord, dataset: str, found: Seque
 def cost_tables(study: Study, part: PartRecord) -> Iterator[Table]:
     """Seconds and memory of a part, per dataset."""
     for dataset, found in study.by_dataset(part):
-        costs = [(each, cost(each)) for each in found]
         rows = [
             [
-                Cell(known.label), Cell(str(len(each.finished))), Cell(shown(known.epoch_s, ".2f")),
-                Cell(shown(known.evaluation_s, ".2f")), Cell(shown(known.peak_mib, ",.0f")),
+                Cell(each.system), Cell(str(each.runs)), Cell(shown(each.epoch_seconds, ".2f")),
+                Cell(shown(each.valid_seconds, ".2f")), Cell(shown(each.peak_mib, ",.0f")),
             ]
-            for each, known in costs
+            for each in (configuration.cost for configuration in found)
         ]  # fmt: skip
         header = ("system", "seeds", "s per epoch", "s per evaluation", "peak MiB")
-        yield Table(f"Cost on {dataset}", header, rows, open=part.figure == "complexity")
+        yield Table(f"Cost on {dataset}", header, rows)
 
 
 def missing_tables(study: Study) -> Iterator[Table]:

@@ -49,6 +49,11 @@ class TrialRecord:
     factors: Mapping[str, Any]
     run: str
 
+    @property
+    def stem(self) -> str:
+        """The label without the values of factors."""
+        return self.label.removesuffix(factors_suffix(self.factors))
+
 
 @dataclass(frozen=True)
 class LeftOutRecord:
@@ -83,6 +88,12 @@ class StudyRecord:
     def of_part(self, part: str) -> list[TrialRecord]:
         """The trials of a part."""
         return [trial for trial in self.trials if trial.part == part]
+
+
+def factors_suffix(factors: Mapping[str, Any]) -> str:
+    """What the label of a trial says of its factors, after the system or variant: ` lambda_tcd=0.1 tcd_steps=5`."""
+    shown = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in factors.items()}
+    return "".join(f" {key.rpartition('.')[2]}={value}" for key, value in shown.items())
 
 
 def write_study(study: StudyRecord) -> None:

@@ -16,7 +16,7 @@ from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest
 from trainer.study.plan import Block, Part, Plan
-from trainer.study.record import LeftOutRecord, TrialRecord
+from trainer.study.record import LeftOutRecord, TrialRecord, factors_suffix
 from trainer.study.space import points
 
 _MOST = 10_000
@@ -114,7 +114,7 @@ def _of_system(
         varied = {**block.variants.get(variant, {}), **factors}
         _check_varied(part_name, varied, given.settings)
         settings = {**plan.settings, **block.settings, **varied}
-        label = " ".join([variant or system, *(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in factors.items())])
+        label = f"{variant or system}{factors_suffix(factors)}"
         try:
             config = recipe.load(
                 given.recipe, system, [*map(_as_set, settings.items()), *given.settings], data.path,
@@ -156,10 +156,6 @@ def _check_content(config: RunConfig, data: Data) -> None:
 
 def _as_set(item: tuple[str, Any]) -> str:
     return f"{item[0]}={json.dumps(item[1])}"  # JSON is YAML
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plain(label: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from trainer.analysis.record import Analysis, Calibration, Embedding, Frames, Grouping, Point
-from trainer.report.figures.style import AROUND, BAR, COLOURS, ERROR, PageFigure, figure, slug
+from trainer.report.figures.style import AROUND, BAR, COLOURS, ERROR, PageFigure, figure, panels, slug
 
 _CHANGE = "Change: how far TCD moves it; what it keeps, it moves little. "
 _INFLUENCE = "Influence: how much the user vector turns if it is replaced by the mean one."
@@ -116,8 +115,7 @@ def _frames(frames: Frames) -> go.Figure:
         "influence on the user vector": (frames.influence, COLOURS[0]),
     }
     shown = {title: each for title, each in every.items() if each[0]}
-    base = make_subplots(rows=len(shown), cols=1, subplot_titles=list(shown), vertical_spacing=0.22)
-    drawn = figure(40 + 190 * len(shown), base, showlegend=False)
+    drawn = panels(list(shown), 40 + 190 * len(shown), 0.22)
     for row, (values, colour) in enumerate(shown.values(), 1):
         places = [str(place) for place in range(1, len(values) + 1)]
         drawn.add_bar(x=places, y=list(values), marker={"color": colour}, row=row, col=1,
@@ -125,7 +123,6 @@ def _frames(frames: Frames) -> go.Figure:
     drawn.update_xaxes(type="category")
     drawn.update_xaxes(title_text=f"{frames.kind}, in the order of the video", row=len(shown), col=1)
     drawn.update_yaxes(exponentformat="e", nticks=5)
-    drawn.update_annotations(x=0, xanchor="left", font_size=13)
     return drawn
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from trainer.report.figures.style import AROUND, BAR, ERROR, PageFigure, figure, shown, slug
-from trainer.report.read import Configuration, Split, Study
+from trainer.report.read import WORDS, Configuration, Split, Study, split_to_show
 from trainer.report.words import plain
 from trainer.study.record import PartRecord
 
@@ -16,14 +16,14 @@ def bars(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[Page
     """One figure per dataset, the best on top. Configurations that share a value of the first factor stand together."""
     made = []
     for dataset, found in study.by_dataset(part):
-        split: Split = "test" if all(each.tested for each in found) else "valid"
+        split = split_to_show(found)
         keys = _keys(found, study, split)
         grouped = _groups(found, part)
         ordered = _ordered(found, study.record.metric, split, grouped)
         drawn = figure(AROUND + BAR * len(keys) * len(ordered), barmode="group", bargap=0.25)
         for key in keys:
             drawn.add_trace(_bars(ordered, key, split, grouped))
-        drawn.update_xaxes(rangemode="tozero", title_text=f"{'test' if split == 'test' else 'validation'} metric")
+        drawn.update_xaxes(rangemode="tozero", title_text=f"{WORDS[split]} metric")
         drawn.update_yaxes(autorange="reversed", showgrid=False)
         # plotly draws the first trace lowest; reversed, it would be the topmost while the legend begins with it
         drawn.update_layout(legend_traceorder="normal")
@@ -33,8 +33,7 @@ def bars(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[Page
             PageFigure(
                 slug(part.name, dataset),
                 f"{' and '.join(keys)} on {dataset}",
-                f"{' and '.join(keys)} of the {'test' if split == 'test' else 'validation'} targets, every item "
-                f"ranked; {about}.",
+                f"{' and '.join(keys)} of the {WORDS[split]} targets, every item ranked; {about}.",
                 drawn,
                 commands,
             )
@@ -67,7 +66,7 @@ def _ordered(found: list[Configuration], metric: str, split: Split, grouped: boo
 
 def _bars(ordered: Sequence[Configuration], key: str, split: Split, grouped: bool) -> go.Bar:
     figures = [each.figure(key, split) for each in ordered]
-    labels = [each.stem if grouped else each.first.label for each in ordered]
+    labels = [each.first.stem if grouped else each.first.label for each in ordered]
     groups = [plain(each.first.factors.get(each.part.factors[0])) for each in ordered] if grouped else []
     spread = [each.spread for each in figures]
     return go.Bar(

@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from trainer.report.figures.style import AROUND, BAR, COLOURS, PageFigure, figure, slug
-from trainer.report.read import Configuration, Study, Trial
+from trainer.report.figures.style import AROUND, BAR, COLOURS, PageFigure, figure, panels, slug
+from trainer.report.read import TIMES, Study, Trial
 from trainer.study.record import PartRecord
 
 _MOST_ROWS = 30
 #: how much larger the largest value of a linear axis may be than the smallest
 _WIDE = 20
-_PARTS = ("training", "validation", "checkpoint")
-_FIELDS = ("train_seconds", "valid_seconds", "checkpoint_seconds")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Medians over the epochs of all seeds, in seconds and MiB; None where the runs recorded nothing."""
-
-    label: str
-    epoch_s: float | None
-    evaluation_s: float | None
-    peak_mib: float | None
-
-
-def cost(configuration: Configuration) -> Cost:
-    """What the finished seeds of a configuration recorded."""
-    finished = configuration.finished
-    return Cost(
-        configuration.first.label,
-        _median([value for trial in finished for value in _each(trial, "train_seconds")]),
-        _median([value for trial in finished for value in _each(trial, "valid_seconds")]),
-        _median(
-            [
-                float(line["metrics"]["peak_memory_mib"])
-                for trial in finished
-                for line in trial.lines
-                if "peak_memory_mib" in line["metrics"]
-            ]
-        ),
-    )
+#: panels, and the fields of Cost that they show
+_PANELS = {"seconds per epoch": "epoch_seconds", "seconds per evaluation": "valid_seconds",
+           "peak memory, MiB": "peak_mib"}  # fmt: skip
 
 
 def complexity(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[PageFigure]:
     """One figure per dataset, with a panel for each of the three costs."""
     made = []
-    panels = {"seconds per epoch": "epoch_s", "seconds per evaluation": "evaluation_s", "peak memory, MiB": "peak_mib"}
     for dataset, found in study.by_dataset(part):
-        costs = [known for each in found if (known := cost(each)).epoch_s is not None]
+        costs = [known for each in found if (known := each.cost).epoch_seconds is not None]
         if not costs:
             continue
-        base = make_subplots(rows=3, cols=1, subplot_titles=list(panels), vertical_spacing=0.14)
-        drawn = figure(3 * (74 + BAR * len(costs)), base, showlegend=False)
-        for row, (title, field) in enumerate(panels.items(), 1):
+        drawn = panels(list(_PANELS), 3 * (74 + BAR * len(costs)), 0.14)
+        for row, (title, field) in enumerate(_PANELS.items(), 1):
             values = [getattr(each, field) for each in costs]
-            drawn.add_trace(_panel([each.label for each in costs], values, title, COLOURS[row - 1]), row, 1)
+            drawn.add_trace(_panel([each.system for each in costs], values, title, COLOURS[row - 1]), row, 1)
             drawn.update_xaxes(**_scale([value for value in values if value is not None]), row=row, col=1)
         drawn.update_yaxes(autorange="reversed", showgrid=False)
-        drawn.update_annotations(x=0, xanchor="left", font_size=13)
         made.append(
             PageFigure(
                 slug(part.name, dataset),
@@ -89,8 +56,8 @@ def time_spent(study: Study, commands: tuple[str, ...]) -> list[PageFigure]:
     if not rows:
         return []
     drawn = figure(AROUND + BAR * len(rows), barmode="stack", bargap=0.3)
-    for name, field, colour in zip(_PARTS, _FIELDS, COLOURS, strict=False):
-        minutes = [sum(sum(_each(trial, field)) for trial in trials) / 60 for trials in rows.values()]
+    for (field, name), colour in zip(TIMES.items(), COLOURS, strict=False):
+        minutes = [sum(trial.seconds(field) for trial in trials) / 60 for trials in rows.values()]
         drawn.add_trace(
             go.Bar(
                 name=name, orientation="h", x=minutes, y=list(rows), marker={"color": colour},
@@ -121,11 +88,3 @@ def _scale(values: Sequence[float]) -> dict[str, object]:
 
 def _digits(value: float) -> int:
     return 0 if value >= 100 else 1 if value >= 10 else 2
-
-
-def _each(trial: Trial, field: str) -> list[float]:
-    return [float(line["metrics"][field]) for line in trial.epochs if field in line["metrics"]]
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return float(np.median(values)) if values else None

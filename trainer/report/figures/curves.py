@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from plotly.subplots import make_subplots
 
 from trainer.report.figures.style import PageFigure, colour_of, figure, slug
-from trainer.report.read import Study, Trial, stem
+from trainer.report.read import Study, Trial
 from trainer.study.record import PartRecord
 
 _MOST_IN_LEGEND, _MOST_TICKS = 6, 10
@@ -25,12 +25,12 @@ def curves(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[Pa
         if not trials:
             continue
         base = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
-        many = len({stem(trial.record) for trial in trials}) > _MOST_IN_LEGEND
+        many = len({trial.record.stem for trial in trials}) > _MOST_IN_LEGEND
         drawn = figure(520, base, showlegend=not many)
         seen: set[str] = set()
         for trial in trials:
-            _add(drawn, trial, study, stem(trial.record) not in seen)
-            seen.add(stem(trial.record))
+            _add(drawn, trial, study, trial.record.stem not in seen)
+            seen.add(trial.record.stem)
         drawn.update_yaxes(title_text=study.record.metric, row=1, col=1)
         drawn.update_yaxes(title_text="ranking loss", row=2, col=1)
         longest = max(len(trial.epochs) for trial in trials)
@@ -50,7 +50,7 @@ def curves(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[Pa
 
 
 def _add(drawn: object, trial: Trial, study: Study, legend: bool) -> None:
-    label = stem(trial.record)
+    label = trial.record.stem
     rows: Sequence[tuple[int, list[float | None]]] = [
         (1, [line["metrics"].get("valid", {}).get(study.record.metric) for line in trial.epochs]),
         (2, [line["metrics"].get("loss", {}).get("ranking") for line in trial.epochs]),

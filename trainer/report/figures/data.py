@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from plotly.subplots import make_subplots
 
 from trainer.data.format.dataset import Dataset
-from trainer.report.figures.style import COLOURS, PageFigure, figure, slug
+from trainer.report.figures.style import COLOURS, PageFigure, panels, slug
 
 _MOST_POINTS = 200
 
@@ -17,7 +16,7 @@ def distributions(name: str, dataset: Dataset, commands: tuple[str, ...]) -> Pag
     popularity = np.sort(dataset.train_counts()[1:])[::-1]
     ranks = np.unique(np.geomspace(1, len(popularity), _MOST_POINTS).astype(np.int64))
     titles = ["users by interactions", "items by training interactions"]
-    drawn = figure(430, make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.24), showlegend=False)
+    drawn = panels(titles, 430, 0.24)
     drawn.add_bar(
         x=lengths.tolist(), y=users.tolist(), marker={"color": COLOURS[0]}, row=1, col=1,
         hovertemplate="%{x} interactions: %{y:,} users<extra></extra>",
@@ -29,6 +28,5 @@ def distributions(name: str, dataset: Dataset, commands: tuple[str, ...]) -> Pag
     drawn.update_xaxes(title_text="interactions", row=1, col=1)
     drawn.update_xaxes(title_text="item, the most popular first", type="log", dtick=1, row=2, col=1)
     drawn.update_yaxes(type="log", dtick=1, row=2, col=1)
-    drawn.update_annotations(x=0, xanchor="left", font_size=13)
     caption = "Above, how many users have so many interactions; below, how often each item is in training histories."
     return PageFigure(slug("data", name), f"Data: {name}", caption, drawn, commands)

@@ -8,37 +8,28 @@ from typing import Any
 import plotly.graph_objects as go
 
 from trainer.report.figures.style import PageFigure, figure, slug
-from trainer.report.read import Configuration, Study
+from trainer.report.read import Configuration, Study, chosen
 from trainer.report.words import factors_text, plain
 from trainer.study.record import PartRecord
 
 _CELL = 46
 
 
-def chosen(found: Sequence[Configuration], metric: str) -> Configuration:
-    """The configuration that validation chose: the one that was tested, if one alone was; else the best."""
-    tested = [each for each in found if each.tested]
-    return max(tested if len(tested) == 1 else found, key=lambda each: each.figure(metric, "valid").mean or 0.0)
-
-
 def heatmaps(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[PageFigure]:
     """One figure per dataset and system."""
     made = []
-    for dataset, every in study.by_dataset(part):
-        for system in dict.fromkeys(each.first.system for each in every):
-            found = [each for each in every if each.first.system == system]
-            best = chosen(found, study.record.metric)
-            drawn = _heatmap(found, part, study.record.metric, best)
-            made.append(
-                PageFigure(
-                    slug(part.name, dataset, system),
-                    f"{system} on {dataset}",
-                    f"Validation {study.record.metric}, mean over seeds; darker is higher. Outlined: what validation "
-                    f"chose ({factors_text(best.first.factors)}). Empty cells have no finished trial.",
-                    drawn,
-                    commands,
-                )
+    for dataset, system, found in study.by_system(part):
+        best = chosen(found, study.record.metric)
+        made.append(
+            PageFigure(
+                slug(part.name, dataset, system),
+                f"{system} on {dataset}",
+                f"Validation {study.record.metric}, mean over seeds; darker is higher. Outlined: what validation "
+                f"chose ({factors_text(best.first.factors)}). Empty cells have no finished trial.",
+                _heatmap(found, part, study.record.metric, best),
+                commands,
             )
+        )
     return made
 
 

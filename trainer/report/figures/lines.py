@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from trainer.report.figures.style import PageFigure, colour_of, figure, shown, slug
-from trainer.report.read import Configuration, Split, Study
+from trainer.report.read import WORDS, Configuration, Split, Study, split_to_show
 from trainer.study.record import PartRecord
 
 
@@ -17,22 +17,21 @@ def lines(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[Pag
     made = []
     factor = part.factors[0]
     for dataset, found in study.by_dataset(part):
-        split: Split = "test" if all(each.tested for each in found) else "valid"
+        split = split_to_show(found)
         keys = [f"NDCG@{study.k}", f"HR@{study.k}"]
         drawn = figure(460, make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08))
-        for label in dict.fromkeys(each.stem for each in found):
-            mine = [each for each in found if each.stem == label]
+        for label in dict.fromkeys(each.first.stem for each in found):
+            mine = [each for each in found if each.first.stem == label]
             for row, key in enumerate(keys, 1):
                 drawn.add_trace(_line(mine, factor, key, split, colour_of(label, study.stems), row == 1), row, 1)
         for row, key in enumerate(keys, 1):
             drawn.update_yaxes(title_text=key, row=row, col=1)
         drawn.update_xaxes(title_text=factor, row=2, col=1)
-        what = "test" if split == "test" else "validation"
         made.append(
             PageFigure(
                 slug(part.name, dataset),
                 f"{' and '.join(keys)} over {factor} on {dataset}",
-                f"{what.capitalize()} metrics over {factor}; bars are one standard deviation over seeds.",
+                f"{WORDS[split].capitalize()} metrics over {factor}; bars are one standard deviation over seeds.",
                 drawn,
                 commands,
             )
@@ -45,8 +44,8 @@ def _line(found: Sequence[Configuration], factor: str, key: str, split: Split, c
     figures = [each.figure(key, split) for each in ordered]
     spread = [each.spread for each in figures]
     return go.Scatter(
-        name=ordered[0].stem,
-        legendgroup=ordered[0].stem,
+        name=ordered[0].first.stem,
+        legendgroup=ordered[0].first.stem,
         showlegend=legend,
         mode="lines+markers",
         x=[float(each.first.factors[factor]) for each in ordered],

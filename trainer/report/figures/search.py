@@ -8,9 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from trainer.report.figures.heatmap import chosen
 from trainer.report.figures.style import COLOURS, PageFigure, figure, slug
-from trainer.report.read import Configuration, Study
+from trainer.report.read import Configuration, Study, chosen
 from trainer.report.words import factors_text, plain
 from trainer.study.record import PartRecord
 
@@ -20,33 +19,32 @@ _AXIS = 120
 def search(study: Study, part: PartRecord, commands: tuple[str, ...]) -> list[PageFigure]:
     """For each dataset and system: the metric over trials, and parallel coordinates over the settings."""
     made = []
-    for dataset, every in study.by_dataset(part):
-        for system in dict.fromkeys(each.first.system for each in every):
-            found = [each for each in every if each.first.system == system]
-            title, metric = f"{system} on {dataset}", study.record.metric
-            best = chosen(found, metric)
-            made.append(
-                PageFigure(
-                    slug(part.name, dataset, system),
-                    title,
-                    f"Validation {metric} of each trial in the order of the search, and the best so far. Chosen: "
-                    f"{factors_text(best.first.factors)}.",
-                    _over_trials(found, metric),
-                    commands,
-                    wide=True,
-                )
+    for dataset, system, found in study.by_system(part):
+        title, metric = f"{system} on {dataset}", study.record.metric
+        factors = list(dict.fromkeys(factor for each in found for factor in each.first.factors))
+        made.append(
+            PageFigure(
+                slug(part.name, dataset, system),
+                title,
+                f"Validation {metric} of each trial in the order of the search, and the best so far. Chosen: "
+                f"{factors_text(chosen(found, metric).first.factors)}.",
+                _over_trials(found, metric),
+                commands,
+                wide=True,
             )
-            made.append(
-                PageFigure(
-                    slug(part.name, dataset, system, "settings"),
-                    f"{title}: settings",
-                    f"Each line is a trial; its colour and the last axis are validation {metric}. Drag along an axis "
-                    "to keep only the trials of a range.",
-                    _coordinates(found, metric),
-                    commands,
-                    wide=True,
-                )
+        )
+        made.append(
+            PageFigure(
+                slug(part.name, dataset, system, "settings"),
+                f"{title}: settings",
+                f"Each line is a trial; its colour and the last axis are validation {metric}. Drag along an axis "
+                "to keep only the trials of a range.",
+                _coordinates(found, factors, metric),
+                commands,
+                wide=True,
+                least_width=_AXIS * (len(factors) + 1),
             )
+        )
     return made
 
 
@@ -68,8 +66,7 @@ def _over_trials(found: Sequence[Configuration], metric: str) -> go.Figure:
     return drawn
 
 
-def _coordinates(found: Sequence[Configuration], metric: str) -> go.Figure:
-    factors = list(dict.fromkeys(factor for each in found for factor in each.first.factors))
+def _coordinates(found: Sequence[Configuration], factors: Sequence[str], metric: str) -> go.Figure:
     values = [each.figure(metric, "valid").mean or 0.0 for each in found]
     axes = [_axis(factor, [each.first.factors.get(factor) for each in found]) for factor in factors]
     drawn = figure(380)
@@ -80,7 +77,7 @@ def _coordinates(found: Sequence[Configuration], metric: str) -> go.Figure:
             labelangle=0,
         )
     )
-    drawn.update_layout(margin={"l": 60, "r": 60, "t": 64, "b": 24}, meta={"least_width": _AXIS * (len(factors) + 1)})
+    drawn.update_layout(margin={"l": 60, "r": 60, "t": 64, "b": 24})
     return drawn
 
 

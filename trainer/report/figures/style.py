@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 #: distinct on white and on near-black (the categorical colours of Observable Plot)
 COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#efb118", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e", "#97bbf5", "#9498a0")
@@ -20,7 +21,7 @@ ERROR = "#7d8590"
 @dataclass(frozen=True)
 class PageFigure:
     """A figure of the page. name: of its files and its place in the page. caption: how to read it. commands: what
-    makes it. wide: it takes the whole width of the page."""
+    makes it. wide: it takes the whole width of the page. least_width: narrower, it is scrolled; in pixels."""
 
     name: str
     title: str
@@ -28,6 +29,7 @@ class PageFigure:
     figure: go.Figure
     commands: tuple[str, ...]
     wide: bool = False
+    least_width: int = 0
 
 
 def template(*, dark: bool) -> dict[str, Any]:
@@ -67,6 +69,14 @@ def figure(height: int, base: go.Figure | None = None, **layout: Any) -> go.Figu
         automargin=True, ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)", title_font_size=13, title_standoff=6
     )
     return made
+
+
+def panels(titles: list[str], height: int, spacing: float) -> go.Figure:
+    """An empty figure of panels, one below the other, each with its title above it. spacing: see `make_subplots`."""
+    base = make_subplots(rows=len(titles), cols=1, subplot_titles=titles, vertical_spacing=spacing)
+    drawn = figure(height, base, showlegend=False)
+    drawn.update_annotations(x=0, xanchor="left", font_size=13)
+    return drawn
 
 
 def colour_of(label: str, labels: list[str]) -> str:

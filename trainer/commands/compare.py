@@ -10,14 +10,14 @@ from pathlib import Path
 
 from cluster import console
 from models.errors import UserError
-from retrieval.metrics.registry import DEFAULT, METRICS, MetricChoice
+from retrieval.metrics.registry import METRICS, MetricChoice
 from trainer.comparison.advice import advice
 from trainer.comparison.choose import Chosen, choose
 from trainer.comparison.differences import Differences
 from trainer.comparison.figures import Comparison, best, cost, ranking
 from trainer.comparison.formats import FORMATS
 from trainer.comparison.published.beside import beside, manifest_of
-from trainer.comparison.runs import FinishedRun, read_runs, warnings
+from trainer.comparison.runs import FinishedRun, evaluated_with, read_runs, warnings
 from trainer.comparison.seeds import System, join
 from trainer.comparison.tables import GAIN, P_VALUES, STAR
 from trainer.evaluation.report import approximate_mark
@@ -133,11 +133,9 @@ def _choice(metrics: str | None, ks: str | None, runs: Sequence[FinishedRun]) ->
     """
     if ks and not all(k.isascii() and k.isdecimal() for k in ks.split(",")):
         raise UserError(f"--ks {ks}: write whole numbers separated by commas, e.g. --ks 1,5,10")
-    configs = [run.config.eval for run in runs if run.config]
-    used = tuple(dict.fromkeys(name for config in configs for name in config.choice.rank_metrics())) or DEFAULT.names
-    lengths = tuple(sorted({k for config in configs for k in config.ks})) or DEFAULT.ks
+    used = evaluated_with(runs)
     choice = MetricChoice(
-        tuple(metrics.split(",")) if metrics else used, tuple(map(int, ks.split(","))) if ks else lengths
+        tuple(metrics.split(",")) if metrics else used.names, tuple(map(int, ks.split(","))) if ks else used.ks
     )
     if lists := choice.list_metrics():
         known = ", ".join(name for name in METRICS if name not in MetricChoice(tuple(METRICS)).list_metrics())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
+from retrieval.metrics.registry import DEFAULT, MetricChoice
 from trainer.config import recipe
 from trainer.config.identity import EarlierVersionError, check_saved, other_versions
 from trainer.config.schema import RunConfig
@@ -91,6 +92,17 @@ def require_same_data(runs: Sequence[FinishedRun]) -> None:
         f"the runs have different test {what}, so their metrics cannot be compared:\n" + "\n".join(lines) + "\n"
         "name runs that were trained and tested on the same prepared dataset"
     )
+
+
+def evaluated_with(runs: Sequence[FinishedRun]) -> MetricChoice:
+    """The metrics of ranks, and the ks, that any of the runs was evaluated with; the default where that is not known.
+
+    Each run has all of them: they follow from its ranks.
+    """
+    configs = [run.config.eval for run in runs if run.config]
+    names = dict.fromkeys(name for config in configs for name in config.choice.rank_metrics())
+    ks = sorted({k for config in configs for k in config.ks})
+    return MetricChoice(tuple(names) or DEFAULT.names, tuple(ks) or DEFAULT.ks)
 
 
 def warnings(runs: Sequence[FinishedRun]) -> list[str]:

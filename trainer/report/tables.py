@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from models.errors import UserError
-from retrieval.metrics.registry import MetricChoice
 from trainer.comparison.figures import Figure as Value
 from trainer.comparison.figures import Ranking, cost, ranking
 from trainer.comparison.published.beside import beside
-from trainer.comparison.runs import FinishedRun, read_runs, warnings
+from trainer.comparison.runs import FinishedRun, evaluated_with, read_runs, warnings
 from trainer.comparison.seeds import System
 from trainer.comparison.tables import GAIN, STAR, difference_tables, gain_cells, published_table
 from trainer.comparison.tables import Table as Compared
@@ -59,7 +58,7 @@ def _test_tables(study: Study, dataset: str, tested: Sequence[Configuration]) ->
     by_folder = {run.folder: run for run in runs}
     systems = [System(each.first.label, [by_folder[trial.folder] for trial in each.tested]) for each in tested]
     reference = systems[tested.index(_reference(tested, study.record.metric))]
-    choice = _choice(tested)
+    choice = evaluated_with(runs)
     command = shlex.join(["mealrec", "compare", *(trial.folder.name for each in tested for trial in each.tested),
                           "--runs-dir", str(study.record.folder)])  # fmt: skip
     notes = _notes(runs)
@@ -92,15 +91,6 @@ def _reference(tested: Sequence[Configuration], metric: str) -> Configuration:
     validation."""
     ours = [each for each in tested if each.first.system == "mealrec"]
     return max(ours or tested, key=lambda each: each.figure(metric, "valid").mean or 0.0)
-
-
-def _choice(tested: Sequence[Configuration]) -> MetricChoice:
-    """The metrics of ranks that every report has."""
-    keys = [{key for key in trial.reports["test"] if "@" in key} for each in tested for trial in each.tested]
-    common = set.intersection(*keys)
-    names = [name for name in ("HR", "NDCG", "MRR", "Recall") if any(key.startswith(f"{name}@") for key in common)]
-    ks = sorted({int(key.partition("@")[2]) for key in common})
-    return MetricChoice(tuple(names), tuple(ks))
 
 
 def _metrics(

@@ -76,6 +76,7 @@ def stream(
     unit_bytes: int,
     out: Path,
     folders: Sequence[Path] = (),
+    apart: bool = False,
 ) -> Iterator[bytes]:
     """Yield `encode(load(unit))` for the units, in the order in which the results are ready.
 
@@ -83,8 +84,10 @@ def stream(
     ends with the generator. Each actor calls `make_encoder(device, threads)` once. use_gpus: None uses GPUs if there
     are any. loaders, encoders: see `plan_stages`. unit_bytes: approximate size of a loaded unit; the pipeline holds
     only a few units per worker, even if the reader is slow. A unit whose process dies repeatedly (a decoder crashes,
-    memory runs out) is left out, and the caller has to notice that its result is missing. Every node must see `out`
-    and `folders`. Raises PreflightError, and WorkerFailed for an exception in either stage (kind: its class name).
+    memory runs out) is left out, and the caller has to notice that its result is missing; units that Ray had sent to
+    that process may be missing, too, unless `apart`, which sends one at a time and is slower. Every node must see
+    `out` and `folders`. Raises PreflightError, and WorkerFailed for an exception in either stage (kind: its class
+    name).
     """
     check_folders(out, folders)
     shared = on_a_cluster(os.environ)
@@ -109,7 +112,7 @@ def stream(
                 folders=folders,
             )
         console.note(f"Ray: {stages}; the first results take about half a minute")
-        rows: Any = iter(_pipeline(units, load, make_encoder, stages, unit_bytes).iter_rows())
+        rows: Any = iter(_pipeline(units, load, make_encoder, stages, unit_bytes, apart).iter_rows())
         try:
             with _stderr_without(_NOTICE):
                 row = next(rows, None)
@@ -132,7 +135,9 @@ def usable_gpus(there: int, wanted: bool | None) -> int:
     return 0 if wanted is False else there
 
 
-def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stages: Stages, unit_bytes: int) -> Any:
+def _pipeline(
+    units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stages: Stages, unit_bytes: int, apart: bool
+) -> Any:
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
     from ray.util.annotations import RayDeprecationWarning
@@ -161,7 +166,8 @@ def _pipeline(units: Sequence[Any], load: Load, make_encoder: MakeEncoder, stage
             _Encoding,
             fn_constructor_args=(make_encoder, "cuda" if stages.gpus else "cpu", stages.cpus_per_encoder),
             compute=ActorPoolStrategy(
-                size=min(stages.encoders, len(units)), max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ENCODER
+                size=min(stages.encoders, len(units)),
+                max_tasks_in_flight_per_actor=1 if apart else _IN_FLIGHT_PER_ENCODER,
             ),
             num_cpus=stages.cpus_per_encoder,
             num_gpus=1 if stages.gpus else 0,

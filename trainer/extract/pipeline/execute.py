@@ -177,9 +177,9 @@ def _work_off(work: Work, job: Job, limits: Limits, where: Where) -> None:
             "every process that worked on these items died: too little memory (fewer --loaders, a smaller "
             "--batch-size), or a decoder or driver that crashes; Ray's logs are in /tmp/ray/session_latest/logs"
         )
-    # Now each item is a unit of its own: one that kills its process every time does not make others fail.
+    # Now each item is a unit of its own, and alone in its process: one that kills it does not make others fail.
     for start in range(0, len(lost), _ALONE):
-        _pass(work, job, lost[start : start + _ALONE], where, most)
+        _pass(work, job, lost[start : start + _ALONE], where, most, apart=True)
         tried = {position for unit in lost[start : start + _ALONE] for position in unit.positions}
         died = [position for unit in work.units(1) for position in unit.positions if position in tried]
         if died:
@@ -197,10 +197,10 @@ def _check_failures(work: Work, most: int) -> None:
         )
 
 
-def _pass(work: Work, job: Job, units: Sequence[Unit], where: Where, most: int) -> None:
+def _pass(work: Work, job: Job, units: Sequence[Unit], where: Where, most: int, *, apart: bool = False) -> None:
     progress = Progress("extracting", len(work.items), work.n_done + len(work.failed))
     written = time.monotonic()
-    for data in _results(job, units, where, work.out):
+    for data in _results(job, units, where, work.out, apart):
         work.keep(data)
         progress.update(work.n_done + len(work.failed))
         _check_failures(work, most)
@@ -210,7 +210,7 @@ def _pass(work: Work, job: Job, units: Sequence[Unit], where: Where, most: int) 
     progress.close()
 
 
-def _results(job: Job, units: Sequence[Unit], where: Where, out: Path) -> Iterator[bytes]:
+def _results(job: Job, units: Sequence[Unit], where: Where, out: Path, apart: bool) -> Iterator[bytes]:
     if where.launcher == "inline":
         gpus = usable_gpus(torch.cuda.device_count(), where.use_gpus)
         encode = job.make_encoder("cuda" if gpus else "cpu", None)
@@ -227,6 +227,7 @@ def _results(job: Job, units: Sequence[Unit], where: Where, out: Path) -> Iterat
         unit_bytes=job.item_bytes() * max(len(unit.positions) for unit in units),
         out=out,
         folders=where.folders,
+        apart=apart,
     )
 
 

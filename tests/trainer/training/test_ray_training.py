@@ -166,8 +166,8 @@ def test_a_killed_worker_and_then_a_killed_driver_change_nothing(
     assert left_of(mark, GONE_S) == [], "processes of the killed driver"
     assert status == 0, out
     (first,) = resumed_at(out)
-    earliest = committed(again_at + driver_at - 1)
-    assert earliest <= first < EPOCHS * STEPS, "the orphans may have gone on, but not to the end"
+    # the orphans go on until Ray ends them: on a slow machine that can be to the end of the training
+    assert committed(again_at + driver_at - 1) <= first <= EPOCHS * STEPS
     assert_same_end(whole, run)
     assert_same_weights(whole, run)
     assert left_of(again, GONE_S) == []

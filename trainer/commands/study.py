@@ -267,5 +267,7 @@ def _page(study: StudyRecord, trials: Sequence[Trial]) -> str:
 
 def _next(study: StudyRecord, runs_dir: Path) -> str:
     report = ["mealrec", "report", "--study", study.name, *runs_dir_option(runs_dir), "--out", f"report/{study.name}"]
-    compare = ["mealrec", "compare", str(runs_dir / study.name)]
-    return "\n".join(["", "next:", *(f"  {shlex.join(command)}" for command in (report, compare))])
+    commands = [report]
+    if len(study.parts) == 1:  # the runs of different parts are not made to be compared
+        commands.append(["mealrec", "compare", str(runs_dir / study.name)])
+    return "\n".join(["", "next:", *(f"  {shlex.join(command)}" for command in commands)])

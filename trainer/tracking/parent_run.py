@@ -41,11 +41,11 @@ def open_parent(
     )
 
 
-def update_parent(client: MlflowClient, parent_id: str, group: Group, status: str, ended: float) -> None:
-    """Show what is tested so far. One failed run ends the whole `train`; else it ends with its last run."""
+def update_parent(client: MlflowClient, parent_id: str, group: Group, status: str | None, ended: float) -> None:
+    """Show what is tested so far. status: that the group ended with; None while it goes on."""
     reports = group.reports()
     client.set_tag(parent_id, NOTE_TAG, group_description(group.name, reports, len(group.folders)))
-    if status != "FINISHED" or group.ended():
+    if status is not None:
         client.set_terminated(parent_id, status, round(1000 * ended))
     else:
         client.update_run(parent_id, status=RunStatus.to_string(RunStatus.RUNNING))

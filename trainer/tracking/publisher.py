@@ -35,12 +35,15 @@ _NO_METRICS = ("users", "seconds", "index")
 class Publisher:
     """One run folder and its run in MLflow; the run folder is only read, but for mlflow.json.
 
-    started: when the run that goes on now was started; None for one that is not running.
+    started: when the run that goes on now was started; None for one that is not running. with_parent: whether the
+    end of the run brings the run above it up to date, too.
     """
 
-    def __init__(self, run_dir: Path, uri: str, experiment: str, started: float | None) -> None:
+    def __init__(
+        self, run_dir: Path, uri: str, experiment: str, started: float | None, *, with_parent: bool = True
+    ) -> None:
         self._run_dir, self._uri, self._experiment = run_dir, uri, experiment
-        self._live = started is not None
+        self._live, self._with_parent = started is not None, with_parent
         self._state = MirrorState(run_dir, uri, experiment)
         self._state.values["started"] = self._state.values["started"] or started
         self._group = read_group(run_dir)
@@ -58,6 +61,12 @@ class Publisher:
         """Set the run's status, its end and description, then add the artifacts, which some servers cannot take."""
         self._again_if_gone(lambda: self._finish(status))
 
+    def update_parent(self, status: str | None) -> None:
+        """Show in the run above this one, if there is one, what is tested so far. status: as `parent_run` says."""
+        client = self._client or self._open()
+        if self._group and self._parent_id:
+            update_parent(client, self._parent_id, self._group, status, self._ended or time.time())
+
     def _again_if_gone(self, work: Callable[[], None]) -> None:
         try:
             work()
@@ -67,11 +76,6 @@ class Publisher:
             self._client = None  # a new run takes the place of one that was deleted
             self._post()
             work()
-
-    @property
-    def parent_id(self) -> str | None:
-        """The run in MLflow that this one is a child of, as soon as it is known."""
-        return self._parent_id
 
     @property
     def _run_id(self) -> str:
@@ -109,8 +113,8 @@ class Publisher:
             picture = Path(folder) / "learning_curves.png"
             if learning_curves(lines, self._run_dir.name, picture):
                 client.log_artifact(self._run_id, str(picture))
-        if self._group and self._parent_id:
-            update_parent(client, self._parent_id, self._group, status, self._ended)
+        if self._with_parent and self._group:  # one failed run ends the whole `train`; else it ends with its last run
+            self.update_parent(status if status != "FINISHED" or self._group.ended() else None)
 
     def _log_model(self, client: MlflowClient) -> None:
         """The weights of the newest checkpoint where they are small; always where they lie, and how to export them."""

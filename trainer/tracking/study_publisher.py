@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from mlflow import MlflowClient
-
 from trainer.tracking.group import NAME as GROUP
 from trainer.tracking.metrics_log import read_lines
 from trainer.tracking.publisher import Publisher
@@ -14,6 +12,8 @@ from trainer.tracking.study_files import FAILURE, STOPPED
 
 #: files by which a study notes that a run ended without a result, and the status of such a run
 ENDED_BADLY = {FAILURE: "FAILED", STOPPED: "KILLED"}
+#: how often the run above all others is brought up to date: that reads the result of each of them
+_PARENT_EVERY_S = 60.0
 
 
 class StudyPublisher:
@@ -23,6 +23,7 @@ class StudyPublisher:
         self._folder, self._uri, self._experiment = folder, uri, experiment
         self._publishers: dict[Path, Publisher] = {}
         self._closed: dict[Path, tuple[float, int]] = {}  # as metrics.jsonl was then
+        self._parent_updated = time.monotonic()
 
     def sync(self) -> None:
         """Post what is new of every run; of one that has ended also its end. Raises whatever mlflow raises."""
@@ -34,12 +35,14 @@ class StudyPublisher:
                 del self._closed[run], self._publishers[run]
             if run not in self._publishers:
                 started = time.time() if status is None else None
-                self._publishers[run] = Publisher(run, self._uri, self._experiment, started)
+                self._publishers[run] = Publisher(run, self._uri, self._experiment, started, with_parent=False)
             seen = _seen(run)
             self._publishers[run].sync()
             if status is not None:
                 self._publishers[run].finish(status)
                 self._closed[run] = seen
+        if time.monotonic() - self._parent_updated > _PARENT_EVERY_S:
+            self._update_parent(None)
 
     def finish(self, status: str) -> None:
         """End the runs that are still open in MLflow, and the run above all of them."""
@@ -47,9 +50,12 @@ class StudyPublisher:
             if run not in self._closed:
                 publisher.finish(ended(run) or "FAILED")
                 self._closed[run] = _seen(run)
-        parent = next((each.parent_id for each in self._publishers.values() if each.parent_id), None)
-        if parent is not None:
-            MlflowClient(self._uri).set_terminated(parent, status)
+        self._update_parent(status)
+
+    def _update_parent(self, status: str | None) -> None:
+        for publisher in list(self._publishers.values())[:1]:  # they have the same
+            publisher.update_parent(status)
+        self._parent_updated = time.monotonic()
 
 
 def ended(run: Path) -> str | None:

@@ -36,7 +36,7 @@ def test_trials_share_processes_survive_deaths_and_are_stopped(tmp_path: Path) -
     searched = {
         f"t{value}": {"name": f"t{value}", "value": float(value), "folder": str(tmp_path)} for value in (9, 8, 1, 2, 3)
     }
-    with connected(cpus=2, gpus=0):
+    with connected(cpus=2, gpus=1):  # Ray only counts what it is told of
         run_trials(work, searched, where, tmp_path / "ray", plain, Halving(6, 2))
         processes = set((tmp_path / "processes").read_text().split())
         some = {"bad": {"name": "bad", "dies": True, "folder": str(tmp_path)}, "t9": searched["t9"]}
@@ -45,6 +45,8 @@ def test_trials_share_processes_survive_deaths_and_are_stopped(tmp_path: Path) -
         alone = {name: searched[name] for name in ("t1", "t2")}
         run_trials(work, alone, Slots(1, 1.0, 0.0, fresh=True), tmp_path / "ray", _Watcher())
         assert len(set((tmp_path / "processes").read_text().split())) == 2
+        pair = {name: {**searched["t1"], "name": name, "waits_for": other} for name, other in ("ab", "ba")}
+        run_trials(work, pair, Slots(2, 1.0, 0.5), tmp_path / "ray", _Watcher())
     assert sorted(plain.begun) == sorted(searched)
     assert plain.ends == dict.fromkeys(searched)
     assert len(processes) <= 2  # for five trials
@@ -52,6 +54,11 @@ def test_trials_share_processes_survive_deaths_and_are_stopped(tmp_path: Path) -
     # the later ones are worse than the better third of those before, so they end where they are compared
     assert plain.epochs["t9"] == 6
     assert {plain.epochs[name] for name in ("t1", "t2", "t3")} == {2}
+
+    placed = {(tmp_path / f"{name}.gpus").read_text() for name in pair}
+    assert len(placed) == 2  # two processes, at the same time
+    assert {where.split()[1] for where in placed} == {"0"}  # on the same GPU
+    assert (tmp_path / "a").read_text() == "6 cuda"
 
     assert (tmp_path / "deaths").read_text() == "xx"  # tried once more
     assert dying.ends["t9"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ def work(content: dict[str, Any], report: Report) -> None:
         with (folder / "deaths").open("a") as file:
             file.write("x")
         os._exit(1)
+    if content.get("waits_for"):  # the other trial must run at the same time
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        (folder / f"{content['name']}.gpus").write_text(f"{os.getpid()} {gpus}")
+        end = time.monotonic() + 60
+        while not (folder / f"{content['waits_for']}.gpus").exists():
+            assert time.monotonic() < end, "the other trial does not run at the same time"
+            time.sleep(0.05)
     for epoch in range(1, 7):
         (folder / content["name"]).write_text(f"{epoch} {content['device']}")
         if not report(epoch, content["value"]):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: unknown ids that are named in remarks
-_SHOWN = 10
+#: ids that are named in a sentence, and letters of each
+_SHOWN, _LETTERS = 10, 60
+
+
+def in_words(ids: Sequence[str]) -> str:
+    """The first ids, quoted, and how many more there are; "empty" if there are none."""
+    shown = [f"{each[:_LETTERS]!r}{'...' if len(each) > _LETTERS else ''}" for each in ids[:_SHOWN]]
+    more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+    return ", ".join(shown) + more if ids else "empty"
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,7 @@ class Answer:
     @property
     def remarks(self) -> str:
         """All that a reader of the recommendations should know, in words; "" if there is nothing."""
-        shown = ", ".join(map(repr, self.unknown[:_SHOWN]))
-        more = f" and {len(self.unknown) - _SHOWN:,} more" if len(self.unknown) > _SHOWN else ""
-        ignored = f"ignored, because the model does not know them: {shown}{more}" if self.unknown else ""
+        ignored = f"ignored, because the model does not know them: {in_words(self.unknown)}" if self.unknown else ""
         return "; ".join(filter(None, (ignored, self.note)))
 
 

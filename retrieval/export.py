@@ -132,9 +132,7 @@ def write_export(
         _save({"vectors": item_vectors.float()}, new / _VECTORS)
         write_items(new / _ITEMS, item_ids, titles, train_counts)
         if content:
-            halves = {field: x.half() for field, x in content.items()}
-            flags = {f"{field}.present": x.bool() for field, x in present.items()}
-            _save(halves | flags, new / _CONTENT)
+            _save_content(content, present, new / _CONTENT)
         if interactions is not None:
             _save({"offsets": interactions.offsets, "items": interactions.items}, new / _INTERACTIONS)
         card = ModelCard(
@@ -156,6 +154,12 @@ def _require_agreement(
         raise ValueError(f"{items} items have vectors, {ids} ids, {titles} titles, {counts} counts")
     if any(each.keys() != by_field[0].keys() for each in by_field):
         raise ValueError("content, present, content_kinds and moments name different fields")
+
+
+def _save_content(content: Mapping[ContentField, Tensor], present: Mapping[ContentField, Tensor], path: Path) -> None:
+    halves = {field: x.half() for field, x in content.items()}
+    flags = {f"{field}.present": x.bool() for field, x in present.items()}
+    _save(halves | flags, path)
 
 
 def _spec(content: Tensor, kind: str, moments: Moments) -> ContentSpec:

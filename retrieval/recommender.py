@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,16 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import Baseline, Batch, SequenceModel
 from models.errors import UserError
-from retrieval.answers import Answer, Influence, Recommendation
-from retrieval.batches import BATCH, batches
-from retrieval.exact import Histories, exact_topk, for_similarity, score_topk
+from retrieval.answers import Answer, Influence, Recommendation, in_words
 from retrieval.export import Export, index_folder, load_export
 from retrieval.index.build import load_index
-from retrieval.index.faiss_index import Device, FaissIndex, Index, device_of
+from retrieval.index.faiss_index import Device, FaissIndex, device_of
 from retrieval.index.kinds import KINDS
-from retrieval.index.search import index_topk
+from retrieval.ranker import Ranker
 from retrieval.rebuild import rebuild
 
 _POPULAR = "popular items, because the history holds no item that the model knows"
@@ -42,18 +39,12 @@ class Recommender:
     Nothing in it changes after it was made, so threads may share one.
     """
 
-    def __init__(
-        self, export: Export, model: SequenceModel | Baseline, device: torch.device, index: Index | None
-    ) -> None:
-        """index: an index of the vectors in `item_vectors`, or None to rank exactly."""
+    def __init__(self, export: Export, ranker: Ranker) -> None:
+        """ranker: of the export's model."""
         self.card = export.card
         self.items = export.items
-        self.index = index
+        self._ranker = ranker
         self._count, self._examples = len(export.items), ", ".join(export.items.ids[:3])
-        self._model = model
-        self._device = device
-        #: (I, D) float32 on `device`, of length 1 if the similarity is cosine
-        self.item_vectors = for_similarity(export.item_vectors.to(device), self.card.similarity)
 
     @classmethod
     def load(
@@ -75,44 +66,44 @@ class Recommender:
         model_dir = Path(model_dir)
         export = load_export(model_dir)
         place = torch.device(device)
-        ranker: FaissIndex | None = None
+        saved: FaissIndex | None = None
         if index != "exact":
-            ranker = load_index(
+            saved = load_index(
                 index_folder(model_dir, index), export.card.checksum, device=index_device, gpu=device_of(place)[1],
                 threads=threads,
             )  # fmt: skip
-            if (ranker.record.count + 1, ranker.record.width) != tuple(export.item_vectors.shape):
+            if (saved.record.count + 1, saved.record.width) != tuple(export.item_vectors.shape):
                 raise UserError(f"the index {index} in {model_dir} does not hold its items; build it again")
-        return cls(export, rebuild(export, place, model_dir), place, ranker)
+        model = rebuild(export, place, model_dir)
+        return cls(export, Ranker(export.card, model, export.item_vectors.to(place), saved))
 
     def exactly(self) -> Recommender:
         """The same model, ranking exactly instead of by the index."""
         other = copy.copy(self)
-        other.index = None
+        other._ranker = self._ranker.exactly()
         return other
 
     @property
     def description(self) -> str:
         """How items are ranked, in words: exactly or by an index, and on which device."""
-        return self.index.description if self.index else f"exact on {self._device}, {self._count:,} items"
+        return self._ranker.description
 
-    @torch.no_grad()
+    @property
+    def by_index(self) -> bool:
+        """Whether an index ranks."""
+        return self._ranker.index is not None
+
+    @property
+    def item_vectors(self) -> Tensor:
+        """(I, D) float32 on the model's device, row 0 padding; of length 1 if the similarity is cosine."""
+        return self._ranker.item_vectors
+
     def encode(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """(B, D) float32 user vectors for histories of item rows (oldest first, at least one); of length 1 for cosine.
 
         Raises UserError for a system without vectors (a baseline).
         """
-        model = self._require_vectors()
-        vectors = torch.cat([model.user_vectors(batch) for batch in self._batches(histories)])
-        return for_similarity(vectors, self.card.similarity)
-
-    def _batches(self, histories: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        return batches(histories, self.card.max_length, self._device)
-
-    def _require_vectors(self) -> SequenceModel:
-        if isinstance(self._model, Baseline):
-            raise UserError(f"{self.card.system} ranks without vectors, so it has no index and no similar items")
-        return self._model
+        return self._ranker.encode(histories)
 
     def recommend(
         self,
@@ -180,13 +171,9 @@ class Recommender:
         Raises UserError if the model does not know the item, or ranks without vectors (a baseline); and if k < 1.
         """
         row = self.row(item)
-        self._require_vectors()
         if k < 1:
             raise UserError(f"{k} similar items were asked for; ask for at least 1")
-        found = exact_topk(
-            self.item_vectors[row : row + 1], self.item_vectors, min(k, self._count), Histories.of([[row]])
-        )
-        return self._all_named(*found)[0]
+        return self._all_named(*self._ranker.nearest(row, min(k, self._count)))[0]
 
     def explain(self, history: Sequence[str], item: str) -> list[Influence]:
         """How much each item of the history adds to the score of `item`: the score falls by that without it.
@@ -203,7 +190,7 @@ class Recommender:
         rows = [row for row in self.items.rows(history) if row is not None]
         self._require_known([history], [rows])
         without = [rows[:n] + rows[n + 1 :] for n in range(len(rows))]
-        scores = self._scores_of([rows, *filter(None, without)], targets)
+        scores = self._ranker.scores_of([rows, *filter(None, without)], targets)
         columns = (scores[0] - scores[1:]).T.tolist() if len(rows) > 1 else [[None]] * len(targets)
         names = [(self.items.ids[row - 1], self.items.titles[row - 1]) for row in rows]
         return [
@@ -222,7 +209,7 @@ class Recommender:
         for number, (history, rows) in enumerate(zip(histories, known, strict=True), start=1):
             if not rows:
                 raise UserError(
-                    f"history {number} ({', '.join(history) or 'empty'}) holds no item that the model knows; "
+                    f"history {number} ({in_words(history)}) holds no item that the model knows; "
                     f"give raw item ids as in the training data, such as {self._examples}"
                 )
 
@@ -239,14 +226,14 @@ class Recommender:
         rows = self._known(among)
         if not rows:
             raise UserError("among holds no item that the model knows, so nothing can be recommended")
-        return torch.tensor(sorted(rows - excluded), dtype=torch.int64, device=self._device)
+        return torch.tensor(sorted(rows - excluded), dtype=torch.int64, device=self.item_vectors.device)
 
     def _ranked(
         self, known: list[list[int]], excluded: list[list[int]], k: int, candidates: Tensor | None
     ) -> list[list[Recommendation]]:
         if not known:
             return []
-        return self._all_named(*self._rank(known, excluded, min(k, self._count), candidates))
+        return self._all_named(*self._ranker.topk(known, excluded, min(k, self._count), candidates))
 
     def _all_named(self, scores: Tensor, ids: Tensor) -> list[list[Recommendation]]:
         return [
@@ -271,41 +258,6 @@ class Recommender:
         out = f", and {len(left_out):,} that were watched or excluded are left out" if left_out else ""
         given = "" if candidates is None else f", of which {len(candidates):,} may be recommended"
         return f"{found:,} items, not {asked:,}: the catalogue has {self._count:,}{given}{out}"
-
-    @torch.no_grad()
-    def _rank(
-        self, known: list[list[int]], excluded: list[list[int]], k: int, candidates: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and item rows, (B, k) each; `candidates` are ranked as a catalogue of their own."""
-        columns = None if candidates is None else torch.cat([candidates.new_zeros(1), candidates])
-        if columns is not None:
-            places = {row: place for place, row in enumerate(columns.tolist())}
-            excluded = [[places[row] for row in rows if row in places] for rows in excluded]
-        if isinstance(self._model, Baseline):
-            scores, ids = self._rank_by_scores(self._model, known, excluded, k, columns)
-        elif self.index is None or columns is not None:
-            vectors = self.item_vectors if columns is None else self.item_vectors[columns]
-            scores, ids = exact_topk(self.encode(known), vectors, k, Histories.of(excluded))
-        else:
-            scores, ids = index_topk(self.index, self.encode(known), self.item_vectors, k, Histories.of(excluded))
-        return scores, ids if columns is None else columns[ids]
-
-    def _rank_by_scores(
-        self, model: Baseline, known: list[list[int]], excluded: list[list[int]], k: int, columns: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        parts = []
-        for start, batch in zip(range(0, len(known), BATCH), self._batches(known), strict=True):
-            scores = model.scores(batch)
-            scores = scores if columns is None else scores[:, columns]
-            parts.append(score_topk(scores, k, Histories.of(excluded[start : start + BATCH])))
-        return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
-
-    @torch.no_grad()
-    def _scores_of(self, known: list[list[int]], rows: list[int]) -> Tensor:
-        """(B, T) the scores of T items for each history."""
-        if isinstance(self._model, Baseline):
-            return torch.cat([self._model.scores(batch)[:, rows] for batch in self._batches(known)])
-        return self.encode(known) @ self.item_vectors[rows].T
 
     def _named(self, row: int, score: float | None) -> Recommendation:
         return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)

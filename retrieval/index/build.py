@@ -72,15 +72,9 @@ def build_index(
         parameters = {**parameters, made.effort.parameter: found.effort}
         tuned = Tuned(target=recall, recall=found.recall, enough=found.enough, queries=len(asked))
     record = IndexRecord(
-        kind=kind,
-        parameters=parameters,
-        width=width,
-        count=count,
-        checksum=checksum,
-        file_sha256="",
-        faiss=faiss.__version__,
-        tuned=tuned,
-    )
+        kind=kind, parameters=parameters, width=width, count=count, checksum=checksum, file_sha256="",
+        faiss=faiss.__version__, tuned=tuned,
+    )  # fmt: skip
     return FaissIndex(index, record, device, gpu_form=made.gpu_form, gpu=gpu)
 
 

@@ -11,7 +11,7 @@ from models.errors import UserError
 from retrieval.answers import Answer, Influence, Recommendation
 from retrieval.recommender import Recommender
 from retrieval.service.measures import Measures
-from retrieval.service.schema import Item, RecommendRequest
+from retrieval.service.schema import Item, RecommendRequest, SimilarQuery
 
 _LOG = logging.getLogger("mealrec.service")
 #: one question of so many is ranked exactly too, where an index answers
@@ -76,6 +76,8 @@ class Answering:
     ) -> list[tuple[Answer, str] | Exception]:
         first = alike[0]
         try:
+            for asked in alike:
+                _require_so_many(recommender, asked)
             answers = recommender.recommend_all(
                 [self._history(asked) for asked in alike], first.k, exclude=first.exclude, among=first.among,
                 exclude_history=first.exclude_history, popular_instead=first.popular_instead,
@@ -85,7 +87,7 @@ class Answering:
                 return [error]
             # one of them is at fault, and the message is about it alone
             return [reply for asked in alike for reply in self._of_group(recommender, [asked])]
-        if recommender.index is not None and first.among is None and next(self._asked) % _SAMPLE == 1:
+        if recommender.by_index and first.among is None and next(self._asked) % _SAMPLE == 1:
             self._sample(recommender, first, answers[0])
         return [(answer, recommender.card.checksum) for answer in answers]
 
@@ -94,7 +96,10 @@ class Answering:
             return asked.history or []
         if self.histories is None:
             raise UserError("this service knows no users; give history, or start it with --data")
-        return self.histories(asked.user)
+        try:
+            return self.histories(asked.user)
+        except UserError:  # which names the dataset's folder and another user, neither of them for a client
+            raise UserError(f"this service knows no user {asked.user!r}; give history instead") from None
 
     def _sample(self, recommender: Recommender, asked: RecommendRequest, answer: Answer) -> None:
         """Compare an answer of the index with the exact one, for the metric of recall."""
@@ -110,10 +115,11 @@ class Answering:
             )
             self._measures.recall.set(self._found_exactly / self._recalls)
 
-    def similar(self, item: str, k: int) -> tuple[list[Recommendation], str]:
-        """The nearest items and the model's checksum. Raises UnknownItem, or UserError for a baseline."""
-        recommender = self._knowing(item)
-        return recommender.similar(item, k), recommender.card.checksum
+    def similar(self, asked: SimilarQuery) -> tuple[list[Recommendation], str]:
+        """The nearest items and the model's checksum. Raises UnknownItem; UserError for a baseline, or for k."""
+        recommender = self._knowing(asked.item)
+        _require_so_many(recommender, asked)
+        return recommender.similar(asked.item, asked.k), recommender.card.checksum
 
     def explain(self, history: Sequence[str], items: Sequence[str]) -> tuple[list[list[Influence]], str]:
         """What each item of the history adds to each of `items`, and the checksum. Raises UnknownItem, UserError."""
@@ -144,3 +150,9 @@ class Answering:
         )
         known = [self.item(text)] if items.row(text) is not None else []
         return [*known, *itertools.islice(found, most - len(known))]
+
+
+def _require_so_many(recommender: Recommender, asked: RecommendRequest | SimilarQuery) -> None:
+    """Refuse a k above the catalogue; one that nobody gave asks for what there is."""
+    if "k" in asked.model_fields_set and asked.k > len(recommender.items):
+        raise UserError(f"k: {asked.k:,} items were asked for, and the catalogue has {len(recommender.items):,}")

@@ -12,43 +12,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI, Query
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
-from models.errors import UserError
 from retrieval.answers import Answer
 from retrieval.recommender import Recommender
-from retrieval.service.answering import Answering, UnknownItem
+from retrieval.service.answering import Answering
 from retrieval.service.batcher import Batcher
+from retrieval.service.errors import answer_errors
 from retrieval.service.guard import Guard, Limits
 from retrieval.service.measures import Measures
 from retrieval.service.page import whole_page
 from retrieval.service.schema import (
-    MOST_FOUND,
-    Count,
     ErrorResponse,
     ExplainRequest,
     ExplainResponse,
     FoundResponse,
-    Id,
     Influenced,
     InfluencesRequest,
     InfluencesResponse,
     Item,
+    ItemQuery,
+    ItemsQuery,
     ModelResponse,
+    NothingAsked,
     RecommendRequest,
     RecommendResponse,
     Scored,
+    SimilarQuery,
     SimilarResponse,
 )
 from retrieval.service.thumbnails import Thumbnails
 from retrieval.service.watched import POLL_S, Identity, Watched
 
-_UNPROCESSABLE, _NOT_FOUND, _NO_CONTENT = 422, 404, 204
+_NO_CONTENT = 204
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (401, _NOT_FOUND, 413, _UNPROCESSABLE, 429, 503)
+    status: {"model": ErrorResponse} for status in (401, 404, 413, 422, 429, 503)
 }
 
 
@@ -88,8 +87,7 @@ def _application(answering: Answering, measures: Measures, thumbnails: Thumbnail
     _add_catalogue(app, answering, thumbnails)
     _add_page(app)
     _add_operations(app, measures)
-    for kind, handler in ((UserError, _user_error), (RequestValidationError, _invalid), (HTTPException, _http_error)):
-        app.add_exception_handler(kind, handler)
+    answer_errors(app)
     return app
 
 
@@ -116,36 +114,35 @@ def _add_questions(app: FastAPI, answering: Answering, batcher: Batcher[Recommen
         )
 
     @app.get("/v1/similar")
-    async def similar(item: Annotated[Id, Query()], k: Annotated[Count, Query()] = 20) -> SimilarResponse:
+    async def similar(asked: Annotated[SimilarQuery, Query()]) -> SimilarResponse:
         """The items whose vectors are nearest to the item's."""
-        found, model = await asyncio.to_thread(answering.similar, item, k)
+        found, model = await asyncio.to_thread(answering.similar, asked)
         return SimilarResponse(similar=[Scored(**asdict(each)) for each in found], model=model)
 
 
 def _add_catalogue(app: FastAPI, answering: Answering, thumbnails: Thumbnails | None) -> None:
     @app.get("/v1/item")
-    async def item(id: Annotated[Id, Query()]) -> Item:
+    async def item(asked: Annotated[ItemQuery, Query()]) -> Item:
         """An item by its id."""
-        return answering.item(id)
+        return answering.item(asked.id)
 
     @app.get("/v1/items")
-    async def items(
-        text: Annotated[str, Query(min_length=1, max_length=100)], most: Annotated[int, Query(ge=1, le=MOST_FOUND)] = 20
-    ) -> FoundResponse:
+    async def items(asked: Annotated[ItemsQuery, Query()]) -> FoundResponse:
         """Items whose id or title holds a text."""
-        return FoundResponse(items=await asyncio.to_thread(answering.find, text, most))
+        return FoundResponse(items=await asyncio.to_thread(answering.find, asked.text, asked.most))
 
     @app.get("/v1/thumbnail", response_class=Response)
-    async def thumbnail(id: Annotated[Id, Query()]) -> Response:
+    async def thumbnail(asked: Annotated[ItemQuery, Query()]) -> Response:
         """The picture of an item; 204, without content, where none is known."""
-        found = await asyncio.to_thread(thumbnails.of, id) if thumbnails else None
+        found = await asyncio.to_thread(thumbnails.of, asked.id) if thumbnails else None
         if found is None:
             return Response(status_code=_NO_CONTENT)
         return Response(found.content, media_type=found.media_type, headers={"cache-control": "private, max-age=3600"})
 
     @app.get("/v1/model")
-    async def model() -> ModelResponse:
+    async def model(asked: Annotated[NothingAsked, Query()]) -> ModelResponse:
         """What is served."""
+        del asked
         recommender = answering.recommender
         card = recommender.card
         return ModelResponse(
@@ -176,31 +173,3 @@ def _add_operations(app: FastAPI, measures: Measures) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(measures.text(), media_type="text/plain; version=0.0.4")
-
-
-def _error(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status)
-
-
-async def _user_error(request: Request, error: Exception) -> JSONResponse:
-    del request
-    return _error(_NOT_FOUND if isinstance(error, UnknownItem) else _UNPROCESSABLE, str(error))
-
-
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    del request
-    assert isinstance(error, RequestValidationError)
-    first, *others = error.errors()
-    place = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, int)) or "the request"
-    if first["type"] == "json_invalid":
-        return _error(_UNPROCESSABLE, f"the body is not JSON: {first['ctx']['error']}")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    more = f" ({len(others)} more fields are wrong)" if others else ""
-    return _error(_UNPROCESSABLE, f"{place}: {message}{more}")
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    if error.status_code == _NOT_FOUND:
-        return _error(_NOT_FOUND, f"there is nothing at {request.url.path[:100]}; see /openapi.json")
-    return _error(error.status_code, str(error.detail))

@@ -59,6 +59,36 @@ class InfluencesRequest(Asked):
     items: Annotated[list[Id], Field(min_length=1, max_length=MOST_EXPLAINED)]
 
 
+class AskedInAddress(BaseModel):
+    """What a client sends in the address, where everything is text: there "20" is a number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SimilarQuery(AskedInAddress):
+    """An item whose neighbours are asked for."""
+
+    item: Id
+    k: Count = 20
+
+
+class ItemQuery(AskedInAddress):
+    """An item that is asked for."""
+
+    id: Id
+
+
+class ItemsQuery(AskedInAddress):
+    """A text that titles or ids hold."""
+
+    text: Annotated[str, Field(min_length=1, max_length=100)]
+    most: Annotated[int, Field(ge=1, le=MOST_FOUND)] = 20
+
+
+class NothingAsked(AskedInAddress):
+    """No parameters."""
+
+
 class Item(BaseModel):
     """An item of the catalogue. title: null if unknown."""
 

@@ -67,7 +67,7 @@ def test_items_older_than_the_models_memory_are_excluded_too(model_dir: Path) ->
 
 def test_a_history_without_known_items_is_refused(model_dir: Path) -> None:
     recommender = Recommender.load(model_dir)
-    with pytest.raises(UserError, match=r"history 2 \(a, b\) holds no item.*such as v7, v14"):
+    with pytest.raises(UserError, match=r"history 2 \('a', 'b'\) holds no item.*such as v7, v14"):
         recommender.recommend_all([["v7"], ["a", "b"]], k=3, popular_instead=False)
     with pytest.raises(UserError, match=r"history 1 \(empty\)"):
         recommender.recommend([], k=3)

@@ -1,9 +1,9 @@
 "use strict";
 // A history is built by clicking; each change asks the service again. Texts of items are only ever set as text.
-const MOST = 12, WHY = 3, WAIT_MS = 150;
+const WHY = 3, WAIT_MS = 150;
 const place = (id) => document.getElementById(id);
 const titles = new Map(), pictures = new Map();
-let history_ = [], places = new Map(), shown = [], question = 0, searched = 0, hasPictures = false;
+let history_ = [], places = new Map(), shown = [], question = 0, searched = 0, hasPictures = false, most = 12;
 let token = sessionStorage.getItem("token") || "";
 
 function make(tag, about = {}, ...inside) {
@@ -120,7 +120,7 @@ function changed() {
 async function recommend() {
   const mine = ++question, asked = [...history_];
   try {
-    const body = asked.length ? { history: asked, k: MOST } : { history: [], k: MOST, popular_instead: true };
+    const body = asked.length ? { history: asked, k: most } : { history: [], k: most, popular_instead: true };
     const answer = await ask("v1/recommend", body);
     if (mine !== question) return;
     for (const each of answer.recommendations) titles.set(each.item, each.title);
@@ -139,7 +139,7 @@ function list(answer, asked) {
   place("note").textContent = asked.length ? [
     answer.unknown.length ? `Not known to the model: ${answer.unknown.join(", ")}` : "", answer.note,
   ].filter(Boolean).join("; ") : "";
-  place("gone").textContent = compared && gone.length ? `No longer among the first ${MOST}: ${gone.map(name).join(", ")}` : "";
+  place("gone").textContent = compared && gone.length ? `No longer among the first ${most}: ${gone.map(name).join(", ")}` : "";
   place("list").replaceChildren(...answer.recommendations.map((each, at) => card(each, at, compared)));
   places = new Map(now.map((item, at) => [item, at]));
   shown = now;
@@ -172,16 +172,16 @@ async function explain(mine, asked) {
   if (mine !== question) return;
   for (const [at, card_] of [...place("list").children].entries()) {
     const strongest = [...answer.influences[at]].sort((one, two) => Math.abs(two.effect) - Math.abs(one.effect));
-    const most = Math.abs(strongest[0]?.effect || 0) || 1;
-    const lines = strongest.slice(0, WHY).map((each) => reason(each, most));
+    const longest = Math.abs(strongest[0]?.effect || 0) || 1;
+    const lines = strongest.slice(0, WHY).map((each) => reason(each, longest));
     card_.append(make("ul", { className: "why", ariaLabel: "What its score owes to the history" }, ...lines));
   }
 }
 
-function reason(each, most) {
+function reason(each, longest) {
   if (each.effect === null) return make("li", {}, make("span", {}, `all of it: ${each.title || each.item}`));
   const bar = make("i", { className: each.effect < 0 ? "less" : "" });
-  bar.style.width = `${(100 * Math.abs(each.effect)) / most}%`;
+  bar.style.width = `${(100 * Math.abs(each.effect)) / longest}%`;
   const figure = make("b", {}, (each.effect < 0 ? "−" : "+") + Math.abs(each.effect).toFixed(3));
   return make("li", {}, make("span", { title: each.title || each.item }, each.title || each.item),
     make("div", { className: "bar" }, bar), figure);
@@ -193,6 +193,7 @@ async function begin() {
   try {
     const model = await ask("v1/model");
     hasPictures = model.thumbnails;
+    most = Math.min(most, model.items);
     place("token").hidden = true;
     const run = model.run ? ` of the run ${model.run}` : "";
     place("about").textContent = `${model.system}${run}, ranked by ${model.ranked_by}`;

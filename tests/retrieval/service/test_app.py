@@ -1,8 +1,7 @@
-"""The service in this process: what it answers, and that no request is answered by a traceback."""
+"""The service in this process: what it answers, and what it says to a question that is wrong."""
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from models.errors import UserError
@@ -104,16 +101,17 @@ def test_questions_that_wait_are_answered_together_and_each_gets_its_own_answer(
         ({}, 422, "the request: give either history, a list of item ids, or user"),
         ({"history": ["v7"], "user": "ann"}, 422, "give either history"),
         ({"history": []}, 422, r"history 1 \(empty\) holds no item that the model knows"),
-        ({"history": ["x y", "-dQw"]}, 422, r"history 1 \(x y, -dQw\) holds no item .* such as v7"),
+        ({"history": ["x y", "-dQw"]}, 422, r"history 1 \('x y', '-dQw'\) holds no item .* such as v7"),
         ({"history": "v7"}, 422, "history: Input should be a valid list"),
         ({"history": [7]}, 422, "history: Input should be a valid string"),
         ({"history": ["v7"], "k": 0}, 422, "k: Input should be greater than or equal to 1"),
         ({"history": ["v7"], "k": 1001}, 422, "k: Input should be less than or equal to 1000"),
         ({"history": ["v7"], "k": "5"}, 422, "k: Input should be a valid integer"),
-        ({"history": ["v7"], "size": 3}, 422, "size: Extra inputs are not permitted"),
+        ({"history": ["v7"], "size": 3}, 422, "size: there is no such field"),
         ({"history": ["v7"] * 1001}, 422, "history: List should have at most 1000 items"),
         ({"history": ["v7"], "among": ["new"]}, 422, "among holds no item that the model knows"),
-        ({"user": "bob"}, 422, "no user 'bob'"),
+        ({"user": "bob"}, 422, "this service knows no user 'bob'; give history"),
+        ({"history": ["v7"], "k": 60}, 422, "k: 60 items were asked for, and the catalogue has 59"),
         ([1], 422, "the request: "),
     ],
 )
@@ -131,7 +129,9 @@ def test_what_is_not_there_is_said(client: TestClient) -> None:
         assert "the model does not know the item 'x'" in answer.json()["error"]
     assert client.post("/v1/explain", json={"history": ["v7"], "item": "x"}).status_code == 404
     assert client.get("/nothing").json() == {"error": "there is nothing at /nothing; see /openapi.json"}
-    assert client.get("/v1/recommend").status_code == 405
+    wrong = client.get("/v1/recommend")
+    assert (wrong.status_code, wrong.json()) == (405, {"error": "/v1/recommend is not for GET; see /openapi.json"})
+    assert client.get("/v1/similar", params={"item": "v7", "k": 60}).status_code == 422
     assert client.get("/v1/similar", params={"item": "v7", "k": "many"}).json()["error"].startswith("k: ")
 
 
@@ -148,27 +148,10 @@ def test_what_is_not_there_is_said(client: TestClient) -> None:
 def test_a_body_that_cannot_be_read(client: TestClient, content: bytes, status: int, sentence: str) -> None:
     headers = {"content-type": "application/json"}
     answer = client.post("/v1/recommend", content=content, headers=headers)
-    assert answer.status_code in (status, 400)
+    assert answer.status_code == status
     assert sentence in answer.json()["error"]
     in_pieces = (content[start : start + 4096] for start in range(0, len(content), 4096))  # no Content-Length
     assert client.post("/v1/recommend", content=in_pieces, headers=headers).status_code == answer.status_code
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(IDS),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-FIELDS = ["history", "user", "k", "exclude", "among", "exclude_history", "popular_instead", "item", "other"]
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=5), st.sampled_from(["recommend", "explain"]))
-def test_no_question_is_answered_by_a_traceback(client: TestClient, body: dict[str, Any], verb: str) -> None:
-    headers = {"content-type": "application/json"}
-    answer = client.post(f"/v1/{verb}", content=json.dumps(body).encode(), headers=headers)
-    assert answer.status_code in (200, 404, 422)
-    assert answer.status_code == 200 or list(answer.json()) == ["error"]
 
 
 def test_a_reload_changes_the_model_and_a_failed_one_changes_nothing(tmp_path: Path) -> None:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
-from cluster.head import free_ports
 from retrieval import Recommender
 from retrieval.service.app import Service
 from retrieval.service.guard import Limits
@@ -21,6 +15,7 @@ from retrieval.service.page import whole_page
 from retrieval.service.thumbnails import Thumbnails
 from tests.helpers.browser import look, require_browser
 from tests.helpers.exported import N_ITEMS, export_model
+from tests.helpers.listening import listening
 
 #: a picture of one pixel
 GIF = bytes.fromhex("47494638396101000100800000ffffff00000021f90401000000002c00000000010001000002024401003b")
@@ -36,22 +31,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     (root / "pictures/v7.png").write_bytes(GIF)
     pictures = Thumbnails(root / "pictures")
     return Service(lambda: Recommender.load(root / "model"), limits=Limits(token="secret"), thumbnails=pictures)
-
-
-@contextmanager
-def listening(service: Service) -> Iterator[str]:
-    (port,) = free_ports(1)
-    server = uvicorn.Server(uvicorn.Config(service.asgi, "127.0.0.1", port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        end = time.monotonic() + 30
-        while not server.started and time.monotonic() < end:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def count(selector: str, number: int) -> str:
@@ -93,7 +72,7 @@ def test_a_history_is_built_by_keyboard(service: Service, width: int, dark: bool
         "nameless": "[...document.querySelectorAll('button, input')].filter((each) => each.offsetParent && "
         "!(each.ariaLabel || each.textContent.trim() || each.labels?.length)).length",
     }
-    with listening(service) as url:
+    with listening(service.asgi) as url:
         ready = "!document.getElementById('token').hidden"
         seen = look(f"{url}/", width, dark=dark, until=ready, ask=asked, steps=BY_KEYBOARD)
     assert [each for each in seen.messages if "401" not in each] == []
@@ -117,7 +96,7 @@ def test_a_link_holds_a_history_and_titles_are_never_html(service: Service) -> N
         "title": "document.title",
     }
     link = "/#%5B%22v7%22%2C%22v413%22%2C%22nobody%22%5D"
-    with listening(service) as url:
+    with listening(service.asgi) as url:
         until = "!document.getElementById('token').hidden"
         steps = [*TOKEN, ("0", f"{count('#history li', 3)} && {count('#history img', 1)} && {count('.why li', 24)}")]
         seen = look(url + link, 1280, dark=False, until=until, ask=asked, steps=steps)

@@ -52,24 +52,27 @@ class ScheduleConfig(_Section):
     """How the learning rate changes during a run.
 
     name: constant, or step: after every `epochs` epochs it is multiplied by `factor`, or cosine: it falls along half a
-        cosine, to 0 at the end of epoch number `epochs`
-    epochs: for step: epochs from one fall to the next; for cosine: epochs of the whole fall
-    factor: for step: what the learning rate is multiplied by
+        cosine, to 0 at the end of epoch number `epochs`, or plateau: it is multiplied by `factor` after more than
+        `epochs` epochs in a row whose mean training loss is no new least one (by a ten-thousandth)
+    epochs: for step: epochs from one fall to the next; for cosine: epochs of the whole fall; for plateau: of patience
+    factor: for step and plateau: what the learning rate is multiplied by
     warmup: number of steps at the start in which it rises linearly to its value; 0: none
     """
 
-    name: Literal["constant", "step", "cosine"] = "constant"
+    name: Literal["constant", "step", "cosine", "plateau"] = "constant"
     epochs: int = Field(default=100, ge=1)
     factor: float = Field(default=0.1, gt=0, le=1)
     warmup: int = Field(default=0, ge=0)
 
-    def share(self, step: int, steps_per_epoch: int) -> float:
-        """What the learning rate is multiplied by in a step, from 0, of the run."""
+    def share(self, step: int, steps_per_epoch: int, plateaus: int) -> float:
+        """What the learning rate is multiplied by in a step, from 0, of the run; plateaus: those met until then."""
         done, whole = step - self.warmup, self.epochs * steps_per_epoch - self.warmup
         if done < 0:
             return (step + 1) / (self.warmup + 1)
         if self.name == "cosine":
             return 0.5 + 0.5 * math.cos(math.pi * min(done / whole, 1)) if whole > 0 else 0.0
+        if self.name == "plateau":
+            return self.factor**plateaus
         return self.factor ** (step // (self.epochs * steps_per_epoch)) if self.name == "step" else 1.0
 
 
@@ -101,9 +104,11 @@ class TrainConfig(_Section):
     checkpoint_every: int = Field(default=0, ge=0)
     keep_optimizer: bool = False
 
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, from 0, of the run; it depends on nothing else, so a run can resume anywhere."""
-        return self.learning_rate * self.schedule.share(step, steps_per_epoch)
+    def rate(self, step: int, steps_per_epoch: int, plateaus: int = 0) -> float:
+        """The learning rate of a step, from 0, of the run, after so many plateaus of the loss; of nothing else, so that
+        a run can resume anywhere.
+        """
+        return self.learning_rate * self.schedule.share(step, steps_per_epoch, plateaus)
 
     @model_validator(mode="after")
     def _learns_to_its_end(self) -> TrainConfig:

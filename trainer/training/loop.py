@@ -39,7 +39,7 @@ from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import EpochReporter
 from trainer.training.saving import Saver
 from trainer.training.shared_notice import SharedNotice
-from trainer.training.stopping import EarlyStopping
+from trainer.training.stopping import EarlyStopping, Plateaus
 
 #: called on each rank after every epoch, when its checkpoint is on the disk: the epoch, and the validation's NDCG@10
 EpochDone = Callable[[int, float], None]
@@ -77,6 +77,7 @@ class Loop:
         self.plan = Plan(loaded.training_rows.count, config.train.batch_size)
         self.store = CheckpointStore(run_dir / "checkpoints")
         self.stopping = EarlyStopping(config.train.patience)
+        self.plateaus = Plateaus(config.train.schedule.epochs)
         self.reporter = reporter
         self.position = Position()
         self.log: MetricsLog | None = None
@@ -99,6 +100,7 @@ class Loop:
             self.engine.load_optimizer(checkpoint.tensors[OPTIMIZER])
         state = checkpoint.state
         self.stopping.restore(state["stopping"])
+        self.plateaus.restore(state.get("plateaus", {}))  # earlier versions had no schedule that depends on it
         position = dict(state["position"])
         sums = position.pop("sums")
         self.position = Position(**position, sums=sums if self.rank == 0 else dict.fromkeys(sums, 0.0))
@@ -140,7 +142,8 @@ class Loop:
     def _step(self, step: int, sums: dict[str, Tensor]) -> None:
         torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
         self.engine.model.clock = Clock(self.position.epoch, self.position.total_steps)
-        self.engine.set_learning_rate(self.config.train.rate(self.position.total_steps, self.plan.steps))
+        rate = self.config.train.rate(self.position.total_steps, self.plan.steps, self.plateaus.met)
+        self.engine.set_learning_rate(rate)
         shares = self.plan.share(step, self.rank, self.size, self.config.train.accumulation)
         try:
             terms = self.engine.step(
@@ -194,6 +197,7 @@ class Loop:
         best = self.stopping.update(evaluation.criterion, position.epoch, position.total_steps)
         rate = rows / max(seconds, 1e-9)
         weighted = self.engine.model.loss_weights
+        self.plateaus.update(sum(weight * losses.get(name, 0.0) for name, weight in weighted.items()))
         record = {
             "loss": {name: value for name, value in losses.items() if name in weighted},
             "valid": metrics, "rows_per_second": rate, "train_seconds": seconds, "valid_seconds": evaluation.seconds,
@@ -226,7 +230,8 @@ class Loop:
         self._check(self.position.step - 1)  # a checkpoint must not count a step that a GPU skipped
         tensors = self.engine.state()
         position = {**vars(self.position), "sums": self._totals(sums) if sums else {}}
-        state = {"position": position, "stopping": self.stopping.state(), **self._identity}
+        course = {"stopping": self.stopping.state(), "plateaus": self.plateaus.state()}
+        state = {"position": position, **course, **self._identity}
         write = partial(
             self.store.commit, self.position.total_steps, tensors, state,
             keep=[self.stopping.best_step, *self._before],

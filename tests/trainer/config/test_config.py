@@ -45,7 +45,7 @@ def options(config: RunConfig) -> dict[str, Any]:
         ("train.epochs=many", "train.epochs: Input should be a valid integer"),
         ("train.epochs=2.5", "train.epochs"),
         ("train.learning_rate=0", "train.learning_rate"),
-        ("train.schedule.name=plateau", "train.schedule.name: Input should be 'constant', 'step' or 'cosine'"),
+        ("train.schedule.name=linear", "Input should be 'constant', 'step', 'cosine' or 'plateau'"),
         ("train.schedule.gamma=0.1", "unknown key train.schedule.gamma"),
         ("train={epochs: 30, schedule: {name: cosine, epochs: 20}}", "the learning rate is 0 after epoch 20 of 30"),
         ("engine.zero_stage=4", "engine.zero_stage: Input should be 0, 1, 2 or 3 (given: 4)"),

@@ -262,6 +262,38 @@ def test_each_step_has_the_learning_rate_of_its_schedule(
     assert seen == pytest.approx([0.001, *[0.002] * 3, *[0.001] * 4])
 
 
+def test_the_learning_rate_falls_on_plateaus_of_the_loss(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by torch's scheduler from the losses of the log; also where the run was resumed on the way."""
+    settings = (
+        "train.batch_size=64", "train.schedule={name: plateau, epochs: 1, factor: 0.5}", "train.learning_rate=1e-7",
+        "train.patience=99", "train.keep_optimizer=true",
+    )  # fmt: skip
+    rates = list[float]()
+    set_rate = TorchEngine.set_learning_rate
+
+    def noting(self: TorchEngine, rate: float) -> None:
+        rates.append(rate)
+        set_rate(self, rate)
+
+    monkeypatch.setattr(TorchEngine, "set_learning_rate", noting)
+    train(make_config(data, "sasrec", *settings, "train.epochs=8"), tmp_path / "whole")
+    losses = [line["metrics"]["loss"]["ranking"] for line in lines(tmp_path / "whole") if line["event"] == "epoch"]
+    expected, whole = list[float](), rates[:: len(rates) // 8]
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-7)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=0.5, patience=1, eps=0)
+    for loss in losses:
+        expected.append(adam.param_groups[0]["lr"])
+        scheduler.step(loss)
+    assert whole == pytest.approx(expected)
+    assert whole[-1] < whole[0]
+    rates.clear()
+    for epochs in (4, 5, 8):
+        train(make_config(data, "sasrec", *settings, f"train.epochs={epochs}"), tmp_path / "again")
+    assert rates[:: len(rates) // 8] == whole
+
+
 def test_stopping_restores_from_json() -> None:
     stopping = EarlyStopping(2)
     assert [stopping.update(value, n, 10 * n) for n, value in enumerate([0.1, 0.3, 0.3])] == [True, True, False]

@@ -27,7 +27,8 @@ from trainer.data.storage import default_cache
 from trainer.local_path import local_path
 from trainer.tracking.describe import read_config
 from trainer.tracking.metrics_log import read_lines
-from trainer.training.checkpoint_files import keep_weights_only, read_progress, surplus
+from trainer.training.checkpoint_files import read_progress, surplus
+from trainer.training.weights_only import keep_weights_only
 
 #: folders in folders, below the one of `--under`, in which killed commands are looked for: export/NAME/index
 _DEPTH = 3

@@ -14,13 +14,9 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.errors import UserError
-from retrieval.files import write_json
-
-if TYPE_CHECKING:
-    from trainer.training.checkpoint import CheckpointStore
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -112,28 +108,3 @@ def surplus(root: Path, keep: Collection[int]) -> Surplus:
     optimizers = tuple(path for folder in sorted(stay) if (path := folder / (OPTIMIZER + TENSORS)).is_file())
     files = [*optimizers, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     return Surplus(folders, optimizers, sum(path.stat().st_size for path in files))
-
-
-def keep_weights_only(store: CheckpointStore) -> int:
-    """Keep the latest checkpoint and the best one, without optimizer states; return how many bytes that frees.
-
-    For a run that has finished: it can be evaluated and exported, but not trained on. A kill loses no weights.
-    Raises UserError if there is no undamaged checkpoint of a validated epoch; nothing is removed then.
-    """
-    latest, best = store.latest_and_best() or (None, None)
-    if latest is None or best is None:
-        raise UserError(f"{store.root} has no checkpoint of a validated epoch yet, so all of it is needed")
-    goes = surplus(store.root, {latest.step, best.step})
-    store.prune({latest.step, best.step})
-    for file in goes.optimizers:
-        _remove_optimizer(file)
-    return goes.bytes
-
-
-def _remove_optimizer(file: Path) -> None:
-    """Remove a checkpoint's optimizer state. A kill between the two steps leaves a file that no reader looks at."""
-    path = file.with_name(MANIFEST)
-    manifest = json.loads(path.read_bytes())
-    if manifest["files"].pop(file.name, None) is not None:
-        write_json(path, manifest)
-    file.unlink(missing_ok=True)

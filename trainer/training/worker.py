@@ -31,11 +31,11 @@ from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.tracking import MetricsLog, Mirror, start_mirror
 from trainer.training.build import as_tested, build_engine, build_model, choose_device, load_data, load_weights
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
-from trainer.training.checkpoint_files import keep_weights_only
 from trainer.training.engine import NonFiniteError
 from trainer.training.loop import EpochDone, Loop, check_resumable
 from trainer.training.memory import check_tables
 from trainer.training.reporting import EpochReporter
+from trainer.training.weights_only import keep_weights_only
 
 _MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models.errors import UserError
-from trainer.training import checkpoint, checkpoint_files
+from trainer.training import checkpoint, weights_only
 from trainer.training.checkpoint import CheckpointStore
-from trainer.training.checkpoint_files import keep_weights_only, read_progress, surplus
+from trainer.training.checkpoint_files import read_progress, surplus
+from trainer.training.weights_only import keep_weights_only
 
 
 def filled(root: Path) -> CheckpointStore:
@@ -70,7 +71,7 @@ def test_a_kill_in_the_middle_loses_no_weights(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        target = {"prune": CheckpointStore, "write_json": checkpoint_files, "unlink": Path}[stop]
+        target = {"prune": CheckpointStore, "write_json": weights_only, "unlink": Path}[stop]
         patch.setattr(target, stop, die)
         with pytest.raises(KeyboardInterrupt):
             keep_weights_only(store)

@@ -94,16 +94,7 @@ def stream(
     stages = plan_stages(cpus, 0 if shared else usable_gpus(gpus, use_gpus), loaders, encoders)
     with connected(cpus=stages.loaders + stages.encoders * stages.cpus_per_encoder, gpus=gpus if stages.gpus else 0):
         if shared:
-            import ray
-
-            total = ray.cluster_resources()
-            gpus = usable_gpus(int(total.get("GPU", 0)), use_gpus)
-            stages = plan_stages(int(total.get("CPU", 1)), gpus, loaders, encoders)
-            if total.get("CPU", 0) <= stages.encoders * stages.cpus_per_encoder:
-                raise PreflightError(
-                    f"{stages.encoders} encoders would take all {total.get('CPU', 0):g} CPUs of the cluster, and "
-                    "loading needs one: give fewer --encoders, or add a CPU"
-                )
+            stages = _stages_of_cluster(use_gpus, loaders, encoders)
             check_cluster(
                 stages.encoders,
                 gpus=stages.gpus,
@@ -112,20 +103,40 @@ def stream(
                 folders=folders,
             )
         console.note(f"Ray: {stages}; the first results take about half a minute")
-        rows: Any = iter(_pipeline(units, load, make_encoder, stages, unit_bytes, apart).iter_rows())
-        try:
-            with _stderr_without(_NOTICE):
-                row = next(rows, None)
-            while row is not None:
-                yield _data_or_raise(row)
-                row = next(rows, None)
-        except WorkerFailed:
-            raise
-        except Exception as error:
-            _explain(error)
-            raise
-        finally:
-            rows.close()  # ends the thread that feeds the pipeline, which must not outlive the connection
+        yield from _results(_pipeline(units, load, make_encoder, stages, unit_bytes, apart))
+
+
+def _stages_of_cluster(use_gpus: bool | None, loaders: int | None, encoders: int | None) -> Stages:
+    """The stages on all CPUs and GPUs of the cluster. Raises PreflightError: nothing would be left for loading."""
+    import ray
+
+    total = ray.cluster_resources()
+    cpus = total.get("CPU", 0)
+    stages = plan_stages(int(cpus) or 1, usable_gpus(int(total.get("GPU", 0)), use_gpus), loaders, encoders)
+    if cpus <= stages.encoders * stages.cpus_per_encoder:
+        raise PreflightError(
+            f"{stages.encoders} encoders would take all {cpus:g} CPUs of the cluster, and loading needs one: give "
+            "fewer --encoders, or add a CPU"
+        )
+    return stages
+
+
+def _results(pipeline: Any) -> Iterator[bytes]:
+    """What the encoders returned. Raises WorkerFailed for an exception in either stage."""
+    rows: Any = iter(pipeline.iter_rows())
+    try:
+        with _stderr_without(_NOTICE):
+            row = next(rows, None)
+        while row is not None:
+            yield _data_or_raise(row)
+            row = next(rows, None)
+    except WorkerFailed:
+        raise
+    except Exception as error:
+        _explain(error)
+        raise
+    finally:
+        rows.close()  # ends the thread that feeds the pipeline, which must not outlive the connection
 
 
 def usable_gpus(there: int, wanted: bool | None) -> int:

@@ -111,35 +111,13 @@ def _fit(
         RunConfig,
         ScalingConfig,
         TrainingFailedError,
-        UserCallback,
     )
-    from ray.train.backend import Backend
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    class Torch(TorchConfig):  # type: ignore[misc]
-        """Workers take SIGTERM for a notice: set up in their main thread, where handlers must be."""
-
-        @property
-        def backend_cls(self) -> type[Backend]:
-            class Listening(super().backend_cls):  # type: ignore[misc]
-                def on_start(self, worker_group: Any, backend_config: Any) -> None:
-                    super().on_start(worker_group, backend_config)
-                    worker_group.execute(preemption.listen)
-
-            return Listening
-
-    class GiveUp(UserCallback):  # type: ignore[misc]
-        """Runs in Ray's controller: ends the run on a final error, because a retry would fail again."""
-
-        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
-            for error in worker_exceptions.values():
-                if isinstance(error, WorkerFailed) and error.final:
-                    raise error
+    from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         run,
         train_loop_config=config,
-        torch_config=Torch(backend="nccl" if gpus else "gloo"),
+        torch_config=_torch_config("nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
@@ -149,7 +127,7 @@ def _fit(
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_START_ATTEMPTS),
-            callbacks=[GiveUp()],
+            callbacks=[_give_up()],
             logging_config=LoggingConfig(log_level=logging.getLevelName(console.library_level(logging.ERROR))),
         ),
     )
@@ -160,6 +138,37 @@ def _fit(
         if isinstance(error, ControllerError) and cause.kind == DIED:
             raise _LostByController(*cause.args) from None
         raise cause from None
+
+
+def _torch_config(backend: str) -> Any:
+    """Ray's, whose workers take SIGTERM for a notice: set up in their main thread, where handlers must be."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class Torch(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type[Backend]:
+            class Listening(super().backend_cls):  # type: ignore[misc]
+                def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                    super().on_start(worker_group, backend_config)
+                    worker_group.execute(preemption.listen)
+
+            return Listening
+
+    return Torch(backend=backend)
+
+
+def _give_up() -> Any:
+    """A callback in Ray's controller that ends the run on a final error, because a retry would fail again."""
+    from ray.train import UserCallback
+
+    class GiveUp(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
+            for error in worker_exceptions.values():
+                if isinstance(error, WorkerFailed) and error.final:
+                    raise error
+
+    return GiveUp()
 
 
 def _run(worker: Worker, output: str, request: str, config: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from models.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: the words of errors that a full disk causes; the last are SQLite's
+_FULL_WORDS = (*map(os.strerror, _FULL), "database or disk is full")
 #: less free space than this explains an error that does not name its reason
 _NO_ROOM = 1 << 20
 
@@ -51,7 +53,7 @@ def disk_trouble(error: BaseException, folder: Path, written: int = 0) -> str | 
         return f"{shown} is on a disk that may only be read; choose another place"
     if number == errno.EIO or os.strerror(errno.EIO) in text:
         return f"the disk of {shown} does not work (input/output error); look at the system's log, choose another place"
-    full = number in _FULL or any(os.strerror(each) in text for each in _FULL)
+    full = number in _FULL or any(words in text for words in _FULL_WORDS)
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
     if not full and not (isinstance(error, OSError) and number is None and free < _NO_ROOM):  # a short write of numpy
         return None

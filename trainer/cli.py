@@ -7,10 +7,12 @@ the same command with --resume continues it.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import resource
 import shlex
 import signal
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -85,13 +87,23 @@ def _place(error: OSError) -> Path:
     """The folder whose disk caused an error that names no file: that of our output if this cannot be written either."""
     if error.filename is not None:
         return Path.cwd()  # the error itself says where
-    try:
-        sys.stdout.flush()
-    except OSError:
+    if _output_is_refused():
         output = Path(os.path.realpath(f"/dev/fd/{sys.stdout.fileno()}"))
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python reports it again when it flushes at exit
         return output.parent
     return Path.cwd()
+
+
+def _output_is_refused() -> bool:
+    """Whether our output cannot be written; a long text that could not is gone, and then its disk still tells."""
+    try:
+        sys.stdout.flush()
+        number = sys.stdout.fileno()
+        return stat.S_ISREG(os.fstat(number).st_mode) and os.fstatvfs(number).f_bavail == 0
+    except io.UnsupportedOperation:  # it is no file
+        return False
+    except OSError:
+        return True
 
 
 def _joined(argv: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # -l: SQLite of this process keeps files open
 
 
 def fill(disk: Path, leave: int) -> Path:

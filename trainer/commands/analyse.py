@@ -6,6 +6,9 @@ Example: mealrec analyse --run demo-mealrec --against demo-sasrec
 from __future__ import annotations
 
 import argparse
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import console
@@ -41,13 +44,25 @@ def run(args: argparse.Namespace) -> int:
 
     folder = run_folder(args.run, args.runs_dir)
     against = run_folder(args.against, args.runs_dir) if args.against else None
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-    out = writable_file((args.out or folder) / ANALYSIS)  # before the work, not after
-    given = {"data": args.data, "sample": args.sample, "seed": args.seed}
-    made_by = command(args.run, args.runs_dir, against=args.against, **given)
-    found = analyse(folder, made_by, against=against, **given)
-    print(as_text(found))
-    write_analysis(out, found)
+    with _made(args.out or folder):
+        out = writable_file((args.out or folder) / ANALYSIS)  # before the work, not after
+        given = {"data": args.data, "sample": args.sample, "seed": args.seed}
+        made_by = command(args.run, args.runs_dir, against=args.against, **given)
+        found = analyse(folder, made_by, against=against, **given)
+        print(as_text(found))
+        write_analysis(out, found)
     console.say(f"\nwritten to {out}; mealrec report shows it in the page of a study")
     return 0
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """`folder` is there; one that was not is removed again if the block fails."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(folder)
+        raise

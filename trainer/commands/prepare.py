@@ -14,6 +14,7 @@ from models.errors import UserError
 from retrieval.folders import sole_maker, writable_folder
 from trainer.commands.activation import activation
 from trainer.commands.subcommands import add_subcommands
+from trainer.commands.train_plan import no_rows
 from trainer.data.format.manifest import Manifest, load_manifest
 from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare
 from trainer.data.sources.base import Source
@@ -54,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
         manifest: Manifest = args.make(args)
     console.say(report(manifest))
     console.say(f"written to {args.out}")
+    if not manifest.train_rows:
+        console.warn(no_rows(args.out))
+        return 0
     console.say("\n".join(["next:", *(f"  {line}" for line in [*activation(), next_command(args.out)])]))
     return 0
 

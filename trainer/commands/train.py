@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     tracking = last.config.tracking
     if tracking.mlflow and (page := where_runs_are(last.folder, tracking.uri, tracking.experiment)):
         console.say(f"\nthe runs in MLflow\n{page}", Verbosity.BRIEF)
-    console.say(closing(plan.runs), Verbosity.BRIEF)
+    console.say(closing(plan.runs, reports), Verbosity.BRIEF)
     return 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer.commands.activation import activation, from_here
 from trainer.commands.train_plan import PlannedRun
@@ -17,14 +18,15 @@ _WIDTH = 110
 _CHANCE = 0.05
 
 
-def closing(runs: Sequence[PlannedRun]) -> str:
-    """The last lines. runs: trained, all of one command."""
+def closing(runs: Sequence[PlannedRun], reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The last lines. runs: trained, all of one command. reports: the test of each, by its name."""
     folders: dict[str, list[Path]] = {}
     for run in runs:
         folders.setdefault(run.config.model.name, []).append(run.folder)
     choice = choose(folders)
     baselines = {run.config.model.name for run in runs if not run.config.model.options.trained}
     told = _verdict(choice, baselines) if len(runs) > 1 else []
+    told += _cut_short(runs, reports)
     lines = [line for text in told for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False)]
     return "\n".join(["", *lines, "next:", *(f"  {command}" for command in _next(choice, runs[0]))])
 
@@ -63,6 +65,18 @@ def _meaning(best: Standing, others: Sequence[Standing], baselines: set[str]) ->
         gain = best.value / counting.value - 1
         return f"Training pays here: it is {gain:.0%} above the best baseline, {counting.best_run}."
     return ""
+
+
+def _cut_short(runs: Sequence[PlannedRun], reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence about the runs that ended by their number of epochs while they still improved."""
+    trained = [run for run in runs if run.config.model.options.trained]
+    short = [run for run in trained if reports[run.name].get("epoch") == run.config.train.epochs]
+    if not short:
+        return []
+    names, more = ", ".join(run.name for run in short), 2 * max(run.config.train.epochs for run in short)
+    return [
+        f"Best on validation in the last epoch, so longer training may do better (--set train.epochs={more}): {names}."
+    ]
 
 
 def _next(choice: Choice, run: PlannedRun) -> list[str]:

@@ -41,6 +41,14 @@ class Plan:
     told: list[str]
 
 
+def no_rows(data: object) -> str:
+    """What is wrong with a dataset (a folder or URL) on which nothing can be trained, and what to do."""
+    return (
+        f"{data} has no training rows: every user has only 3 items, and the last two are the targets of validation and "
+        "test; prepare more data, or with a lower --k-core"
+    )
+
+
 def make_plan(args: argparse.Namespace) -> Plan:
     """The plan for the arguments of `mealrec train`. Raises UserError for whatever the workers would refuse."""
     named = _systems(args)
@@ -50,10 +58,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         raise UserError("no dataset: give --data (a folder that `mealrec prepare` made)")
     data, manifest = named_dataset(data)
     if manifest.train_rows == 0:
-        raise UserError(
-            f"{data} has no training rows: every user has only 3 items; prepare more data, or with a lower "
-            "`mealrec prepare --k-core`"
-        )
+        raise UserError(no_rows(data))
     configs, told = [], []
     for system in named or [*COMPARISON]:
         own = [] if named else _suited(system, manifest)

@@ -117,7 +117,7 @@ def _checked(part: Path) -> tuple[int, pa.DataType]:
     with _readable(part), pq.ParquetFile(part) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     for name in (USER, ITEMS):
-        require_column(part, name, schema.names)
+        require_column(part, name, schema.names, text=False)
     kind: Any = schema.field(ITEMS).type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or pa.types.is_nested(kind.value_type):

@@ -186,7 +186,7 @@ def _read_ids(folder: Path) -> tuple[list[str], Path]:
     if not isinstance(ids, list) or not all(_is_id(item) for item in ids):
         raise UserError(f"{path} has an entry that is not an id; one id per row of the arrays")
     named = pl.DataFrame({"item": pl.Series([str(item) for item in ids], dtype=pl.String)})
-    return with_ids(named.with_row_index("_line", 1), "item", path)["item"].to_list(), path
+    return with_ids(named.with_row_index("_row", 1), "item", path)["item"].to_list(), path
 
 
 def _is_id(value: object) -> bool:

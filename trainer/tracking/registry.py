@@ -27,11 +27,12 @@ from mlflow.types.schema import Array
 import models
 import retrieval
 from models.errors import UserError
+from retrieval.disk import disk_trouble
 from retrieval.export import load_export
 from retrieval.files import digest, locked
 from retrieval.folders import whole_folder
 from trainer.tracking import describe
-from trainer.tracking.address import Tracker, credentials
+from trainer.tracking.address import Tracker, credentials, sqlite_path
 from trainer.tracking.model_address import ModelAddress
 from trainer.tracking.publisher import Publisher
 from trainer.tracking.state import read_state
@@ -179,7 +180,9 @@ def _registry(where: Tracker) -> Iterator[MlflowClient]:
     except Exception as error:  # whatever mlflow, its stores and its HTTP client raise
         if type(error) in BUGS:
             raise
-        raise UserError(f"MLflow at {where.shown} fails: {reason(error, where.uri)}") from error
+        store = sqlite_path(where.uri)
+        full = disk_trouble(error, store.parent) if store is not None else None
+        raise UserError(full or f"MLflow at {where.shown} fails: {reason(error, where.uri)}") from error
     finally:  # MLflow keeps its addresses in the environment, too
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)

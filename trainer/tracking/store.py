@@ -43,9 +43,17 @@ def make_store(uri: str) -> None:
         if path.exists():  # by who held the lock before
             return
         new = path.with_name(f".{path.name}.new")
-        for left in (new, new.with_name(f"{new.name}-journal")):  # by one that was killed
-            left.unlink(missing_ok=True)
-        MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
+
+        def remove() -> None:
+            for left in (new, new.with_name(f"{new.name}-journal")):
+                left.unlink(missing_ok=True)
+
+        remove()  # what one that was killed has left
+        try:
+            MlflowClient(sqlite_uri(new)).search_experiments(max_results=1)
+        except Exception:
+            remove()
+            raise
         new.replace(path)
 
 

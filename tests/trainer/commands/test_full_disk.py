@@ -245,13 +245,15 @@ def test_inspect(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert_refused(capsys, disk, "inspect", "--features", features, "--item", "i1", "--out", str(disk / "page.html"))
 
 
-def test_compare_into_a_file(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table of `mealrec compare a >table.txt`."""
+@pytest.mark.parametrize("command", ["compare", "settings"])
+def test_a_table_into_a_file(home: Path, disk: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """`mealrec compare a >table.txt`; and a text that is longer than the buffer of an output."""
     fill(disk, 0)
     output = (disk / "table.txt").open("w")
+    arguments = {"compare": ["a", "--runs-dir", str(home / "runs")], "settings": ["--all", "--format", "markdown"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", output)
-        assert main(["compare", "a", "--runs-dir", str(home / "runs")]) == 2
+        assert main([command, *arguments[command]]) == 2
     (disk / "filler").unlink()
     output.close()  # its buffer has a place now
     assert f"error: the disk of {disk} is full: more is needed" in capsys.readouterr().err
@@ -263,6 +265,20 @@ def test_track(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> No
     command = ["track", "--run", "a", "--runs-dir", str(disk), "--uri", f"sqlite:///{disk}/mlflow.db"]
     assert main([*command, "--timeout", "60"]) == 2
     assert f"error: the disk of {disk}/a is full: more is needed" in capsys.readouterr().err
+
+
+def test_register(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(disk, 0)
+    run = ["--run", "a", "--runs-dir", str(home / "runs"), "--as", "videos"]
+    assert main(["register", *run, "--uri", f"sqlite:///{disk}/mlflow.db"]) == 2
+    assert f"error: the disk of {disk} is full: more is needed" in capsys.readouterr().err
+    assert sorted(path.name for path in disk.iterdir()) == [".mlflow.db.lock", "filler"]
+
+
+def test_analyse(home: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(disk, 0)
+    run = ["--run", "a", "--runs-dir", str(home / "runs"), "--sample", "20"]
+    assert_refused(capsys, disk, "analyse", *run, "--out", str(disk / "out"))
 
 
 def test_a_disk_that_fails(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

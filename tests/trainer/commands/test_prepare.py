@@ -42,6 +42,20 @@ def test_the_command_that_comes_next_is_one_that_train_takes(
     assert [f"  {command}" in lines for command in activation({})] == [True] * (sys.prefix != sys.base_prefix)
 
 
+def test_data_without_training_rows_are_told_and_no_command_that_would_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "user,item,time\n" + "".join(f"u{u},{item},{at}\n" for u in range(4) for at, item in enumerate("abc"))
+    )
+    columns = ["--user", "user", "--item", "item", "--time", "time", "--core-on", "none"]
+    assert main(["prepare", "table", "--file", str(log), *columns, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'out'} has no training rows" in said.err
+    assert "next:" not in said.out
+
+
 @pytest.mark.parametrize(("out", "name"), [(".hidden", "hidden"), ("-x", "x"), ("a b/c'd", "c'd"), ("...", "first")])
 def test_a_folder_of_any_name_gives_a_command_that_the_shell_takes(out: str, name: str) -> None:
     words = shlex.split(prepare_command.next_command(Path(out)))

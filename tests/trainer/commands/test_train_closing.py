@@ -11,7 +11,9 @@ import pytest
 from tests.helpers.tiny_runs import RUN, make_dataset
 from trainer.cli import main
 from trainer.commands.activation import activation
-from trainer.commands.train_closing import _verdict
+from trainer.commands.train_closing import _cut_short, _verdict
+from trainer.commands.train_plan import PlannedRun
+from trainer.config import recipe
 from trainer.evaluation.choice import Choice, Standing, choose
 
 BASELINES = {"popularity", "transition-knn"}
@@ -47,6 +49,18 @@ def test_a_trained_system_that_wins_is_measured_by_the_best_baseline() -> None:
     assert "Figures are means of 3 seeds" in verdict(("mealrec", 0.03), ("sasrec", 0.028), seeds=3)
 
 
+def test_a_run_that_ended_while_it_improved_is_named() -> None:
+    runs = [
+        PlannedRun(system, recipe.load("demo", system, ["train.epochs=4"], "data"), Path(system))
+        for system in ("sasrec", "tedrec", "popularity")
+    ]
+    said = _cut_short(runs, {"sasrec": {"epoch": 4}, "tedrec": {"epoch": 3}, "popularity": {"epoch": 4}})
+    assert said == [
+        "Best on validation in the last epoch, so longer training may do better (--set train.epochs=8): sasrec."
+    ]
+    assert _cut_short(runs[1:], {"tedrec": {"epoch": 3}, "popularity": {}}) == []
+
+
 def test_a_shell_without_the_environment_activates_it_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "a b/.venv"))
     monkeypatch.chdir(tmp_path)
@@ -69,6 +83,9 @@ def test_from_a_dataset_to_recommendations_by_what_is_printed(
     assert sorted(folders) == ["content-knn", "mealrec", "popularity", "sasrec", "transition-knn"]
     kept = choose(folders).standings[0].best_run
     assert f"\nKeep {kept}: " in said
+    assert "so longer training may do better (--set train.epochs=2): my first-sasrec, my first-mealrec." in " ".join(
+        said.split()
+    )
     commands = [shlex.split(line) for line in said.partition("\nnext:\n")[2].splitlines()]
     assert [words[:2] for words in commands[-3:]] == [["mealrec", verb] for verb in ("compare", "export", "recommend")]
     for words in commands[-3:]:

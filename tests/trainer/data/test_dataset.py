@@ -183,6 +183,8 @@ def test_counts_and_cold_targets(n: list[int], seed: int) -> None:
     for split, back in (("validation", -2), ("test", -1)):
         mask = splits.cold_mask(offsets, items, counts, split)  # type: ignore[arg-type]
         assert mask.tolist() == [some[back] not in training for some in own]
+    for block in (1, 3, 1 << 16):
+        assert splits.distinct_pairs(offsets, items, 30, block) == sum(len({*some}) for some in own)
 
 
 def test_derived_views(root: Path) -> None:

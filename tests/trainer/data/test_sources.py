@@ -150,8 +150,8 @@ def test_malformed_csv(tmp_path: Path, content: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"user": ["1"], "item": ["2"]}, "no column 'time'"),
-        ({"user": ["1"], "item": ["2"], "time": [float("nan")]}, "line 1: time"),
+        ({"user": ["1"], "item": ["2"]}, r"a\.parquet has no column 'time'"),
+        ({"user": ["1"], "item": ["2"], "time": [float("nan")]}, "row 1: time"),
         ({"user": ["1"], "item": ["2"], "time": [None]}, "time"),
         ({"user": ["1"], "item": ["2"], "time": [True]}, "the time column is Boolean"),
         ({"user": ["1"], "item": [None], "time": [1]}, "item is missing"),
@@ -165,14 +165,15 @@ def test_parquet_columns(tmp_path: Path, columns: dict[str, list[object]], messa
     if message is None:
         assert len(table(tmp_path / "a.parquet").frame) == 1
         return
-    with pytest.raises(UserError, match=rf"a\.parquet.*{message}"):
+    with pytest.raises(UserError, match=message) as told:
         table(tmp_path / "a.parquet")
+    assert "a.parquet" in str(told.value)
 
 
 def test_parquet_time_without_values_of_a_datetime(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": ["1", "1"], "item": ["2", "3"], "time": [datetime(2024, 1, 1), None]})
     frame.write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="line 2: time is missing"):
+    with pytest.raises(UserError, match="row 2: time is missing"):
         table(tmp_path / "a.parquet")
 
 

@@ -47,7 +47,8 @@ class ContentInfo(Frozen):
 
 
 class Statistics(Frozen):
-    """Table 1 of the paper. sparsity is 1 - interactions / (users * items)."""
+    """Table 1 of the paper. sparsity: the share of the users * items pairs without an interaction (where nobody watches
+    an item twice, 1 - interactions / (users * items), as the paper has it)."""
 
     users: int
     items: int

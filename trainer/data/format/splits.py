@@ -35,6 +35,17 @@ def train_counts(offsets: Ints, items: NDArray[np.int32], n_items: int) -> Ints:
     return np.bincount(items[training], minlength=n_items + 1).astype(np.int64)
 
 
+def distinct_pairs(offsets: Ints, items: NDArray[np.int32], n_items: int, block: int = 1 << 16) -> int:
+    """How many different (user, item) there are: an item that a user watched twice counts once. block: users at a time,
+    which bounds memory."""
+    found = 0
+    for first in range(0, len(offsets) - 1, block):
+        ends = offsets[first : first + block + 1]
+        users = np.repeat(np.arange(len(ends) - 1, dtype=np.int64), np.diff(ends))
+        found += len(np.unique(users * (n_items + 1) + items[ends[0] : ends[-1]]))
+    return found
+
+
 def cold_mask(offsets: Ints, items: NDArray[np.int32], counts: Ints, split: Split) -> NDArray[np.bool_]:
     """(U,) bool: the user's target of this split never occurs at a training position."""
     return np.asarray(counts[items[target_positions(offsets, split)]] == 0)

@@ -78,7 +78,7 @@ def write_dataset(
         manifest = Manifest(
             schema_version=SCHEMA_VERSION, users=users, items=n_items, interactions=total,
             train_rows=int(splits.row_offsets(offsets)[-1]), max_length=max_length, core=core, content=infos,
-            behaviours=tuple(behaviour_names), dropped=dict(dropped or {}), statistics=_sizes(users, n_items, total),
+            behaviours=tuple(behaviour_names), dropped=dict(dropped or {}), statistics=_sizes(n_items, offsets, items),
             splits=_splits(offsets, items, counts), shards=shards, files=files,
             provenance=provenance(command, sources or {}), truth=dict(truth) if truth is not None else None,
         )  # fmt: skip
@@ -86,13 +86,14 @@ def write_dataset(
     return manifest
 
 
-def _sizes(users: int, items: int, interactions: int) -> Statistics:
+def _sizes(n_items: int, offsets: NDArray[np.int64], items: NDArray[np.int32]) -> Statistics:
+    users, interactions = len(offsets) - 1, len(items)
     return Statistics(
         users=users,
-        items=items,
+        items=n_items,
         interactions=interactions,
         average_length=interactions / users,
-        sparsity=1 - interactions / (users * items),
+        sparsity=1 - splits.distinct_pairs(offsets, items, n_items) / (users * n_items),
     )
 
 

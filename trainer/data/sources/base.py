@@ -63,11 +63,11 @@ def make_log(
 
     ids: text or whole numbers; times: numbers, datetimes or text (`trainer.data.sources.times.with_times`).
     Rows that are equal in user, item and exact time are kept once and counted; their behaviours are joined.
-    `_line`: the line of each row in the file; without it rows count as lines. file: one file, or a folder of parts, for
-    messages. files: what was read, if it is not that.
-    Raises UserError with the line: an id that is missing, a time that is none.
+    `_line` or `_row`: the place of each row in its file; without them rows count as lines. file: one file, or a folder
+    of parts, for messages. files: what was read, if it is not that.
+    Raises UserError with the place: an id that is missing, a time that is none.
     """
-    if "_line" not in frame.columns:
+    if not {"_line", "_row"} & {*frame.columns}:
         frame = frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
     for column in ("user", "item"):
         frame = with_ids(frame, column, file)

@@ -26,7 +26,7 @@ def read_items(file: Path, names: Sequence[str] = ("item",), repeated: bool = Fa
     """
     if is_parquet(file):
         schema = schema_of(file)
-        item = _named(names, schema) or require_column(file, names[-1], schema)
+        item = _named(names, schema) or require_column(file, names[-1], schema, text=False)
         frame = read_parquet(file, [item], _ITEM_COLUMNS).rename({item: "item"})
     else:
         frame = _text_items(file, names)

@@ -48,7 +48,7 @@ def parquet_files(file: Path) -> tuple[Path, ...]:
 
 
 def read_parquet(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) -> pl.DataFrame:
-    """`columns`, those of `extra` that are there, and `_line` (rows count as lines) of a Parquet file or its parts.
+    """`columns`, those of `extra` that are there, and the number of each row, `_row`, of a Parquet file or its parts.
 
     Of several parts `_file` says which one a row is from.
     Raises UserError: unreadable, a column that is not there or holds lists or the like, no rows, parts that differ.
@@ -91,7 +91,7 @@ def read_part(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) -> 
     """`read_parquet` of one file, which may have no rows."""
     schema = schema_of(file)
     try:
-        wanted = [require_column(file, name, schema) for name in columns]
+        wanted = [require_column(file, name, schema, text=False) for name in columns]
         wanted += [name for name in extra if name in schema and name not in wanted]
         rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()  # as the file's metadata says
         needed, there = rows * len(wanted) * _VALUE_BYTES, psutil.virtual_memory().total
@@ -106,4 +106,4 @@ def read_part(file: Path, columns: Iterable[str], extra: Iterable[str] = ()) -> 
     for name, dtype in frame.schema.items():
         if dtype.is_nested() or dtype == pl.Object:
             raise UserError(f"{file}: column {name!r} is {dtype}; one value per row is expected")
-    return frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
+    return frame.with_columns(_row=pl.int_range(1, pl.len() + 1))

@@ -68,10 +68,10 @@ def read_table(
 
 
 def _frame(file: Path, names: dict[str, str], several: bool) -> pl.DataFrame:
-    """The columns `names` of one file, and `_line`."""
+    """The columns `names` of one file, and the place of each row in it: `_line`, of Parquet `_row`."""
     if is_parquet(file):
         frame = read_part(file, dict.fromkeys(names.values()))
-        return frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), "_line")
+        return frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), "_row")
     separator = "\t" if file.suffix.lower() == ".tsv" or "\t" in first_line(file) else ","
     return read_columns(file, separator, names, part=several)
 

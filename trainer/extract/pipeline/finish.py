@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.options.base import ContentField
 from retrieval.files import remove_own, temporaries, write_text
 from trainer.data.features import FEATURES, FEATURES_VERSION, ITEMS, FeatureInfo, FeatureManifest
-from trainer.data.format.manifest import file_info
+from trainer.data.format.manifest import ShardInfo, file_info
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec
 from trainer.data.format.writer import provenance
 from trainer.extract.pipeline.protocols import Arrays
@@ -49,20 +49,7 @@ def finish(
     shapes = reader.shapes(positions[:1])
     step = block_rows(item_spec({str(field): shape for field, shape in shapes.items()}))
     unknown = _unknown(reader, positions, step, shapes) if job.zero_rows_are_mean else None
-    remove_own(out / "shards", r"items-\d{5,}\.tar")  # left by a finish that was interrupted
-    times: list[list[float] | None] = []
-    progress = Progress("writing shards", len(positions))
-    with ShardWriter(out, "items") as shards:
-        for start, block, shown in reader.blocks(positions, step):
-            fields = unknown.fill(block) if unknown else block
-            count = len(next(iter(fields.values())))
-            present = {f"{field}_present": np.ones(count, np.bool_) for field in fields}
-            rows = np.arange(start + 1, start + 1 + count, dtype=np.int32)
-            arrays: dict[str, NDArray[Any]] = {"rows": rows, **{str(f): a for f, a in fields.items()}, **present}
-            shards.write(arrays)
-            times += shown.tolist() if shown is not None else [None] * count
-            progress.update(start + count)
-    progress.close()
+    shards, times = _write_shards(work, reader, positions, step, unknown)
     _write_items(work, positions, times)
     manifest = FeatureManifest(
         schema_version=FEATURES_VERSION,
@@ -72,8 +59,8 @@ def finish(
         unknown=unknown.count if unknown else 0,
         content={field: FeatureInfo(shape=shape, kind=job.kinds[field]) for field, shape in shapes.items()},
         settings=job.settings,
-        shards=shards.shards,
-        files={name: file_info(out / name) for name in (ITEMS, *shards.shards)},
+        shards=shards,
+        files={name: file_info(out / name) for name in (ITEMS, *shards)},
         provenance=provenance(command, sources),
     )
     for name in manifest.files:  # on the disk before the parts are gone
@@ -90,6 +77,27 @@ def reasons(work: Work) -> str:
     counts = Counter(reason.partition(":")[0] for reason in work.failed.values())
     shown = [f"{count:,} {reason}" for reason, count in counts.most_common(5)]
     return "; ".join([*shown, *(["..."] if len(counts) > 5 else [])])
+
+
+def _write_shards(
+    work: Work, reader: _Reader, positions: NDArray[np.int64], step: int, unknown: UnknownTitles | None
+) -> tuple[dict[str, ShardInfo], list[list[float] | None]]:
+    """Write the items at `positions`, `step` to a block; the shards, and the times of each item's frames."""
+    remove_own(work.out / "shards", r"items-\d{5,}\.tar")  # left by a finish that was interrupted
+    times: list[list[float] | None] = []
+    progress = Progress("writing shards", len(positions))
+    with ShardWriter(work.out, "items") as shards:
+        for start, block, shown in reader.blocks(positions, step):
+            fields = unknown.fill(block) if unknown else block
+            count = len(next(iter(fields.values())))
+            present = {f"{field}_present": np.ones(count, np.bool_) for field in fields}
+            rows = np.arange(start + 1, start + 1 + count, dtype=np.int32)
+            arrays: dict[str, NDArray[Any]] = {"rows": rows, **{str(f): a for f, a in fields.items()}, **present}
+            shards.write(arrays)
+            times += shown.tolist() if shown is not None else [None] * count
+            progress.update(start + count)
+    progress.close()
+    return shards.shards, times
 
 
 def _write_items(work: Work, positions: NDArray[np.int64], times: list[list[float] | None]) -> None:

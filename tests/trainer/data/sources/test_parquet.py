@@ -37,13 +37,25 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
 def test_a_bad_row_is_named_with_its_part(tmp_path: Path) -> None:
     FRAME.write_parquet(tmp_path / "0.parquet")
     FRAME.with_columns(item=pl.Series(["a", None, "c"])).write_parquet(tmp_path / "1.parquet")
-    with pytest.raises(UserError, match=r"1\.parquet, line 2: item is missing"):
+    with pytest.raises(UserError, match=r"1\.parquet, row 2: item is missing; correct or remove this row"):
         table(tmp_path)
     FRAME.with_columns(item=pl.Series([[1], [2], [3]])).write_parquet(tmp_path / "1.parquet")
     with pytest.raises(UserError, match=r"1\.parquet: column 'item' is List"):
         table(tmp_path)
     FRAME.with_columns(pl.col("time").cast(pl.Datetime("us"))).write_parquet(tmp_path / "1.parquet")
     with pytest.raises(UserError, match=r"differ in the type of 'time' \(Datetime.*, Int64\)"):
+        table(tmp_path)
+
+
+def test_parts_of_both_kinds_count_as_they_are_read(tmp_path: Path) -> None:
+    text = FRAME.with_columns(pl.all().cast(pl.String))
+    text.with_columns(item=pl.Series(["a", None, "c"])).write_parquet(tmp_path / "0.parquet")
+    text.write_csv(tmp_path / "1.csv")
+    with pytest.raises(UserError, match=r"0\.parquet, row 2: item is missing"):
+        table(tmp_path)
+    text.write_parquet(tmp_path / "0.parquet")
+    text.with_columns(item=pl.Series(["a", None, "c"])).write_csv(tmp_path / "1.csv")
+    with pytest.raises(UserError, match=r"1\.csv, line 3: item is missing"):
         table(tmp_path)
 
 

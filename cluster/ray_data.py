@@ -57,9 +57,10 @@ class Stages:
 def plan_stages(cpus: int, gpus: int, loaders: int | None, encoders: int | None) -> Stages:
     """Sizes for a machine or cluster with `cpus` and `gpus`. loaders, encoders: the user's numbers, None for defaults.
 
-    Defaults: one encoder per GPU, and loaders on all other CPUs. Without a GPU, half of the CPUs get one encoder each.
+    Defaults: one encoder per GPU, and loaders on all other CPUs. Without a GPU, half of the CPUs get one encoder each,
+    or all those that the `loaders` asked for leave.
     """
-    encoders = encoders or gpus or max(1, cpus // 2)
+    encoders = encoders or gpus or max(1, cpus - loaders if loaders else cpus // 2)
     return Stages(loaders or max(1, cpus - encoders), encoders, 1, gpus > 0)
 
 

@@ -197,6 +197,11 @@ def _add_common(parser: argparse.ArgumentParser, unit: int) -> None:
     )
     add("--retry-failed", action="store_true", help="try those again that failed in an earlier start")
     add("--loaders", type=int, metavar="N", help="processes that decode, one CPU each (default: the CPUs left)")
-    add("--encoders", type=int, metavar="N", help="processes that encode (default: one per GPU, else half of the CPUs)")
+    add(
+        "--encoders",
+        type=int,
+        metavar="N",
+        help="processes that encode (default: one per GPU, else half of the CPUs, or those that --loaders leaves)",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], default=where.device, help="what encodes (default %(default)s)")
     add("--launcher", choices=["ray", "inline"], default=where.launcher, help="inline: in this process, without Ray")

@@ -9,18 +9,14 @@ from dataclasses import asdict
 from cluster import console
 from models.errors import UserError
 from retrieval.answers import Answer
-from retrieval.folders import writable_file
 from retrieval.index.kinds import KINDS
 from retrieval.items import Items
 from retrieval.recommender import Recommender
 from trainer.commands.model_source import add_model_argument, model_source
 from trainer.data.format.dataset import Dataset
-from trainer.data.histories import HistoryFile, UserHistories, answer_file
+from trainer.data.histories import UserHistories
 from trainer.local_path import local_path
-from trainer.progress import Progress
 
-#: users of a file at a time, and their recommendations at a time (a few hundred bytes each)
-_USERS, _RECOMMENDATIONS = 8192, 1 << 18
 #: options whose value may begin with a dash
 DASHED_VALUES = ("--history", "--item", "--user")
 
@@ -29,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments, description and examples of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Recommend items for a history, for a user of a dataset, or for each row of a file (--histories, --out).\n"
+        "Recommend items for a history, for a user of a dataset, or for each row of a file (--users, --out).\n"
         "Ids that the model does not know are reported and ignored; items of the history are not recommended again."
     )
     parser.epilog = (
@@ -46,12 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="an item of the history, as it is; once for each, oldest first "
                         "(--item=--x for an id that begins with two dashes)")  # fmt: skip
     source.add_argument("--user", type=str.strip, metavar="USER", help="all that this user watched in --data")
-    source.add_argument("--histories", type=local_path, metavar="FILE",
+    source.add_argument("--users", type=local_path, metavar="FILE",
                         help="many users: a Parquet file, or folder of parts, with the columns user, and items "
                         "(lists of raw item ids, oldest first)")  # fmt: skip
     parser.add_argument("--data", metavar="DIR", help="for --user: a prepared dataset, since an export holds no users")
     parser.add_argument("--out", type=local_path, metavar="FILE",
-                        help="for --histories: the Parquet file of user, items, scores, ranks, note")  # fmt: skip
+                        help="for --users: the Parquet file of user, items, scores, ranks, note")  # fmt: skip
+    parser.add_argument("--launcher", choices=["inline", "ray"],
+                        help="for --users: this process, or Ray Data (default: on a cluster ray)")  # fmt: skip
     parser.add_argument("--k", type=int, default=20, metavar="N", help="how many items (20); at most the catalogue")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
@@ -66,11 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the recommendations for one history, or write those for a file; return the exit code."""
     _require_together("--user", args.user, "--data", args.data, "an export holds no users and no log")
-    _require_together("--histories", args.histories, "--out", args.out, "their recommendations are written to a file")
-    if args.histories is not None:
+    _require_together("--users", args.users, "--out", args.out, "their recommendations are written to a file")
+    if args.launcher is not None and args.users is None:
+        raise UserError("--launcher is only for --users: one answer is made in this process")
+    if args.users is not None:
         if args.json:
-            raise UserError("--json prints one answer; the answers to --histories are written to --out as Parquet")
-        return _answer_file(args)
+            raise UserError("--json prints one answer; the answers to --users are written to --out as Parquet")
+        from trainer.commands.recommend_many import answer_users
+
+        return answer_users(args)
     recommender = Recommender.load(model_source(args.model).folder(), index=args.index)
     answer = recommender.recommend(_history(args, recommender), args.k, exclude_history=not args.keep_history)
     if args.json:
@@ -128,31 +130,6 @@ def _parsed(text: str, known: Items) -> list[str]:
             "or give each id with --item"
         ) from None
     return [str(each).strip() for each in ids]
-
-
-def _answer_file(args: argparse.Namespace) -> int:
-    """Write the recommendations for all rows of a file of histories."""
-    out = writable_file(args.out)  # before the work, not after
-    histories = HistoryFile.open(args.histories)
-    if out in [part.resolve() for part in histories.parts]:
-        raise UserError(f"--out {args.out} is the file of --histories; give another one")
-    recommender = Recommender.load(model_source(args.model).folder(), index=args.index)
-    k = min(max(1, args.k), len(recommender.items))
-    done, noted = 0, 0
-    progress = Progress("recommending", histories.rows)
-    with answer_file(out, histories.user_type) as write:
-        for users, batch in histories.batches(max(1, min(_USERS, _RECOMMENDATIONS // k))):
-            answers = recommender.recommend_all(batch, args.k, exclude_history=not args.keep_history)
-            items = [[each.item for each in answer.recommendations] for answer in answers]
-            scores = [[each.score for each in answer.recommendations] for answer in answers]
-            write(users, items, scores, [answer.remarks or None for answer in answers])
-            done, noted = done + len(answers), noted + sum(bool(answer.remarks) for answer in answers)
-            progress.update(done)
-    progress.close()
-    console.say(f"recommendations for {done:,} users written to {args.out}, ranked by {recommender.description}")
-    if noted:
-        console.warn(f"{noted:,} of them have a note: unknown ids, popular items instead of ranked ones, or few items")
-    return 0
 
 
 def _table(answer: Answer) -> str:

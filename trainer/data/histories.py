@@ -1,13 +1,13 @@
-"""Histories to recommend for: of a user of a dataset, or of many in Parquet; and the file of answers.
-
-Files are read and written in batches, so that any number of users fits into memory.
-"""
+"""Histories to recommend for: of a user of a dataset, or of many in Parquet, which is read by row groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import bisect
+import itertools
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import UserError
-from retrieval.disk import told_of_disk
-from retrieval.files import whole_file
 from trainer.data.format.dataset import Dataset
 from trainer.data.sources.checks import require_column
 from trainer.data.sources.ids import as_id
@@ -25,8 +23,6 @@ from trainer.data.sources.parquet import is_parquet, parquet_files
 USER, ITEMS = "user", "items"
 #: of a file that is read at a time
 _READ_BYTES = 1 << 20
-#: users, and for each the recommended items, their scores, and a note or None
-Write = Callable[[pa.Array, Sequence[Sequence[str]], Sequence[Sequence[float | None]], Sequence[str | None]], None]
 
 
 class UserHistories:
@@ -53,11 +49,11 @@ class UserHistories:
 class HistoryFile:
     """Histories in Parquet: a column `user`, and a column `items` of lists of raw item ids, oldest first.
 
-    parts: the files. rows: of all of them. user_type: of the column `user`, equal in all.
+    parts: the files, and part_rows: how many rows each has. user_type: of the column `user`, equal in all.
     """
 
     parts: tuple[Path, ...]
-    rows: int
+    part_rows: tuple[int, ...]
     user_type: pa.DataType
 
     @classmethod
@@ -72,44 +68,54 @@ class HistoryFile:
             raise UserError(
                 f"the parts in {file} differ in the type of {USER!r} ({', '.join(sorted(types))}); write them alike"
             )
-        return cls(parts, sum(rows for rows, _ in metadata), metadata[0][1])
+        return cls(parts, tuple(rows for rows, _ in metadata), metadata[0][1])
 
-    def batches(self, size: int) -> Iterator[tuple[pa.Array, list[list[str]]]]:
-        """Users (as they are) and histories, at most `size` at a time. Raises UserError for a file that is damaged.
+    def units(self, size: int) -> list[HistoryUnit]:
+        """All rows in their order, at most `size` in a unit."""
+        found: list[HistoryUnit] = []
+        for part, rows in zip(self.parts, self.part_rows, strict=True):
+            for start in range(0, rows, size):
+                found.append(HistoryUnit(len(found), str(part.absolute()), start, min(rows, start + size)))
+        return found
+
+
+@dataclass(frozen=True)
+class HistoryUnit:
+    """Some rows of a part of a HistoryFile; number: its place among all units."""
+
+    number: int
+    part: str
+    start: int
+    stop: int
+
+    def read(self) -> tuple[pa.Array, list[list[str]]]:
+        """Users (as they are) and histories. Raises UserError for a file that is damaged.
 
         An id is read as `prepare` reads it; one that is null is an empty text, and a list that is null is empty.
         """
-        for part in self.parts:
-            with _readable(part), pq.ParquetFile(part, buffer_size=_READ_BYTES) as file:
-                for batch in file.iter_batches(size, columns=[USER, ITEMS]):
-                    lists = batch.column(ITEMS).to_pylist()
-                    yield batch.column(USER), [[as_id(item) for item in items or []] for items in lists]
+        rows = _row_groups(self.part, self.start, self.stop)
+        lists = rows.column(ITEMS).to_pylist()
+        return rows.column(USER).combine_chunks(), [[as_id(item) for item in items or []] for items in lists]
 
 
-@contextmanager
-def answer_file(out: Path, user_type: pa.DataType) -> Iterator[Write]:
-    """Give a function that writes the answers of a batch of users to the Parquet file `out`, which is there whole or
-    not at all. Its columns: user, items, scores and ranks (lists of one length), note (null if there is none).
+def _row_groups(part: str, start: int, stop: int) -> pa.Table:
+    """Rows start to stop, of the row groups that hold them."""
+    with _readable(Path(part)):
+        ends = _ends(part)
+        first, last = bisect.bisect_right(ends, start), bisect.bisect_left(ends, stop)
+        return _decoded(part, first, last).slice(start - (ends[first - 1] if first else 0), stop - start)
 
-    Raises UserError if the disk is full.
-    """
-    lists = {"items": pa.string(), "scores": pa.float32(), "ranks": pa.int32()}
-    columns = {USER: user_type, **{name: pa.list_(kind) for name, kind in lists.items()}, "note": pa.string()}
-    schema = pa.schema(columns)
-    with told_of_disk(out.parent), whole_file(out) as new, pq.ParquetWriter(new, schema) as writer:
 
-        def write(
-            users: pa.Array,
-            items: Sequence[Sequence[str]],
-            scores: Sequence[Sequence[float | None]],
-            notes: Sequence[str | None],
-        ) -> None:
-            ranks = [range(1, len(row) + 1) for row in items]
-            values = [items, scores, [[*row] for row in ranks], notes]
-            arrays = [pa.array(x, kind) for x, kind in zip(values, [*columns.values()][1:], strict=True)]
-            writer.write_batch(pa.record_batch([users, *arrays], schema=schema))
+@lru_cache(maxsize=1)
+def _ends(part: str) -> list[int]:
+    metadata = pq.read_metadata(part)
+    return [*itertools.accumulate(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups))]
 
-        yield write
+
+@lru_cache(maxsize=1)  # the next unit is in the same row groups, as a rule
+def _decoded(part: str, first: int, last: int) -> pa.Table:
+    with pq.ParquetFile(part, buffer_size=_READ_BYTES) as file:
+        return file.read_row_groups([*range(first, last + 1)], columns=[USER, ITEMS])
 
 
 def _checked(part: Path) -> tuple[int, pa.DataType]:

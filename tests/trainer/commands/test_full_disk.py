@@ -126,7 +126,7 @@ def test_recommend(home: Path, disk: Path, tmp_path: Path, capsys: pytest.Captur
     users = pl.DataFrame({"user": range(20_000), "items": [[f"i{n % 60 + 1}"] for n in range(20_000)]})
     users.write_parquet(tmp_path / "users.parquet")
     fill(disk, leave)
-    files = ["--histories", str(tmp_path / "users.parquet"), "--out", str(disk / "out.parquet")]
+    files = ["--users", str(tmp_path / "users.parquet"), "--out", str(disk / "out.parquet")]
     assert_refused(capsys, disk, "recommend", "--model", str(home / "model"), *files, "--k", "20")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from retrieval.recommender import Recommender
 from tests.helpers.exported import IDS, export_model
 from trainer.cli import main
-from trainer.commands import recommend
+from trainer.commands import recommend_many
 from trainer.data.format.dataset import Dataset
+from trainer.data.histories import HistoryFile
 
 ODD = ["a b", "-7", "--x"]
 
@@ -137,11 +139,11 @@ def test_a_file_of_users(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two users at a time; one bad history gets the popular items, and a note, and stops nobody."""
-    monkeypatch.setattr(recommend, "_USERS", 2)
+    monkeypatch.setattr(recommend_many, "_USERS", 2)
     monkeypatch.setattr("trainer.progress._QUIET_S", 0.0)
     lists = [["v7", " v14"], None, [], ["nope"], ["v7", None, "nope"], IDS, ["v21"]]
     file, out = histories(tmp_path / "[u].parquet", lists), tmp_path / "deep" / "out.parquet"
-    assert main(["recommend", "--model", str(model), "--histories", str(file), "--out", str(out), "--k", "3"]) == 0
+    assert main(["recommend", "--model", str(model), "--users", str(file), "--out", str(out), "--k", "3"]) == 0
     printed = capsys.readouterr()
     assert f"recommendations for 7 users written to {out}, ranked by exact on cpu" in printed.out
     assert "recommending: 2 of 7" in printed.err
@@ -171,7 +173,7 @@ def test_a_folder_of_parts_with_ids_that_are_numbers(tmp_path: Path, capsys: pyt
     (tmp_path / "users").mkdir()
     histories(tmp_path / "users/0.parquet", [[3, 4]])
     histories(tmp_path / "users/1.parquet", [[3.0, 4.0], [1.5]])
-    files = ["--histories", str(tmp_path / "users"), "--out", str(tmp_path / "out.parquet")]
+    files = ["--users", str(tmp_path / "users"), "--out", str(tmp_path / "out.parquet")]
     assert main(["recommend", "--model", str(tmp_path / "model"), *files]) == 0
     first, second, _ = pl.read_parquet(tmp_path / "out.parquet").rows()
     assert (first[1], first[4]) == (second[1], None)
@@ -180,29 +182,71 @@ def test_a_folder_of_parts_with_ids_that_are_numbers(tmp_path: Path, capsys: pyt
     assert "differ in the type of 'user'" in refused(capsys, "--model", tmp_path / "model", *files)
 
 
-def test_the_older_file_stays_if_the_work_is_broken_off(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_done_when_the_work_is_broken_off_is_not_done_again(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, out = histories(tmp_path / "users.parquet", [["v7"]] * 4), tmp_path / "out.parquet"
-    ask = ["recommend", "--model", str(model), "--histories", str(file), "--out", str(out), "--k", "3"]
+    monkeypatch.setattr(recommend_many, "_USERS", 2)
+    file, out = histories(tmp_path / "users.parquet", [[each] for each in IDS[:7]]), tmp_path / "out.parquet"
+    ask = ["recommend", "--model", str(model), "--users", str(file), "--out", str(out), "--k", "3"]
     assert main(ask) == 0
-    before = out.read_bytes()
+    whole = out.read_bytes()
+    out.write_bytes(b"older")
+    answered = []
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def all_but_the_third(self: Recommender, lists: list[list[str]], *given: Any, **named: Any) -> Any:
+        answered.append(lists)
+        if len(answered) == 3:
+            raise KeyboardInterrupt
+        return answer(self, lists, *given, **named)
 
-    monkeypatch.setattr(recommend, "_USERS", 2)
-    monkeypatch.setattr("trainer.progress.Progress.update", interrupted)
+    answer = Recommender.recommend_all
+    monkeypatch.setattr(Recommender, "recommend_all", all_but_the_third)
     assert main(ask) == 130
-    assert out.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "users.parquet"]
+    assert out.read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "out.parquet.unfinished", file.name]
+    capsys.readouterr()
+    assert "unfinished work with another k; give the same command" in refused(capsys, *ask[1:-1], "4")
+    assert main(ask) == 0
+    assert "going on: 4 of 7 users are done" in capsys.readouterr().out
+    assert [user for lists in answered[2:] for user in lists] == [[each] for each in [*IDS[4:6], *IDS[4:7]]]
+    assert out.read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", file.name]
+
+
+def test_rows_are_read_from_row_groups_of_any_size(tmp_path: Path, model: Path) -> None:
+    lists = [[each] for each in IDS[:23]]
+    frame = pl.DataFrame({"user": range(23), "items": lists})
+    (tmp_path / "parts").mkdir()
+    frame[:10].write_parquet(tmp_path / "parts/0.parquet", row_group_size=3)
+    frame[10:].write_parquet(tmp_path / "parts/1.parquet", row_group_size=50)
+    for size in (1, 4, 100):
+        read = [unit.read() for unit in HistoryFile.open(tmp_path / "parts").units(size)]
+        assert [user for users, _ in read for user in users.to_pylist()] == [*range(23)]
+        assert [items for _, histories_ in read for items in histories_] == lists
+    pl.DataFrame(schema=frame.schema).write_parquet(tmp_path / "none.parquet")
+    files = ["--users", str(tmp_path / "none.parquet"), "--out", str(tmp_path / "out.parquet")]
+    assert main(["recommend", "--model", str(model), *files]) == 0
+    assert pl.read_parquet(tmp_path / "out.parquet").shape == (0, 5)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("on_ray_head")
+def test_ray_writes_the_same_file(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster Ray is the default; what an earlier start has done is not done again."""
+    monkeypatch.setattr(recommend_many, "_USERS", 2)
+    file = histories(tmp_path / "users.parquet", [["v7", "v14"], [], ["nope"], *([each] for each in IDS[:6])])
+    ask = ["recommend", "--model", str(model), "--users", str(file), "--k", "3", "--out"]
+    assert main([*ask, str(tmp_path / "inline.parquet"), "--launcher", "inline"]) == 0
+    assert main([*ask, str(tmp_path / "ray.parquet")]) == 0
+    assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "inline.parquet").read_bytes()
+    assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_a_file_that_holds_no_histories_is_refused(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad, out = histories(tmp_path / "good.parquet", [["v7"]]), tmp_path / "bad.parquet", tmp_path / "out.parquet"
-    ask = ["--model", model, "--out", out, "--histories"]
+    ask = ["--model", model, "--out", out, "--users"]
     for frame, said in (
         (pl.DataFrame({"user": [1], "item": [["v7"]]}), "has no column 'items'; did you mean 'item'?"),
         (pl.DataFrame({"user": [1], "items": ["v7 v14"]}), "'items' is large_string; a list of item ids per row"),
@@ -214,9 +258,9 @@ def test_a_file_that_holds_no_histories_is_refused(
     assert "bad.parquet cannot be read as Parquet" in refused(capsys, *ask, bad)
     (tmp_path / "users.csv").write_text("user,items\n1,v7\n")
     assert "users.csv is not a Parquet file; write user and items" in refused(capsys, *ask, tmp_path / "users.csv")
-    assert "is the file of --histories" in refused(capsys, "--model", model, "--histories", good, "--out", good)
-    assert "--histories needs --out" in refused(capsys, "--model", model, "--histories", good)
-    assert "--out is only for --histories" in refused(capsys, "--model", model, "--item", "v7", "--out", out)
+    assert "is the file of --users" in refused(capsys, "--model", model, "--users", good, "--out", good)
+    assert "--users needs --out" in refused(capsys, "--model", model, "--users", good)
+    assert "--out is only for --users" in refused(capsys, "--model", model, "--item", "v7", "--out", out)
     assert "not allowed with argument" in refused(capsys, *ask, good, "--item", "v7")
     assert "--json prints one answer" in refused(capsys, *ask, good, "--json")
     assert "ask for at least 1" in refused(capsys, *ask, good, "--k", "0")

@@ -310,6 +310,7 @@ def test_under_ray_exceptions_come_home_with_their_traceback(tmp_path: Path) -> 
         (16, 1, (None, None), 15, 1),
         (16, 4, (None, 2), 14, 2),
         (2, 0, (2, 1), 2, 1),
+        (8, 0, (1, None), 1, 7),
     ],
 )
 def test_sizes_of_the_stages(

@@ -189,6 +189,14 @@ class SequenceModel(System, nn.Module, ABC):
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, D) float32 user vectors for the histories; `batch.target` is not read. Deterministic in eval mode."""
 
+    def frame_changes(self, batch: Batch) -> Tensor | None:
+        """(B, K) by how much the system's denoiser changes each frame of the last video, as a share of the frame.
+
+        A frame that is changed little is kept. None for a system that denoises no frames.
+        """
+        del batch
+        return None
+
     @abstractmethod
     def item_vectors(self) -> Tensor:
         """(I, D) float32 item vectors; row 0 is padding and is never ranked."""

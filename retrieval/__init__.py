@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retrieval.answers import Answer, Influence, Recommendation
+from retrieval.answers import Answer, Frame, Influence, Recommendation
 
 if TYPE_CHECKING:
     from retrieval.recommender import Recommender
 
-__all__ = ["Answer", "Influence", "Recommendation", "Recommender"]
+__all__ = ["Answer", "Frame", "Influence", "Recommendation", "Recommender"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,3 +56,12 @@ class Influence:
     item: str
     title: str | None
     effect: float | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video. change: by how much the model's denoiser changes it, as a share of the frame; kept: whether
+    that is no more than the mean of the video's frames."""
+
+    change: float
+    kept: bool

@@ -88,6 +88,13 @@ class Ranker:
             return torch.cat([self.model.scores(batch)[:, rows] for batch in self._batches(histories)])
         return self.encode(histories) @ self.item_vectors[rows].T
 
+    @torch.no_grad()
+    def frame_changes(self, history: Sequence[int]) -> list[float]:
+        """`SequenceModel.frame_changes` of one history; empty for a system that denoises no frames."""
+        (batch,) = self._batches([history])
+        found = None if isinstance(self.model, Baseline) else self.model.frame_changes(batch)
+        return [] if found is None else found[0].tolist()
+
     def _by_scores(
         self, model: Baseline, histories: Rows, excluded: Rows, k: int, columns: Tensor | None
     ) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import UserError
-from retrieval.answers import Answer, Influence, Recommendation, in_words
+from retrieval.answers import Answer, Frame, Influence, Recommendation, in_words
 from retrieval.export import Export, index_folder, load_export
 from retrieval.index.build import load_index
 from retrieval.index.faiss_index import Device, FaissIndex, device_of
@@ -44,6 +44,7 @@ class Recommender:
         self.card = export.card
         self.items = export.items
         self._ranker = ranker
+        self._has_frames = export.present.get("sequence")
         self._count, self._examples = len(export.items), ", ".join(export.items.ids[:3])
 
     @classmethod
@@ -197,6 +198,20 @@ class Recommender:
             [Influence(name, title, effect) for (name, title), effect in zip(names, effects, strict=True)]
             for effects in columns
         ]
+
+    def frames(self, history: Sequence[str]) -> list[Frame]:
+        """Which frames of the last video of the history the model's denoiser keeps (TCD of MealRec), in their order.
+
+        Only that video's content enters the user vector. Empty for a system that denoises no frames, and for a video
+        whose frames are not known. Raises UserError if the model knows none of the history.
+        """
+        rows = [row for row in self.items.rows(history) if row is not None]
+        self._require_known([history], [rows])
+        if self._has_frames is None or not self._has_frames[rows[-1]]:
+            return []
+        changes = self._ranker.frame_changes(rows)
+        mean = sum(changes) / max(1, len(changes))
+        return [Frame(change, change <= mean) for change in changes]
 
     def row(self, item: str) -> int:
         """The row of an item in `item_vectors`; entry row - 1 of `items` is its name. Raises UserError if unknown."""

@@ -29,6 +29,9 @@ from models.options.mealrec import MealRecOptions, Sampling
 from models.sasrec import SASRec
 from models.tedrec import TedRec
 
+#: squared lengths below are as if they were this
+_LEAST = 1e-12
+
 
 def _build_backbone(options: MealRecOptions, context: ModelContext) -> Backbone:
     if options.backbone == "sasrec":
@@ -176,6 +179,13 @@ class MealRec(SequenceModel):
         sequence_BKV = self.last_sequence(batch)
         start_BKV = self.temporal(sequence_BKV) if self.options.use_tcd else sequence_BKV
         return start_BKV, self._refine(sequence_BKV, batch, self._ways()[0])
+
+    def frame_changes(self, batch: Batch) -> Tensor | None:
+        """(B, K) squared distance of each refined frame from z_0, as a share of the squared length of z_0."""
+        if not self.options.use_tcd:
+            return None
+        before, after = (each.float() for each in self.refined(batch))
+        return (after - before).square().sum(-1) / before.square().sum(-1).clamp(min=_LEAST)
 
     def user_vectors_with(self, batch: Batch, sequence_BKV: Tensor) -> Tensor:
         """`user_vectors`, if the last video had this content sequence (as of `last_sequence`)."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from models.errors import UserError
-from retrieval.answers import Answer, Influence, Recommendation
+from retrieval.answers import Answer, Frame, Influence, Recommendation
 from retrieval.recommender import Recommender
 from retrieval.service.measures import Measures
 from retrieval.service.schema import Item, RecommendRequest, SimilarQuery
@@ -121,10 +121,12 @@ class Answering:
         _require_so_many(recommender, asked)
         return recommender.similar(asked.item, asked.k), recommender.card.checksum
 
-    def explain(self, history: Sequence[str], items: Sequence[str]) -> tuple[list[list[Influence]], str]:
-        """What each item of the history adds to each of `items`, and the checksum. Raises UnknownItem, UserError."""
+    def explain(self, history: Sequence[str], items: Sequence[str]) -> tuple[list[list[Influence]], list[Frame], str]:
+        """What each item of the history adds to each of `items`, which frames of its last video are kept, and the
+        checksum. Raises UnknownItem, UserError."""
         recommender = self._knowing(*items)
-        return recommender.explain_all(history, items), recommender.card.checksum
+        influences = recommender.explain_all(history, items)
+        return influences, recommender.frames(history), recommender.card.checksum
 
     def item(self, item: str) -> Item:
         """An item by its id. Raises UnknownItem."""

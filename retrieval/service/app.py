@@ -24,6 +24,7 @@ from retrieval.service.guard import Guard, Limits
 from retrieval.service.measures import Measures
 from retrieval.service.page import whole_page
 from retrieval.service.schema import (
+    DenoisedFrame,
     ErrorResponse,
     ExplainRequest,
     ExplainResponse,
@@ -41,6 +42,7 @@ from retrieval.service.schema import (
     Scored,
     SimilarQuery,
     SimilarResponse,
+    ThumbnailQuery,
 )
 from retrieval.service.thumbnails import Thumbnails
 from retrieval.service.watched import POLL_S, Identity, Watched
@@ -102,16 +104,20 @@ def _add_questions(app: FastAPI, answering: Answering, batcher: Batcher[Recommen
     @app.post("/v1/explain")
     async def explain(asked: ExplainRequest) -> ExplainResponse:
         """By how much each item of a history raises the score of an item."""
-        (found,), model = await asyncio.to_thread(answering.explain, asked.history, [asked.item])
-        return ExplainResponse(influences=[Influenced(**asdict(each)) for each in found], model=model)
+        (found,), frames, model = await asyncio.to_thread(answering.explain, asked.history, [asked.item])
+        return ExplainResponse(
+            influences=[Influenced(**asdict(each)) for each in found],
+            frames=[DenoisedFrame(**asdict(each)) for each in frames], model=model,
+        )  # fmt: skip
 
     @app.post("/v1/influences")
     async def influences(asked: InfluencesRequest) -> InfluencesResponse:
         """By how much each item of a history raises the scores of several items."""
-        found, model = await asyncio.to_thread(answering.explain, asked.history, asked.items)
+        found, frames, model = await asyncio.to_thread(answering.explain, asked.history, asked.items)
         return InfluencesResponse(
-            influences=[[Influenced(**asdict(each)) for each in row] for row in found], model=model
-        )
+            influences=[[Influenced(**asdict(each)) for each in row] for row in found],
+            frames=[DenoisedFrame(**asdict(each)) for each in frames], model=model,
+        )  # fmt: skip
 
     @app.get("/v1/similar")
     async def similar(asked: Annotated[SimilarQuery, Query()]) -> SimilarResponse:
@@ -132,9 +138,9 @@ def _add_catalogue(app: FastAPI, answering: Answering, thumbnails: Thumbnails | 
         return FoundResponse(items=await asyncio.to_thread(answering.find, asked.text, asked.most))
 
     @app.get("/v1/thumbnail", response_class=Response)
-    async def thumbnail(asked: Annotated[ItemQuery, Query()]) -> Response:
-        """The picture of an item; 204, without content, where none is known."""
-        found = await asyncio.to_thread(thumbnails.of, asked.id) if thumbnails else None
+    async def thumbnail(asked: Annotated[ThumbnailQuery, Query()]) -> Response:
+        """The picture of an item, or of one of its frames; 204, without content, where none is known."""
+        found = await asyncio.to_thread(thumbnails.of, asked.id, asked.frame) if thumbnails else None
         if found is None:
             return Response(status_code=_NO_CONTENT)
         return Response(found.content, media_type=found.media_type, headers={"cache-control": "private, max-age=3600"})

@@ -12,7 +12,7 @@ MOST_ITEMS, LONGEST_HISTORY, LONGEST_FILTER = 1000, 1000, 10_000
 MOST_FOUND = 50
 #: most items that are explained at a time
 MOST_EXPLAINED = 50
-_LONGEST_ID = 256
+_LONGEST_ID, _MOST_FRAMES = 256, 1000
 Id = Annotated[str, Field(min_length=1, max_length=_LONGEST_ID, description="a raw item id, as in the training data")]
 Count = Annotated[int, Field(ge=1, le=MOST_ITEMS, description="how many items, at most the catalogue")]
 
@@ -78,6 +78,12 @@ class ItemQuery(AskedInAddress):
     id: Id
 
 
+class ThumbnailQuery(ItemQuery):
+    """A picture of an item; or of one of its frames, counted from 1."""
+
+    frame: Annotated[int, Field(ge=1, le=_MOST_FRAMES)] | None = None
+
+
 class ItemsQuery(AskedInAddress):
     """A text that titles or ids hold."""
 
@@ -125,10 +131,20 @@ class Influenced(Item):
     effect: float | None
 
 
+class DenoisedFrame(BaseModel):
+    """A frame of the last video of the history. change: by how much the model's denoiser changes it, as a share of the
+    frame. kept: whether that is no more than the mean of the video's frames."""
+
+    change: float
+    kept: bool
+
+
 class ExplainResponse(BaseModel):
-    """One entry for each item of the history that the model knows, in its order."""
+    """One entry for each item of the history that the model knows, in its order. frames: of the last of them; empty
+    for a model that denoises no frames, and where they are not known."""
 
     influences: list[Influenced]
+    frames: list[DenoisedFrame]
     model: str
 
 
@@ -136,6 +152,7 @@ class InfluencesResponse(BaseModel):
     """For each asked item, what `ExplainResponse` has for one."""
 
     influences: list[list[Influenced]]
+    frames: list[DenoisedFrame]
     model: str
 
 

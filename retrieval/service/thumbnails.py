@@ -17,14 +17,19 @@ class Thumbnail(NamedTuple):
 
 
 class Thumbnails:
-    """folder: holds ID.jpg (or .jpeg, .png, .webp); in an id, % is written %25 and / is written %2F."""
+    """folder: holds ID.jpg (or .jpeg, .png, .webp), and in folders called ID the frames 1.jpg, 2.jpg ...; in an id,
+    % is written %25 and / is written %2F."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def of(self, item: str) -> Thumbnail | None:
-        """The picture of an item, None if there is none."""
+    def of(self, item: str, frame: int | None = None) -> Thumbnail | None:
+        """The picture of an item, or of one of its frames, from 1; None if there is none."""
         stem = item.replace("%", "%25").replace("/", "%2F")
+        if frame is not None:
+            if stem in ("", ".", ".."):  # of no item, and other folders
+                return None
+            stem = f"{stem}/{frame}"
         for suffix, media_type in _TYPES.items():
             try:
                 with (self._folder / f"{stem}{suffix}").open("rb") as file:

@@ -16,18 +16,17 @@ from trainer.batches.loader import Loaded
 from trainer.data.format.dataset import map_array
 
 _BATCH, _EXAMPLES = 512, 6
-_LEAST = 1e-12
 
 
 @torch.no_grad()
 def frames(model: MealRec, loaded: Loaded, users: Ints, names: Names) -> Frames:
     """Change and influence of the frames of the last item of `users`, in their test."""
-    measured = {"influence": _influence} | ({"change": _change} if model.options.use_tcd else {})
-    parts: dict[str, list[Tensor]] = {name: [] for name in measured}
+    parts: dict[str, list[Tensor]] = {}
     last = []
     for batch in loaded.evaluation_batches("test", users, _BATCH):
-        for name, measure in measured.items():
-            parts[name].append(measure(model, batch).cpu())
+        for name, values in (("influence", _influence(model, batch)), ("change", model.frame_changes(batch))):
+            if values is not None:
+                parts.setdefault(name, []).append(values.cpu())
         last.append(batch.history.gather(1, batch.length[:, None] - 1)[:, 0].cpu())
     items = torch.cat(last).numpy()
     measures = {name: torch.cat(each).numpy() for name, each in parts.items()}  # (N, K) each
@@ -56,12 +55,6 @@ def frames(model: MealRec, loaded: Loaded, users: Ints, names: Names) -> Frames:
             for place in range(min(_EXAMPLES, len(users)))
         ),
     )
-
-
-def _change(model: MealRec, batch: Batch) -> Tensor:
-    """(B, K) squared distance of each refined frame from z_0, as a share of the squared length of z_0."""
-    before, after = (each.float() for each in model.refined(batch))
-    return (after - before).square().sum(-1) / before.square().sum(-1).clamp(min=_LEAST)
 
 
 def _influence(model: MealRec, batch: Batch) -> Tensor:

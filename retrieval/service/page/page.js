@@ -3,7 +3,7 @@
 const WHY = 3, WAIT_MS = 150;
 const place = (id) => document.getElementById(id);
 const titles = new Map(), pictures = new Map();
-let history_ = [], places = new Map(), shown = [], question = 0, searched = 0, hasPictures = false, most = 12;
+let history_ = [], places = new Map(), shown = [], question = 0, searched = 0, hasPictures = false, most = 12, unknown = new Set();
 let token = sessionStorage.getItem("token") || "";
 
 function make(tag, about = {}, ...inside) {
@@ -42,16 +42,31 @@ function described(item) {
   return what;
 }
 
-function picture(item) {
+function picture(item, frame = "") {
   if (!hasPictures) return "";
-  const frame = make("div", { className: "picture" });
-  if (!pictures.has(item)) {
+  const box = make("div", { className: "picture" });
+  const which = `id=${encodeURIComponent(item)}${frame && `&frame=${frame}`}`;
+  if (!pictures.has(which)) {
     // fetched rather than named as a source: only so can it carry the token
-    pictures.set(item, fetch(`v1/thumbnail?id=${encodeURIComponent(item)}`, { headers: headers() })
+    pictures.set(which, fetch(`v1/thumbnail?${which}`, { headers: headers() })
       .then(async (answer) => (answer.status === 200 ? URL.createObjectURL(await answer.blob()) : ""), () => ""));
   }
-  pictures.get(item).then((source) => { if (source) frame.append(make("img", { src: source, alt: "" })); });
-  return frame;
+  pictures.get(which).then((source) => { if (source) box.append(make("img", { src: source, alt: "" })); });
+  return box;
+}
+
+// which frames of the last video of the history the model's denoiser keeps
+function frames(found, item) {
+  place("frames").replaceChildren(...found.map((each, at) => {
+    const what = `Frame ${at + 1}: ${each.kept ? "kept" : "changed"}`;
+    const share = make("div", { className: "share" }, `${(100 * each.change).toFixed(each.change < 0.1 ? 1 : 0)} %`);
+    const made = make("li", { className: each.kept ? "kept" : "", ariaLabel: `${what}, by ${share.textContent}` },
+      picture(item, at + 1), make("div", {}, what), share);
+    return made;
+  }));
+  place("frames-of").textContent = found.length ? `Of ${name(item)}. Green: the denoiser changes them no more than the `
+    + "mean of the video's frames." : "";
+  place("frames-section").hidden = !found.length;
 }
 
 // ---- search
@@ -124,8 +139,10 @@ async function recommend() {
     const answer = await ask("v1/recommend", body);
     if (mine !== question) return;
     for (const each of answer.recommendations) titles.set(each.item, each.title);
+    unknown = new Set(answer.unknown);
     list(answer, asked);
     if (asked.length && answer.recommendations.some((each) => each.score !== null)) await explain(mine, asked);
+    else frames([]);
   } catch (error) {
     if (mine === question) say(error.message);
   }
@@ -170,6 +187,7 @@ function change(item, at) {
 async function explain(mine, asked) {
   const answer = await ask("v1/influences", { history: asked, items: shown });
   if (mine !== question) return;
+  frames(answer.frames, asked.filter((item) => !unknown.has(item)).at(-1));
   for (const [at, card_] of [...place("list").children].entries()) {
     const strongest = [...answer.influences[at]].sort((one, two) => Math.abs(two.effect) - Math.abs(one.effect));
     const longest = Math.abs(strongest[0]?.effect || 0) || 1;

@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
+from models.mealrec.model import MealRec
 from retrieval import Recommender
+from retrieval.batches import batches
 from retrieval.service.app import Service
 from retrieval.service.guard import Limits
 from retrieval.service.page import whole_page
 from retrieval.service.thumbnails import Thumbnails
 from tests.helpers.browser import look, require_browser
-from tests.helpers.exported import N_ITEMS, export_model
+from tests.helpers.exported import MAX_LENGTH, N_ITEMS, export_model, make_model
 from tests.helpers.listening import listening
 
 #: a picture of one pixel
@@ -145,3 +148,64 @@ def test_influences_of_several_items_are_those_of_each(service: Service) -> None
         assert client.post("/v1/influences", json={"history": ["v7"], "items": ["x"]}).status_code == 404
         one = client.post("/v1/influences", json={"history": ["v7"], "items": ["v70"]}).json()["influences"]
         assert one[0][0]["effect"] is None
+
+
+#: items of the fixture with and without frames
+SEEN, UNSEEN = "v7", "v14"
+
+
+@pytest.fixture(scope="module")
+def of_frames(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """MealRec, whose TCD denoises the frames of a video; of SEEN a picture of the second of three is known."""
+    root = tmp_path_factory.mktemp("frames")
+    export_model(root / "model", "mealrec")
+    (root / "pictures" / SEEN).mkdir(parents=True)
+    (root / "pictures" / SEEN / "2.png").write_bytes(GIF)
+    return Service(lambda: Recommender.load(root / "model"), thumbnails=Thumbnails(root / "pictures"))
+
+
+def test_an_explanation_says_which_frames_the_denoiser_keeps(of_frames: Service, service: Service) -> None:
+    model, _, present = make_model("mealrec")
+    assert isinstance(model, MealRec)
+    model.inference = model.inference_choices[-1]
+    with TestClient(of_frames.asgi) as client:
+        assert present["sequence"][:3].tolist() == [False, True, False]
+        answer = client.post("/v1/explain", json={"history": [UNSEEN, SEEN, "nobody"], "item": "v70"}).json()
+        (batch,) = batches([[2, 1]], MAX_LENGTH, torch.device("cpu"))
+        with torch.no_grad():
+            before, after = model.refined(batch)
+        changes = ((after - before).norm(dim=-1) / before.norm(dim=-1)).square()[0]
+        assert [each["change"] for each in answer["frames"]] == pytest.approx(changes.tolist(), rel=1e-4)
+        assert [each["kept"] for each in answer["frames"]] == (changes <= changes.mean()).tolist()
+        assert 0 < sum(each["kept"] for each in answer["frames"]) < len(changes) == 3
+        together = client.post("/v1/influences", json={"history": [SEEN], "items": ["v70", "v77"]}).json()
+        assert len(together["frames"]) == 3
+        unknown = client.post("/v1/explain", json={"history": [SEEN, UNSEEN], "item": "v70"}).json()
+        assert unknown["frames"] == [], "nobody knows the frames of the last"
+        assert client.get("/v1/thumbnail", params={"id": SEEN, "frame": 2}).content == GIF
+        for strange in ({"id": SEEN, "frame": 1}, {"id": "..", "frame": 2}, {"id": SEEN}):
+            assert client.get("/v1/thumbnail", params=strange).status_code == 204
+    with TestClient(service.asgi, headers={"authorization": "Bearer secret"}) as client:
+        assert client.post("/v1/explain", json={"history": ["v7"], "item": "v70"}).json()["frames"] == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_frames_that_are_kept_are_highlighted(of_frames: Service, width: int) -> None:
+    require_browser()
+    asked = {
+        "wider": "document.documentElement.scrollWidth > innerWidth",
+        "kept": "[...document.querySelectorAll('#frames li')].map((each) => each.classList.contains('kept'))",
+        "said": "[...document.querySelectorAll('#frames li')].map((each) => each.ariaLabel)",
+        "pictures": "[...document.querySelectorAll('#frames li')].map((each) => each.querySelectorAll('img').length)",
+        "colours": "new Set([...document.querySelectorAll('#frames li')]"
+        ".map((each) => getComputedStyle(each).borderColor)).size",
+    }
+    steps = [("document.getElementById('clear').click()", "document.getElementById('frames-section').hidden")]
+    with listening(of_frames.asgi) as url:
+        ready = f"{count('#frames li', 3)} && {count('#frames img', 1)}"
+        seen = look(f"{url}/#%5B%22{SEEN}%22%5D", width, dark=width < 600, until=ready, ask=asked)
+        look(f"{url}/#%5B%22{SEEN}%22%5D", width, dark=False, until=ready, ask={}, steps=steps)
+    kept = [each.kept for each in of_frames._answering.recommender.frames([SEEN])]
+    assert (seen.messages, seen.answers["kept"], seen.answers["pictures"]) == ([], kept, [0, 1, 0])
+    assert ["kept" in each for each in seen.answers["said"]] == kept
+    assert (seen.answers["colours"], seen.answers["wider"]) == (2, False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from retrieval.recommender import Recommender
 from tests.helpers.exported import IDS, export_model
+from tests.helpers.paths import ROOT
 from trainer.cli import main
 from trainer.commands import recommend_many
 from trainer.data.format.dataset import Dataset
@@ -230,14 +234,14 @@ def test_rows_are_read_from_row_groups_of_any_size(tmp_path: Path, model: Path) 
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("on_ray_head")
-def test_ray_writes_the_same_file(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a cluster Ray is the default; what an earlier start has done is not done again."""
-    monkeypatch.setattr(recommend_many, "_USERS", 2)
+def test_ray_writes_the_same_file(tmp_path: Path, model: Path, ray_head: dict[str, str]) -> None:
+    """On a cluster Ray is the default."""
     file = histories(tmp_path / "users.parquet", [["v7", "v14"], [], ["nope"], *([each] for each in IDS[:6])])
     ask = ["recommend", "--model", str(model), "--users", str(file), "--k", "3", "--out"]
     assert main([*ask, str(tmp_path / "inline.parquet"), "--launcher", "inline"]) == 0
-    assert main([*ask, str(tmp_path / "ray.parquet")]) == 0
+    command = [sys.executable, "-m", "trainer.cli", *ask, str(tmp_path / "ray.parquet")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ray_head}, capture_output=True, text=True)
+    assert (done.returncode, "Ray: 1 to load, 3 to encode" in done.stderr) == (0, True), done.stderr
     assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "inline.parquet").read_bytes()
     assert len([*tmp_path.iterdir()]) == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -44,6 +45,19 @@ class Job:
     def training_items(self) -> list[np.ndarray]:
         """For each user, the items at training positions, oldest first."""
         return [self.sequences.items[start : end - 2] for start, end in pairwise(self.sequences.offsets.tolist())]
+
+    def open_code(self, folder: str = "") -> None:
+        """Let modules of the checkout, or of a folder in it, be imported by their own names."""
+        sys.path.insert(0, str(self.code / folder))
+
+    def settings(self, published: Mapping[str, Any], length: str) -> dict[str, Any]:
+        """The published settings with the dataset's history length, which the peer calls `length`, and the options."""
+        return {**published, length: self.sequences.max_length, **self.options}
+
+    def seed_generators(self) -> None:
+        """Seed the three generators that released code draws from."""
+        for seed in (random.seed, torch.manual_seed, np.random.seed):
+            seed(self.seed)
 
 
 class Peer(ABC):

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from peer import Job, Metrics, Peer
+from peer import Job
+from peer_recbole import RecBolePeer
 from reference_rows import NAME, SPLITS
 from torch import Tensor
 
 ALIASES = {"bool": bool, "int": int, "float": float, "object": object}
 
 
-class CL4SRec(Peer):
+class CL4SRec(RecBolePeer):
     """Stops on MRR@10 in RecBole-DA; here on NDCG@10, which ranks epochs alike and is what our runs stop on."""
 
     repository = "RUCAIBox/RecBole-DA"
     commit = "f7f83b42afe09a6c6db8437855022c8cb4db9c1e"
-    patience = 11  # RecBole stops when its counter exceeds 10
     epochs = 50
 
     def __init__(self, job: Job) -> None:
-        sys.path.insert(0, str(job.code))
+        job.open_code()
         vars(np).update(ALIASES)  # removed from numpy 1.24
         from recbole.config import Config
         from recbole.data import create_dataset, data_preparation
@@ -43,33 +39,16 @@ class CL4SRec(Peer):
             "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp", "ITEM_LIST_LENGTH_FIELD": "item_length",
             "training_neg_sample_num": 0, "eval_setting": "TO_LS,full", "eval_batch_size": 1024,
         }  # fmt: skip
-        for seed in (random.seed, torch.manual_seed, np.random.seed):
-            seed(job.seed)
+        job.seed_generators()
         config = Config(model="CL4SRec", dataset=NAME, config_dict=self.settings | fixed)
         dataset = create_dataset(config)
-        self._loaders = dict(zip(SPLITS, data_preparation(config, dataset), strict=True))
+        loaders = dict(zip(SPLITS, data_preparation(config, dataset), strict=True))
         to_row = np.array([0, *map(int, dataset.field2id_token["item_id"][1:])])
         to_user = np.array([-1, *map(int, dataset.field2id_token["user_id"][1:])])
-        for split, loader in self._loaders.items():
+        for split, loader in loaders.items():
             _check(job, split, loader, to_row, to_user)
-        self._to_id, self._device = torch.from_numpy(np.argsort(to_row)), job.device
-        self.model: Any = Released(config, self._loaders["train"].dataset).to(job.device)
-        self._trainer = Trainer(config, self.model)
-        self.optimizer = self._trainer.optimizer
-
-    def train_epoch(self, epoch: int) -> float:
-        total, *_ = self._trainer._train_epoch(self._loaders["train"], epoch)
-        return float(total) / len(self._loaders["train"])
-
-    def scores(self, split: str) -> Iterator[Tensor]:
-        for interaction, *_ in self._loaders[split]:
-            found = self.model.full_sort_predict(interaction.to(self._device))
-            found[:, 0] = -torch.inf
-            yield found[:, self._to_id.to(found.device)]
-
-    def better(self, now: dict[str, Metrics], best: dict[str, Metrics] | None) -> bool:
-        value = round(now["unmasked"]["NDCG@10"], 4)
-        return best is None or value >= round(best["unmasked"]["NDCG@10"], 4)
+        self.model = Released(config, loaders["train"].dataset).to(job.device)
+        self.hold(Trainer(config, self.model), loaders, to_row)
 
     def remember(self) -> dict[str, Tensor]:
         """The training rows: the fork shuffles them in place, and its masks and shuffles of views stay in them."""

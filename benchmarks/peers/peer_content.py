@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
+import argparse
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +16,24 @@ from torch import Tensor
 class ContentPeer(Peer):
     """A row is a user, whose last L + 1 training items are trained at every position. Users with one item have none.
 
-    A subclass calls `prepare`, makes its model, and then sets `optimizer`.
+    A subclass calls `prepare`, makes its model, and then sets `optimizer`. share: (I + 1,) share of each item in the
+    training rows, as released: that of padding is 1.
     """
 
     patience = 11  # both stop when their counter exceeds 10
+    model: Any
+    share: np.ndarray
 
-    def prepare(self, job: Job, batch: int) -> np.ndarray:
-        """Seed the generators and make the rows; return the share of each item, as released: that of padding is 1."""
-        for seed in (random.seed, torch.manual_seed, np.random.seed):
-            seed(job.seed)
+    def prepare(self, job: Job, published: Mapping[str, Any]) -> argparse.Namespace:
+        """Seed the generators, make the rows and return the settings, as released code takes them."""
+        self.settings = job.settings(published, "max_seq_len")
+        job.seed_generators()
         length = job.sequences.max_length
-        self._job, self._batch = job, batch
+        self._job, self._batch = job, self.settings["batch_size"]
         self._rows = [each[-(length + 1) :] for each in job.training_items() if len(each) > 1]
         counts = np.bincount(np.concatenate(self._rows), minlength=job.sequences.manifest["items"] + 1)[1:]
-        return np.append([1], counts / counts.sum())
+        self.share = np.append([1], counts / counts.sum())
+        return argparse.Namespace(**self.settings)
 
     @abstractmethod
     def loss(self, history: Tensor, mask: Tensor) -> Tensor:
@@ -58,7 +63,7 @@ class ContentPeer(Peer):
         rows = [sequences.history(user, position) for user, position in sequences.positions(split)]
         for first in range(0, len(rows), 1024):
             history = left_padded(rows[first : first + 1024], sequences.max_length).to(device)
-            user = self.model.user_encoder(vectors[history], (history > 0).float(), device)[:, -1]  # type: ignore[operator]
+            user = self.model.user_encoder(vectors[history], (history > 0).float(), device)[:, -1]
             found = user @ vectors.T
             found[:, 0] = -torch.inf
             yield found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import types
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ class DiQDiff(Peer):
     epochs = 300
 
     def __init__(self, job: Job) -> None:
-        sys.path.insert(0, str(job.code / "src"))
+        job.open_code("src")
         sys.modules["faiss"] = types.ModuleType("faiss")  # imported, and not used
         vars(np)["int"] = int  # removed from numpy 1.24
         from codiffu import CoDiffu  # type: ignore[import-not-found]
@@ -44,10 +43,9 @@ class DiQDiff(Peer):
         from trainer import optimizers  # type: ignore[import-not-found]
 
         items = job.sequences.manifest["items"]
-        self.settings = PUBLISHED | {"max_len": job.sequences.max_length} | dict(job.options)
+        self.settings = job.settings(PUBLISHED, "max_len")
         args = argparse.Namespace(**self.settings, item_num=items, device=job.device.type)
-        for seed in (random.seed, torch.manual_seed, np.random.seed):
-            seed(job.seed)
+        job.seed_generators()
         rows = [each.tolist() for each in job.training_items()]
         last = job.sequences.offsets[1:]
         valid, test = ([[int(job.sequences.items[at - back])] for at in last] for back in (2, 1))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import random
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from peer import Job, Metrics, Peer
 from torch import Tensor, nn
@@ -32,22 +29,21 @@ class DMMD4SR(Peer):
     epochs = 200
 
     def __init__(self, job: Job) -> None:
-        sys.path.insert(0, str(job.code))
+        job.open_code()
         from datasets import RecWithContrastiveLearningDataset as Rows  # type: ignore[import-not-found]
 
         from models import SASRecModel as Released  # type: ignore[import-not-found]
 
         items, length = job.sequences.manifest["items"], job.sequences.max_length
         text, video = job.content("text"), job.content("visual")
-        self.settings = PUBLISHED | {"max_seq_length": length} | dict(job.options)
+        self.settings = job.settings(PUBLISHED, "max_seq_length")
         self._whole = [job.sequences.items[a:b].tolist() for a, b in pairwise(job.sequences.offsets.tolist())]
         args = argparse.Namespace(
             **self.settings, item_size=items + 2, mask_id=items + 1, text_feat=text, image_feat=video,
             pretrain_text_dim=text.shape[1], pretrain_img_dim=video.shape[1], user_train={}, user_valid={},
             user_test={},
         )  # fmt: skip
-        for seed in (random.seed, torch.manual_seed, np.random.seed):
-            seed(job.seed)
+        job.seed_generators()
         # a user with 3 items has no training row; the fork would train a row of padding alone
         rows = Rows(args, [each for each in self._whole if len(each) > 3], data_type="train")
         self._train = torch.utils.data.DataLoader(rows, batch_size=args.batch_size, shuffle=True)

@@ -35,21 +35,20 @@ class IISANVersa(ContentPeer):
     epochs = 200
 
     def __init__(self, job: Job) -> None:
-        sys.path.insert(0, str(job.code / "Code_Cached_Asym"))
+        job.open_code("Code_Cached_Asym")
         _leave_transformers_out()
         from model import ModelMM  # type: ignore[import-not-found]
         from model.model import IISANAdaptedMModel  # type: ignore[import-not-found]
 
         text, video = (torch.from_numpy(job.content(name)) for name in ("text_layers", "visual_layers"))
-        self.settings = PUBLISHED | {"max_seq_len": job.sequences.max_length} | dict(job.options)
+        args = self.prepare(job, PUBLISHED)
         lists = {
-            f"side_adapter_{name}_list": _spaced(len(states[0]) - 1, self.settings["layers"])
+            f"side_adapter_{name}_list": _spaced(len(states[0]) - 1, args.layers)
             for name, states in (("bert", text), ("vit", video))
         }
         widths = {"text_embedding_dim": text.shape[2], "image_embedding_dim": video.shape[2]}
-        args = argparse.Namespace(**self.settings, **UNUSED, **lists, **widths)
-        share = self.prepare(job, args.batch_size)
-        self.model: Any = ModelMM(args, job.sequences.manifest["items"], True, None, None, share)
+        vars(args).update(UNUSED | lists | widths)
+        self.model = ModelMM(args, job.sequences.manifest["items"], True, None, None, self.share)
         self.model.mm_encoder = IISANAdaptedMModel(self.model.mm_encoder, args)
         self.model.to(job.device)
         self.optimizer = torch.optim.Adam(_groups(self.model, args))

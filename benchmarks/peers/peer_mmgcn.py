@@ -24,7 +24,7 @@ class MMGCN(Peer):
     epochs = 1000
 
     def __init__(self, job: Job) -> None:
-        sys.path.insert(0, str(job.code / "src"))
+        job.open_code("src")
         os.chdir(job.code / "src")  # MMRec reads its configuration files from where it stands
         _leave_images_out()
         from common.trainer import Trainer  # type: ignore[import-not-found]

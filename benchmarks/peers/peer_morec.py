@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -32,11 +31,9 @@ class MoRec(ContentPeer):
         encoders = _package("inbatch", job.code / "inbatch_sasrec_e2e_text" / "model")
         stages = _package("stages", job.code / "bce_text" / "main-2stage(SASRec)" / "model")
         self._text = torch.from_numpy(job.content("text")).to(job.device)
-        self.settings = PUBLISHED | {"max_seq_len": job.sequences.max_length} | dict(job.options)
-        args = argparse.Namespace(**self.settings)
-        share = self.prepare(job, args.batch_size)
+        args = self.prepare(job, PUBLISHED)
         # `use_modal` false makes a table of ids, which goes; true needs a language model
-        self.model: Any = encoders.model.Model(args, job.sequences.manifest["items"], False, None, share)
+        self.model = encoders.model.Model(args, job.sequences.manifest["items"], False, None, self.share)
         del self.model.id_embedding
         width = args.embedding_dim
         self.model.bert_encoder = stages.encoders.MLP_Layers(

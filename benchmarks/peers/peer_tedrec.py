@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import torch
-from peer import Job, Metrics, Peer
+from peer import Job
+from peer_recbole import RecBolePeer
 from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.trainer import Trainer
@@ -17,16 +14,15 @@ from reference_rows import NAME, SPLITS, check_rows, write_atomic_files
 from torch import Tensor
 
 
-class TedRec(Peer):
+class TedRec(RecBolePeer):
     """Trained by RecBole's trainer, epoch by epoch; stops as RecBole does."""
 
     repository = "RUCAIBox/TedRec"
     commit = "e6b3cb9e93b7cd70f96e0a6e772b1104bf01deb7"
-    patience = 11  # RecBole stops when its counter exceeds 10
     epochs = 300
 
     def __init__(self, job: Job) -> None:
-        sys.path.insert(0, str(job.code))
+        job.open_code()
         from data.dataset import TedRecDataset  # type: ignore[import-not-found]
         from tedrec import TedRec as Released  # type: ignore[import-not-found]
 
@@ -52,27 +48,9 @@ class TedRec(Peer):
         torch.autograd.set_detect_anomaly(False)  # one of RecBole's models turns it on for the whole process
         to_row = np.array([0, *map(int, dataset.field2id_token["item_id"][1:])])
         check_rows(job.sequences, loaders, to_row)
-        self._to_id = torch.from_numpy(np.argsort(to_row))
-        self._loaders: dict[str, Any] = loaders
-        self._device = job.device
         self.model = Released(config, loaders["train"]._dataset).to(job.device)
         _check_content(self.model.plm_embedding.weight, text, to_row)
-        self._trainer = Trainer(config, self.model)
-        self.optimizer = self._trainer.optimizer
-
-    def train_epoch(self, epoch: int) -> float:
-        return float(self._trainer._train_epoch(self._loaders["train"], epoch)) / len(self._loaders["train"])
-
-    def scores(self, split: str) -> Iterator[Tensor]:
-        for interaction, *_ in self._loaders[split]:
-            found = self.model.full_sort_predict(interaction.to(self._device))  # type: ignore[operator]
-            found[:, 0] = -torch.inf
-            yield found[:, self._to_id.to(found.device)]
-
-    def better(self, now: dict[str, Metrics], best: dict[str, Metrics] | None) -> bool:
-        """Its NDCG@10 of 4 decimals is not lower, as RecBole counts."""
-        value = round(now["unmasked"]["NDCG@10"], 4)
-        return best is None or value >= round(best["unmasked"]["NDCG@10"], 4)
+        self.hold(Trainer(config, self.model), loaders, to_row)
 
     def remember(self) -> Tensor:
         """The state of the generator that orders RecBole's training rows."""

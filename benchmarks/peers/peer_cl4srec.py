@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from peer import Job
-from peer_recbole import RecBolePeer
+from peer_recbole import RecBolePeer, rows_of
 from reference_rows import NAME, SPLITS
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class CL4SRec(RecBolePeer):
         config = Config(model="CL4SRec", dataset=NAME, config_dict=self.settings | fixed)
         dataset = create_dataset(config)
         loaders = dict(zip(SPLITS, data_preparation(config, dataset), strict=True))
-        to_row = np.array([0, *map(int, dataset.field2id_token["item_id"][1:])])
+        to_row = rows_of(dataset)
         to_user = np.array([-1, *map(int, dataset.field2id_token["user_id"][1:])])
         for split, loader in loaders.items():
             _check(job, split, loader, to_row, to_user)

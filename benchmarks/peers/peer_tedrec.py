@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 from peer import Job
-from peer_recbole import RecBolePeer
-from recbole.config import Config
-from recbole.data import data_preparation
+from peer_recbole import RecBolePeer, rows_of
 from recbole.trainer import Trainer
-from recbole.utils import init_seed
-from reference_rows import NAME, SPLITS, check_rows, write_atomic_files
 from torch import Tensor
 
 
 class TedRec(RecBolePeer):
-    """Trained by RecBole's trainer, epoch by epoch; stops as RecBole does."""
+    """Stops as RecBole does. Option zero_padding: padded places are zero before the transform, as in ours."""
 
     repository = "RUCAIBox/TedRec"
     commit = "e6b3cb9e93b7cd70f96e0a6e772b1104bf01deb7"
@@ -27,37 +24,31 @@ class TedRec(RecBolePeer):
         from tedrec import TedRec as Released  # type: ignore[import-not-found]
 
         text = job.content("text")
-        write_atomic_files(job.sequences, job.scratch / NAME)
-        text.tofile(job.scratch / NAME / f"{NAME}.feat1CLS")
         hidden = int(job.options.get("hidden_size", 300))
         self.settings = {
             "plm_size": text.shape[1], "adaptor_layers": [text.shape[1], hidden], "train_batch_size": 2048,
-            "learning_rate": 1e-3, "MAX_ITEM_LIST_LENGTH": job.sequences.max_length, "metrics": ["Hit", "NDCG"],
-            "seed": job.seed, "use_gpu": job.device.type == "cuda", **job.options, "hidden_size": hidden,
+            "eval_batch_size": 2048, "learning_rate": 1e-3, **job.options, "hidden_size": hidden,
         }  # fmt: skip
-        folders = {"data_path": str(job.scratch), "checkpoint_dir": str(job.scratch / "saved")}
-        fixed = {
-            "benchmark_filename": list(SPLITS), "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id",
-            "ITEM_LIST_LENGTH_FIELD": "item_length", "worker": 0,
-        }  # fmt: skip
-        files = [str(job.code / "props" / name) for name in ("TedRec.yaml", "overall.yaml")]
-        config = Config(Released, NAME, config_file_list=files, config_dict=self.settings | folders | fixed)
-        init_seed(config["seed"], config["reproducibility"])
-        dataset = TedRecDataset(config)
-        loaders = dict(zip(SPLITS, data_preparation(config, dataset), strict=True))
-        torch.autograd.set_detect_anomaly(False)  # one of RecBole's models turns it on for the whole process
-        to_row = np.array([0, *map(int, dataset.field2id_token["item_id"][1:])])
-        check_rows(job.sequences, loaders, to_row)
-        self.model = Released(config, loaders["train"]._dataset).to(job.device)
-        _check_content(self.model.plm_embedding.weight, text, to_row)
-        self.hold(Trainer(config, self.model), loaders, to_row)
+        files = ("props/TedRec.yaml", "props/overall.yaml")
+        config, dataset, loaders = self.load(job, (Released, TedRecDataset), files, text)
+        kind = _zero_padded(Released) if config["zero_padding"] else Released
+        self.model = kind(config, loaders["train"]._dataset).to(job.device)
+        _check_content(self.model.plm_embedding.weight, text, rows_of(dataset))
+        self.hold(Trainer(config, self.model), loaders, rows_of(dataset))
 
-    def remember(self) -> Tensor:
-        """The state of the generator that orders RecBole's training rows."""
-        return self._loaders["train"].generator.get_state()  # type: ignore[no-any-return]
 
-    def recall(self, memory: Tensor) -> None:
-        self._loaders["train"].generator.set_state(memory)
+def _zero_padded(released: Any) -> Any:
+    """The released model, but for the places of padding, which influence all others through the transform."""
+
+    class ZeroPadded(released):  # type: ignore[misc]
+        def forward(self, item_seq: Tensor, item_emb: Tensor, item_seq_len: Tensor) -> Tensor:
+            self._real = (item_seq > 0)[:, :, None]
+            return super().forward(item_seq, item_emb, item_seq_len)
+
+        def contextual_convolution(self, item_emb: Tensor, feature_emb: Tensor) -> Tensor:
+            return super().contextual_convolution(item_emb * self._real, feature_emb * self._real)
+
+    return ZeroPadded
 
 
 def _check_content(held: Tensor, text: np.ndarray, to_row: np.ndarray) -> None:

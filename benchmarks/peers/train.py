@@ -32,6 +32,7 @@ from training import report, train
 
 #: name -> module and class; a module is imported when its peer is asked for, because each has its own environment
 PEERS = {
+    "sasrec": ("peer_sasrec", "SASRec"),
     "cl4srec": ("peer_cl4srec", "CL4SRec"),
     "tedrec": ("peer_tedrec", "TedRec"),
     "diqdiff": ("peer_diqdiff", "DiQDiff"),
@@ -39,6 +40,7 @@ PEERS = {
     "morec": ("peer_morec", "MoRec"),
     "iisan-versa": ("peer_iisan", "IISANVersa"),
     "dmmd4sr": ("peer_dmmd4sr", "DMMD4SR"),
+    "ssdrec": ("peer_ssdrec", "SSDRec"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from cluster import console
@@ -38,11 +39,14 @@ def run(args: argparse.Namespace) -> int:
     where = tracker_of(run_dir, args.uri, args.experiment)
     lines, _ = read_lines(metrics, 0)
     ended = bool(lines) and lines[-1]["event"] == "end"
+    started = time.monotonic()
     mirror = start_mirror(run_dir, where.uri, where.experiment, running=False)
     if not mirror.close(args.timeout, "FINISHED" if ended else "FAILED"):
         for place in (run_dir, sqlite_path(where.uri)):
             if place and (full := disk_trouble(OSError(mirror.told), place)):  # a full disk is seen by its free space
                 raise UserError(full)
+        if mirror.told and time.monotonic() - started < args.timeout:  # it gave up: waiting cannot help
+            raise UserError(f"{mirror.told}; {run_dir / 'mlflow.log'} says more")
         why = f": {mirror.told}" if mirror.told else ""
         raise UserError(
             f"MLflow at {where.shown} did not take everything within {args.timeout:g} s{why}; "

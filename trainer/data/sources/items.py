@@ -10,7 +10,7 @@ import polars as pl
 from trainer.data.sources.checks import refuse_where, require_column
 from trainer.data.sources.ids import with_ids, with_text
 from trainer.data.sources.parquet import is_parquet, read_parquet, schema_of
-from trainer.data.sources.reading import first_cells, first_line, read_columns, read_delimited, read_header
+from trainer.data.sources.reading import first_cells, read_columns, read_delimited, read_header, separator_of
 
 #: what a table of items may say about them
 _ITEM_COLUMNS = ("title", "video")
@@ -46,7 +46,7 @@ def _named(names: Iterable[str], header: Iterable[str]) -> str | None:
 
 
 def _text_items(file: Path, names: Sequence[str]) -> pl.DataFrame:
-    separator = "\t" if "\t" in first_line(file) else ","
+    separator = separator_of(file, names)
     cells = [cell.strip() for cell in first_cells(file, separator)]
     if item := _named(names, cells):
         header = read_header(file, separator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -79,6 +79,16 @@ def _by_records(file: Path, separator: str, columns: Sequence[str], header: bool
                 column.append(cells[n] if n < len(cells) else None)
     series = {name: pl.Series(column, dtype=pl.String) for name, column in zip(columns, values, strict=True)}
     return pl.DataFrame({**series, "_line": pl.Series(lines, dtype=pl.Int64)})
+
+
+def separator_of(file: Path, names: Iterable[str]) -> str:
+    """What separates the cells of line 1: a tab; or a semicolon, as in a German or French Excel, if one of `names` then
+    is a column and no comma is there; else a comma."""
+    line = first_line(file)
+    if "\t" in line:
+        return "\t"
+    cells = {cell.strip().strip('"') for cell in line.split(";")}
+    return ";" if "," not in line and len(cells) > 1 and cells & {*names} else ","
 
 
 def read_header(file: Path, separator: str) -> list[str]:

@@ -14,7 +14,7 @@ from trainer.data.sources.base import Log, first_titles, make_log
 from trainer.data.sources.items import read_items
 from trainer.data.sources.parquet import is_parquet, joined, read_part
 from trainer.data.sources.parts import parts_of
-from trainer.data.sources.reading import first_line, read_columns
+from trainer.data.sources.reading import read_columns, separator_of
 from trainer.data.sources.times import add_time_format
 from trainer.local_path import local_path
 
@@ -72,7 +72,7 @@ def _frame(file: Path, names: dict[str, str], several: bool) -> pl.DataFrame:
     if is_parquet(file):
         frame = read_part(file, dict.fromkeys(names.values()))
         return frame.select(*(pl.col(theirs).alias(ours) for ours, theirs in names.items()), "_row")
-    separator = "\t" if file.suffix.lower() == ".tsv" or "\t" in first_line(file) else ","
+    separator = "\t" if file.suffix.lower() == ".tsv" else separator_of(file, names.values())
     return read_columns(file, separator, names, part=several)
 
 

@@ -82,6 +82,19 @@ def test_an_index_column_without_a_name_is_ignored(tmp_path: Path) -> None:
         read_table(tmp_path / "i.csv", "user", "item", "when")
 
 
+def test_semicolons_separate_cells_where_the_header_says_so(tmp_path: Path) -> None:
+    """As Excel writes CSV where a comma is in numbers; a comma is text then."""
+    table = put(tmp_path, "e.csv", 'user;"item";time;title\nu;a;1;one, two\nu;b;2;"three; four"\n')
+    log = read_table(table, "user", "item", "time", "title")
+    assert log.frame.rows() == [("u", "a", 1), ("u", "b", 2)]
+    assert log.titles == {"a": "one, two", "b": "three; four"}
+    titles = put(tmp_path, "t.csv", "item;title\na;one, two\n")
+    assert read_items(titles).rows() == [("a", "one, two", None)]
+    assert read_items(put(tmp_path, "i.txt", "a;b\nc\n"))["item"].to_list() == ["a;b", "c"]
+    with pytest.raises(UserError, match="line 1 has no column 'user'"):
+        read_table(put(tmp_path, "n.csv", "who;what\n1;2\n"), "user", "item", "time")
+
+
 def test_a_byte_order_mark_belongs_to_no_cell(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     assert read_microlens(put(tmp_path, "p.tsv", mark + b"u\ta b\n")).frame["user"].unique().to_list() == ["u"]

@@ -130,14 +130,14 @@ free_name() {
     echo "$name"
 }
 
-# The times are those of an idle 2-core AMD EPYC (trainer/config/recipes/demo.yaml has those of each system).
+# The times are about those of an idle 2-core AMD EPYC (trainer/config/recipes/demo.yaml says what was measured).
 say_plan() {
     local installing="about 3 GB, 3 to 5 minutes, only the first time"
     [ ! -f .venv/stamp ] || installing="done before"
     cat <<TEXT
 MealRec demo: three baselines and three trained systems predict the next video of 2,500 generated users.
   1. install into .venv      $installing
-  2. generate data/demo      2,500 users, 1,000 videos, 10 s
+  2. generate data/demo      2,500 users, 4,000 videos, 10 s
   3. train and compare       six systems, one line each (--verbose: one line an epoch), about 3 minutes on 2 cores
 Everything stays in this folder ($root), about 3.1 GB; Ctrl-C stops it.
 
@@ -172,7 +172,8 @@ say_end() {
     cat <<TEXT
 
 What to make of it: these users follow their last video by a fixed rule, so counting transitions is hard to beat here,
-and no system can pass the line "best possible". On a log of people the order is another: docs/results.md.
+and no system can pass the line "best possible". As on a platform, a video has six views, some are new, some clicks are
+accidents and most frames are filler. On a log of people the order is another: docs/results.md.
 Your own log, once the environment is active (docs/your-data.md says what is read):
 
   mealrec prepare table --file log.csv --user user --item item --time time --out data/mine

@@ -101,7 +101,7 @@ def test_targets_follow_the_true_distribution() -> None:
 
 
 def test_no_simple_ranker_beats_the_best_possible_and_ids_beat_popularity() -> None:
-    o = SyntheticOptions()
+    o = SyntheticOptions(items=1000)
     places, (part,) = everyone(o)
     ranked, probability = best_ranking(o, places, part, 20)
     best = expected_metrics(probability)["HR@10"]
@@ -127,7 +127,7 @@ def test_no_simple_ranker_beats_the_best_possible_and_ids_beat_popularity() -> N
 
 
 def test_users_click_as_the_options_say() -> None:
-    o = SyntheticOptions(users=6000, accident=0.25, cold=0.15)
+    o = SyntheticOptions(users=6000, items=1000, accident=0.25, cold=0.15)
     places, parts = everyone(o)
     accidental = np.concatenate([p.accidental[p.items >= 0] for p in parts])
     assert accidental.mean() == pytest.approx(0.25, abs=0.01)
@@ -146,7 +146,7 @@ def test_users_click_as_the_options_say() -> None:
 
 def test_popularity_follows_zipf() -> None:
     # one topic and no circle: the first click of a user is drawn by popularity alone
-    o = SyntheticOptions(users=20_000, topics=1, favourites=1, mean_length=3, accident=0, cold=0, zipf=1.0)
+    o = SyntheticOptions(users=20_000, items=1000, topics=1, favourites=1, mean_length=3, accident=0, cold=0, zipf=1.0)
     _, parts = everyone(o)
     count = np.sort(np.bincount(np.concatenate([p.items[:, 0] for p in parts]), minlength=o.items))[::-1]
     slope = np.polyfit(np.log(np.arange(1, 51)), np.log(count[:50]), 1)[0]
@@ -154,7 +154,7 @@ def test_popularity_follows_zipf() -> None:
 
 
 def test_interest_drifts_among_favourites() -> None:
-    o = SyntheticOptions(users=2000, accident=0, drift=0.3, favourites=3, mean_length=12)
+    o = SyntheticOptions(users=2000, items=1000, accident=0, drift=0.3, favourites=3, mean_length=12)
     places, (part,) = everyone(o)
     topic = np.where(part.items >= 0, places.topic[part.items], -1)
     assert all(set(row[:n]) <= set(f) for row, n, f in zip(topic, part.length, part.mind.favourites, strict=True))
@@ -189,7 +189,7 @@ def test_content_shows_the_topic_where_the_truth_says() -> None:
 
 
 def test_neighbours_on_the_circle_look_alike() -> None:
-    o = SyntheticOptions(noise=0.0)
+    o = SyntheticOptions(items=1000, noise=0.0)
     places = catalogue(o)
     content = ItemContent(o, places)
     shown = np.where(content.on_topic(0, o.items)[:, :, None], content.frames(0, o.items), 0).sum(axis=1)
@@ -199,10 +199,32 @@ def test_neighbours_on_the_circle_look_alike() -> None:
     assert near.mean() < far.mean() / 4
 
 
+def test_misleading_filler_shows_other_topics_and_shifts_no_other_draw() -> None:
+    o = SyntheticOptions(items=2000, misleading=0.5, noise=0.2)
+    places = catalogue(o)
+    content, plain = ItemContent(o, places), ItemContent(replace(o, misleading=0.0), places)
+    frames, mask = content.frames(0, o.items), content.on_topic(0, o.items)
+    before = plain.frames(0, o.items)
+    assert np.array_equal(mask, plain.on_topic(0, o.items))
+    assert np.array_equal(frames[mask], before[mask])
+    centroid = np.stack([frames[places.topic == t][mask[places.topic == t]].mean(axis=0) for t in range(o.topics)])
+    distance = ((frames[:, :, None] - centroid) ** 2).mean(axis=3)
+    filler = np.flatnonzero(~mask.ravel())
+    changed = (frames != before).any(axis=2).ravel()[filler]
+    assert changed.mean() == pytest.approx(0.5, abs=0.03)
+    # what changed lies at the circle of a topic (a deviation of 1 and the noise), and never at the item's own
+    nearest = distance.argmin(axis=2).ravel()[filler]
+    own = np.repeat(places.topic, o.frames)[filler]
+    assert (nearest[changed] != own[changed]).mean() > 0.99
+    at_a_topic = distance.min(axis=2).ravel()[filler]
+    assert np.median(at_a_topic[changed]) == pytest.approx(1 + o.noise**2, abs=0.2)
+    assert np.median(at_a_topic[~changed]) > 1.3
+
+
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 2499), max_size=4), seed=st.integers(0, 3))
 def test_content_is_the_same_in_any_blocks(cuts: list[int], seed: int) -> None:
-    o = replace(TINY, items=2500, seed=seed)
+    o = replace(TINY, items=2500, seed=seed, misleading=0.5)
     places = catalogue(o)
     whole, again = ItemContent(o, places), ItemContent(o, catalogue(o))
     edges = [0, *sorted(set(cuts)), o.items]
@@ -239,7 +261,7 @@ def test_ten_thousand_users_take_seconds() -> None:
         ({"accident": float("nan")}, "accident is nan"),
         ({"users": 0}, "users is 0"),
         ({"follow": 1.0}, "follow is 1.0, must be between 0 and 0.95"),
-        ({"topics": 51}, "topics is 51, must be between 1 and 50 .a topic needs at least 20 items"),
+        ({"items": 1000, "topics": 51}, "topics is 51, must be between 1 and 50 .a topic needs at least 20 items"),
         ({"favourites": 21}, "favourites is 21, must be between 1 and 20"),
         ({"on_topic": 6}, "on_topic is 6, must be between 0 and 5"),
         ({"mean_length": 2.0}, "mean_length is 2.0"),

@@ -22,7 +22,7 @@ Array: TypeAlias = npt.NDArray[Any]
 #: items generated together: fixed, so that content does not depend on the block size of a writer
 ITEM_GRANULE = 1024
 #: streams of random numbers, one per purpose, so that one option does not shift the draws of another
-CODEBOOK, PLACE, RANK, FRAMES, TITLES, USERS, LAYERS, BEHAVIOURS = range(8)
+CODEBOOK, PLACE, RANK, FRAMES, TITLES, USERS, LAYERS, BEHAVIOURS, FILLER = range(9)
 
 SCENES = 16
 TITLE_WORDS = 6
@@ -39,15 +39,18 @@ class SyntheticOptions:
     among the user's `favourites` (topics); `follow`, within a topic, that the next item is one of the next three on its
     circle; `title_signal`, that a word of a title is of the item's topic. `zipf`: the r-th most popular item has weight
     r ** -zipf. `cold`: share of items released only for the last two interactions of users (validation and test).
-    `on_topic`: how many of the `frames` steps of an item show its topic, the others are filler. `noise`: standard
-    deviation of the noise per dimension of a frame, where the signal has about 1. `max_length`: of a history, in rows.
+    `on_topic`: how many of the `frames` steps of an item show its topic, the others are filler. `misleading`: share of
+    the filler that shows a place of another topic; the rest shows one of a few scenes, which mean nothing. So a
+    misleading frame alone cannot be told from one on topic, only beside the other frames, or beside what the user
+    watched. `noise`: standard deviation of the noise per dimension of a frame, where the signal has about 1.
+    `max_length`: of a history, in rows.
     `layers`: states of the encoders of video and title that are kept (0: none): the last is the encoder's result, the
     earlier ones tell the topic alone, the more clearly the later they are. `behaviours`: every interaction is a view,
     and some are likes: most likes are of chosen items, few of accidents (`world_users.LIKES`).
     """
 
     users: int = 2500
-    items: int = 1000
+    items: int = 4000
     seed: int = 0
     topics: int = 20
     favourites: int = 3
@@ -57,6 +60,7 @@ class SyntheticOptions:
     text_width: int = 32
     layers: int = 0
     on_topic: int = 2
+    misleading: float = 0.0
     noise: float = 0.5
     title_signal: float = 0.4
     accident: float = 0.2
@@ -238,9 +242,29 @@ class ItemContent:
         rng = stream(o.seed, FRAMES, granule)
         on_topic = self._mask(rng, granule)
         frames: Array = self._scenes[rng.integers(SCENES, size=on_topic.shape)]
+        if o.misleading:
+            self._mislead(frames, granule)
         np.copyto(frames, self._shown(granule)[:, None], where=on_topic[:, :, None])
         frames += np.float32(o.noise) * rng.standard_normal(frames.shape, dtype=np.float32)
         return frames
+
+    def _mislead(self, frames_IKV: Array, granule: int) -> None:
+        """Put places of other topics in the stead of a share of the frames (all on topic are overwritten later)."""
+        o = self._options
+        rng = stream(o.seed, FILLER, granule)
+        drawn, place = rng.random((2, *frames_IKV.shape[:2]))
+        # any topic but the item's own, evenly; in a world of one topic there is no other
+        ahead = rng.integers(1, max(o.topics, 2), size=frames_IKV.shape[:2])
+        topic = (self._topic(granule)[:, None] + ahead) % o.topics
+        shown = self._at(topic, place)
+        np.copyto(frames_IKV, shown, where=(drawn < o.misleading)[:, :, None])
+
+    def _at(self, topic: Array, phase: Array) -> Array:
+        """(..., V) float32: what a frame shows, without noise, of a topic (...,) at a place on its circle (...,)."""
+        angle = 2 * np.pi * phase[..., None]
+        circle = self._circles[topic]
+        shown: Array = self._topics[topic] + np.cos(angle) * circle[..., 0, :] + np.sin(angle) * circle[..., 1, :]
+        return shown
 
     def _topic(self, granule: int) -> Array:
         topic: Array = self._places.topic[self._rows(granule)]
@@ -248,10 +272,7 @@ class ItemContent:
 
     def _shown(self, granule: int) -> Array:
         """(n, V) what a frame on topic shows, without noise."""
-        topic, angle = self._topic(granule), 2 * np.pi * self._places.phase[self._rows(granule), None]
-        circle = self._circles[topic]
-        shown: Array = self._topics[topic] + np.cos(angle) * circle[:, 0] + np.sin(angle) * circle[:, 1]
-        return shown
+        return self._at(self._topic(granule), self._places.phase[self._rows(granule)])
 
     def _states(self, granule: int, signal: Array, encoder: int) -> Array:
         """(n, S, width) states of `encoder`: a rotation of `signal` of its own per state, and noise that shrinks."""

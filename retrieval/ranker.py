@@ -23,18 +23,18 @@ Rows = Sequence[Sequence[int]]
 class Ranker:
     """Nothing in it changes after it was made, so threads may share one."""
 
-    def __init__(
-        self, card: ModelCard, model: SequenceModel | Baseline, item_vectors: Tensor, index: Index | None
-    ) -> None:
-        """item_vectors: (I, D), on the model's device; row 0 is padding. index: of these, or None to rank exactly."""
-        self.card, self.model, self.index = card, model, index
+    index: Index | None = None
+
+    def __init__(self, card: ModelCard, model: SequenceModel | Baseline, item_vectors: Tensor) -> None:
+        """item_vectors: (I, D), on the model's device; row 0 is padding. They are ranked exactly; see `by`."""
+        self.card, self.model = card, model
         #: (I, D) float32, of length 1 if the similarity is cosine
         self.item_vectors = for_similarity(item_vectors, card.similarity)
 
-    def exactly(self) -> Ranker:
-        """The same model, ranking exactly instead of by the index."""
+    def by(self, index: Index | None) -> Ranker:
+        """The same model, ranking by `index`, or exactly."""
         other = copy.copy(self)
-        other.index = None
+        other.index = index
         return other
 
     @property

@@ -24,9 +24,9 @@ from torch import Tensor
 from models.errors import UserError
 from retrieval.answers import Answer, Frame, Influence, Recommendation, in_words
 from retrieval.export import Export, index_folder, load_export
-from retrieval.index.build import load_index
-from retrieval.index.faiss_index import Device, FaissIndex, device_of
+from retrieval.index.faiss_index import Device, device_of
 from retrieval.index.kinds import KINDS
+from retrieval.index.shards import load as load_index
 from retrieval.ranker import Ranker
 from retrieval.rebuild import rebuild
 
@@ -67,21 +67,18 @@ class Recommender:
         model_dir = Path(model_dir)
         export = load_export(model_dir)
         place = torch.device(device)
-        saved: FaissIndex | None = None
+        ranker = Ranker(export.card, rebuild(export, place, model_dir), export.item_vectors.to(place))
         if index != "exact":
-            saved = load_index(
-                index_folder(model_dir, index), export.card.checksum, device=index_device, gpu=device_of(place)[1],
-                threads=threads,
-            )  # fmt: skip
-            if (saved.record.count + 1, saved.record.width) != tuple(export.item_vectors.shape):
-                raise UserError(f"the index {index} in {model_dir} does not hold its items; build it again")
-        model = rebuild(export, place, model_dir)
-        return cls(export, Ranker(export.card, model, export.item_vectors.to(place), saved))
+            ranker = ranker.by(load_index(
+                index_folder(model_dir, index), export.card.checksum, ranker.item_vectors.cpu().numpy(),
+                device=index_device, gpu=device_of(place)[1], threads=threads,
+            ))  # fmt: skip
+        return cls(export, ranker)
 
     def exactly(self) -> Recommender:
         """The same model, ranking exactly instead of by the index."""
         other = copy.copy(self)
-        other._ranker = self._ranker.exactly()
+        other._ranker = self._ranker.by(None)
         return other
 
     @property

@@ -45,6 +45,9 @@ class IndexKind(ABC):
     gpu_form: ClassVar[bool] = False
     #: what `--recall` finds; None for kinds whose searches are all equally wide
     effort: ClassVar[Effort | None] = None
+    #: whether the best of what is found by stored vectors, which are rounded, are chosen by the exact ones: such a kind
+    #: has an option `rescore`, the candidates for each result, or None for as many as the recall needs
+    rescored: ClassVar[bool] = False
 
     @property
     def effort_given(self) -> bool:
@@ -54,6 +57,24 @@ class IndexKind(ABC):
     def most_effort(self, index: Any) -> int:
         """The largest effort that can help a search in the FAISS index `index`."""
         return int(index.ntotal)
+
+    def item_bytes(self, width: int) -> int:
+        """About what the index holds of an item whose vector has so many numbers."""
+        return 4 * width + 8
+
+    def work(self, index: Any, queries: Vectors) -> float:
+        """Inner products of a search in the FAISS index `index`, on average over `queries`; 0 if nobody needs it,
+        because there is nothing `finer`."""
+        del index, queries
+        return 0.0
+
+    def finer(self, index: Any, work: float, searches: int | None) -> IndexKind | None:
+        """Options by which a search may be less work than in `index`, where it takes `work`; None if there are none.
+
+        searches: how many the index is for, None for as many as will come: whether another build is repaid.
+        """
+        del index, work, searches
+        return None
 
     @abstractmethod
     def build(self, faiss: Any, vectors: Vectors) -> tuple[Any, Parameters]:

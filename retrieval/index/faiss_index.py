@@ -18,6 +18,7 @@ from retrieval.exact import check_finite
 from retrieval.files import digest_file
 from retrieval.folders import whole_folder
 from retrieval.index.base import Parameters, Vectors
+from retrieval.index.tune import rescored
 from retrieval.records import Record
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -47,9 +48,6 @@ class Index(Protocol):
 
         If the index finds fewer than k items, the row ends with score -inf and item 0 (`search.index_topk` fills it).
         """
-
-    def save(self, folder: Path) -> None:
-        """Write the index into `folder`, which is replaced as a whole."""
 
 
 class Tuned(Record):
@@ -86,10 +84,13 @@ class Packed(NamedTuple):
 class FaissIndex:
     """An `Index` made by `build_index` or `load_index`."""
 
-    def __init__(self, index: Any, record: IndexRecord, device: Device, *, gpu_form: bool, gpu: int = 0) -> None:
-        """index: a FAISS index in host memory, without padding. gpu_form: see IndexKind. device, gpu: see
-        `build_index`."""
+    def __init__(
+        self, index: Any, record: IndexRecord, device: Device, *, vectors: Vectors, gpu_form: bool, gpu: int = 0
+    ) -> None:
+        """index: a FAISS index in host memory, without padding. vectors: (I, D) float32, row 0 padding, of which it is
+        made; only kinds that are `rescored` read them. gpu_form: see IndexKind. device, gpu: see `build_index`."""
         self.record = record
+        self._vectors, self._candidates = vectors, int(record.parameters.get("rescore", 1))
         self._cpu_index = index
         self._index, self.device, note = _on_device(index, record.kind, device, gpu_form, gpu)
         number = f" {gpu}" if self.device == "gpu" else ""
@@ -123,8 +124,11 @@ class FaissIndex:
             raise UserError(f"the index on {self.device} can return 1 to {self.limit:,} items, not {k:,}")
         if not len(queries):
             return np.zeros((0, k), dtype=np.float32), np.zeros((0, k), dtype=np.int64)
-        scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        scores, ids = self._index.search(queries, min(k * self._candidates, self.limit))
         ids = ids.astype(np.int64) + 1  # FAISS counts from 0, and gives -1 where it found no item
+        if self._candidates > 1:
+            return rescored(queries, self._vectors, ids, k)
         scores[ids == 0] = -np.inf
         return scores, ids
 
@@ -133,7 +137,7 @@ class FaissIndex:
         return Packed(load_faiss().serialize_index(self._cpu_index).tobytes(), self.record)
 
     def save(self, folder: Path) -> None:
-        """See `Index.save`. Writes `index.faiss` and `index.json`, both or neither."""
+        """Write `index.faiss` and `index.json` into `folder`, which is replaced as a whole."""
         with whole_folder(folder, replace=True) as new:
             load_faiss().write_index(self._cpu_index, str(new / "index.faiss"))
             record = self.record.model_copy(update={"file_sha256": digest_file(new / "index.faiss").sha256})

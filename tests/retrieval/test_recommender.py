@@ -98,7 +98,7 @@ def test_an_index_of_another_size_than_the_catalogue_is_refused(model_dir: Path)
     vectors = np.concatenate([Recommender.load(model_dir).item_vectors.numpy()] * 2)
     checksum = load_export(model_dir).card.checksum
     build_index(vectors, "flat", checksum=checksum, device="cpu").save(index_folder(model_dir, "flat"))
-    with pytest.raises(UserError, match=r"the index flat in .* does not hold its items"):
+    with pytest.raises(UserError, match=r"index/flat does not hold the items of the model"):
         Recommender.load(model_dir, index="flat")
 
 
@@ -151,20 +151,35 @@ def test_index_then_recommend_by_it(model_dir: Path, kind: str, capsys: pytest.C
     assert kind in Recommender.load(model_dir, index=kind).description
 
 
+def test_an_index_in_shards_answers_as_exact_ranking_does(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(index_command, "--model", str(model_dir), "--kind", "flat", "--shards", "4", "--device", "cpu")
+    said = capsys.readouterr().out
+    assert "4 shards: flat on cpu, 14 items" in said
+    assert "recall@20 1.0000" in said
+    exact, sharded = (Recommender.load(model_dir, index=index) for index in ("exact", "flat"))
+    for k in (5, 50):
+        answers = [each.recommend(IDS[:9], k=k).recommendations for each in (exact, sharded)]
+        assert [r.item for r in answers[0]] == [r.item for r in answers[1]]
+    with pytest.raises(UserError, match="59 items cannot be in 60 shards"):
+        run_command(index_command, "--model", str(model_dir), "--kind", "flat", "--shards", "60")
+    assert Recommender.load(model_dir, index="flat").description == sharded.description, "as it was"
+
+
 def test_an_index_that_misses_much_is_warned_about(
     model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 3)  # 19 lists of 59 items
+    monkeypatch.setattr("retrieval.index.kmeans.TRAINING_POINTS", 3)  # 19 lists of 59 items
     run_command(index_command, "--model", str(model_dir), "--kind", "ivf", "--nprobe", "1", "--device", "cpu")
     assert "warning: recall@20 is below 0.95" in (printed := capsys.readouterr()).err
-    assert "other options (--nprobe), as another kind, or as flat" in printed.err
+    assert "other options (--nprobe, --lists), as another kind, or as flat" in printed.err
     for index in ("exact", "ivf"):
         answer = Recommender.load(model_dir, index=index).recommend(IDS[:9], k=50)
         assert {r.item for r in answer.recommendations} == set(IDS[9:]), "whole all the same"
 
 
 def test_a_recall_that_cannot_be_reached_is_told(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_command(index_command, "--model", str(model_dir), "--kind", "ivfpq", "--bytes", "1", "--recall", "0.999")
+    run_command(index_command, "--model", str(model_dir), "--kind", "ivfpq", "--bytes", "1", "--rescore", "1",
+                "--recall", "0.999")  # fmt: skip
     said = capsys.readouterr().err
     assert "recall@20 0.999 was asked for, and ivfpq finds no more than 0." in said
     assert "--bytes" in said

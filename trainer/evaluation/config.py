@@ -30,6 +30,7 @@ class EvalConfig(BaseModel):
         auto: exact where that is less work or an index finds too little, else ivf
     index_options: options of that kind, such as [nprobe=8]
     recall: share of the exact first 20 that an index finds, where no option says how widely it searches
+    sharded: with several workers, each has an index of its share of the items, instead of one of all items
     depth: number of items that an index returns for a user
     recall_sample: number of users for whom the recall of an index is measured
     """
@@ -42,6 +43,7 @@ class EvalConfig(BaseModel):
     index: str = "auto"
     index_options: tuple[str, ...] = ()
     recall: float = Field(default=RECALL_TARGET, gt=0, le=1)
+    sharded: bool = False
     depth: int = Field(default=100, ge=20)
     recall_sample: int = Field(default=1000, ge=1)
 
@@ -71,7 +73,8 @@ class EvalConfig(BaseModel):
         )
 
     def _of_index(self) -> str:
-        return _fingerprint(self.index, self.depth, self.recall, *sorted(self.index_options))
+        sharded = ("sharded",) if self.sharded else ()
+        return _fingerprint(self.index, self.depth, self.recall, *sharded, *sorted(self.index_options))
 
     @field_validator("metrics")
     @classmethod

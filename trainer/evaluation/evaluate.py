@@ -133,6 +133,7 @@ def evaluate(
         parts.append(Ranks(ranks.all_items.cpu(), ranks.history_masked.cpu()))
         if counter is not None and lists is not None:
             counter.add(lists)
+    ranker.finish()
     plain, masked = (_gather(torch.cat(column)) for column in zip(*parts, strict=True))
     everything, unseen = counter.gather(len(plain), dataset.train_counts()) if counter else ([], [])
     return Evaluation(

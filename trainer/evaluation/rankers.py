@@ -17,6 +17,7 @@ from retrieval.index.kinds import KINDS
 from retrieval.index.search import by_depth, seen_before
 from trainer.evaluation.catalogue_index import CatalogueIndex, Task
 from trainer.evaluation.config import RECALL, EvalConfig
+from trainer.evaluation.worker_shards import WorkerShards
 from trainer.process import sum_over_ranks, world
 
 
@@ -34,6 +35,9 @@ class Ranker(Protocol):
 
     def rank(self, batch: Batch, histories: Histories, k: int) -> tuple[Ranks, TopLists | None]:
         """Ranks (B,), from 1, or 0 if the target was not found; and lists of length k, None for k = 0."""
+
+    def finish(self) -> None:
+        """After the last batch of this worker. Collective."""
 
     def describe(self) -> dict[str, Any] | None:
         """The index and its recall against exact ranking; for exact ranking why, or None where it was asked for."""
@@ -57,7 +61,10 @@ def make_ranker(model: System, config: EvalConfig, task: Task, indices: Catalogu
     choice = indices.of(vectors, config, task)
     if choice.index is None:
         return ExactRanker(model, items_ID, choice.why)
-    return IndexRanker(model, config, vectors, choice.index, choice.why)
+    index: Index = choice.index
+    if config.sharded and world()[1] > 1:
+        index = WorkerShards(choice.index, choice.first, task.device)
+    return IndexRanker(model, config, vectors, index, choice.why)
 
 
 class ScoreRanker:
@@ -73,6 +80,9 @@ class ScoreRanker:
         if not k:
             return ranks, None
         return ranks, TopLists(score_topk(scores, k)[1], score_topk(scores, k, histories)[1])
+
+    def finish(self) -> None:
+        """Nothing to do: this worker ranked on its own."""
 
     def describe(self) -> None:
         """Nothing to say: this is exact."""
@@ -93,6 +103,9 @@ class ExactRanker:
             return ranks, None
         everything, masked = (exact_topk(vectors, self._items, k, exclude)[1] for exclude in (None, histories))
         return ranks, TopLists(everything, masked)
+
+    def finish(self) -> None:
+        """Nothing to do: this worker ranked on its own."""
 
     def describe(self) -> dict[str, Any] | None:
         """Why this is exact, if the program chose it."""
@@ -146,6 +159,11 @@ class IndexRanker:
         if wanted > 0:
             recall = recall_of(ids[:wanted, : self._k].numpy(), queries[:wanted], self._items)
             self._recalled, self._sampled = self._recalled + wanted * recall, self._sampled + wanted
+
+    def finish(self) -> None:
+        """Search for the other workers what they have left, if each has a shard of the index."""
+        if isinstance(self._index, WorkerShards):
+            self._index.finish()
 
     def describe(self) -> dict[str, Any]:
         """The index, its recall against exact ranking, and for how many users it found fewer items than the depth.

@@ -16,9 +16,9 @@ _GB = 1e9
 _WEIGHTS, _MOMENTS, _EVALUATION = 1, 2, 1
 
 
-def check_tables(config: RunConfig, items: int, device: torch.device) -> None:
+def check_tables(config: RunConfig, items: int, users: int, device: torch.device) -> None:
     """Raise UserError if the tables of `items` rows need more memory than is free on `device`. Call it before they are
-    made. Everything else (activations, content) is not counted.
+    made. The index with which so many users are evaluated is counted; all else (activations, content) is not.
     """
     width = table_width(config.model.options)
     table = 4 * items * width
@@ -29,20 +29,34 @@ def check_tables(config: RunConfig, items: int, device: torch.device) -> None:
     parts = [share / by for share, by in zip((_WEIGHTS, _MOMENTS, gradient), divided, strict=True)]
     # workers of one node share its memory, each GPU has its own
     here = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = here * table * (sum(parts) + _EVALUATION)
+    index = _index_bytes(config, items, users, width)
+    needed = here * (table * (sum(parts) + _EVALUATION) + index)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_available()
     if needed <= free:
         return
+    gradients = "" if config.train.lazy_adam else "gradients, "
+    searched = f"; {index / _GB:,.1f} GB for its index" if index else ""
     raise UserError(
         f"the vectors of {items:,} items, {width} numbers each, need {needed / _GB:,.1f} GB of memory for "
         f"{'one worker' if here == 1 else f'{here} workers'} ({table / _GB:,.1f} GB each for weights, two moments of "
-        f"Adam, {'' if config.train.lazy_adam else 'gradients, '}an evaluation), and {free / _GB:,.1f} GB are free on "
-        f"this {'GPU' if device.type == 'cuda' else 'machine'}; {_advice(config)}"
+        f"Adam, {gradients}an evaluation{searched}), and {free / _GB:,.1f} GB are free on this "
+        f"{'GPU' if device.type == 'cuda' else 'machine'}; {_advice(config, index > 0)}"
     )
 
 
-def _advice(config: RunConfig) -> str:
+def _index_bytes(config: RunConfig, items: int, users: int, width: int) -> float:
+    """What an evaluation's index takes on each worker; 0 where it ranks exactly, or the system has no table."""
+    exact = config.eval.ranking(items - 1, users)[0] == "exact"
+    shards = config.cluster.workers if config.eval.sharded else 1
+    return 0 if exact or not width else items * config.eval.options.item_bytes(width) / shards
+
+
+def _advice(config: RunConfig, index: bool) -> str:
     also = [] if config.train.lazy_adam else ["train.lazy_adam=true with ranking.negatives has no gradients of all"]
     if config.cluster.workers > 1 and not config.engine.zero_stage:
         also.append("engine.zero_stage=3 divides them among workers of several machines or GPUs")
+    if index:
+        also.append("eval.index=ivfpq has the smallest index, eval.index=exact has none")
+        if config.cluster.workers > 1 and not config.eval.sharded:
+            also.append("eval.sharded=true divides the index among workers")
     return "; ".join(["a smaller model.hidden needs less, as do fewer items (mealrec prepare --k-core)", *also])

@@ -82,7 +82,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
     if rank == 0:
         _verify(dataset)
     loaded = load_data(dataset, config, device)
-    check_tables(config, dataset.manifest.items + 1, device)
+    check_tables(config, dataset.manifest.items + 1, dataset.manifest.users, device)
     model = build_model(config, loaded)
     reporter = EpochReporter(rank == 0, config.train.epochs)
     checkpoint = _agree_on_checkpoint(run_dir)

@@ -33,4 +33,4 @@ def test_an_index_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> N
         file.write_bytes(data)
         record.write_text(json.dumps({**noted, "file_sha256": digest(data)}), encoding="utf-8")
         with pytest.raises(UserError, match=message):
-            load_index(tmp_path, CHECKSUM)
+            load_index(tmp_path, CHECKSUM, np.zeros((60, 16), np.float32))

@@ -41,7 +41,7 @@ def task(device: torch.device = CPU, users: int = 10**6) -> Task:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if 400 items were many."""
     monkeypatch.setattr("retrieval.index.kinds.EXACT_BELOW", 100)
-    monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 5)
+    monkeypatch.setattr("retrieval.index.kmeans.TRAINING_POINTS", 5)
 
 
 def chosen(items: np.ndarray, to_do: Task, **settings: Any) -> Choice:
@@ -137,9 +137,9 @@ def test_one_worker_builds_and_all_search(tmp_path: Path) -> None:
 def test_an_evaluation_by_auto_says_how_it_ranked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval.index.kinds.EXACT_BELOW", 20)
     monkeypatch.setattr("retrieval.index.kinds.SAMPLE", 0)
-    monkeypatch.setattr("retrieval.index.ivf._ITERATIONS", 1)
+    monkeypatch.setattr("retrieval.index.kmeans._ITERATIONS", 1)
     monkeypatch.setattr("trainer.evaluation.catalogue_index._MOST_LISTS", 1.0)
-    monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 3)
+    monkeypatch.setattr("retrieval.index.kmeans.TRAINING_POINTS", 3)
     loaded, model = opened(data, "sasrec")
     result = evaluate(model, loaded, "test", EvalConfig(recall=0.2, recall_sample=10))
     assert result.index is not None

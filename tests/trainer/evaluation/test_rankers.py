@@ -91,7 +91,7 @@ def test_masking_a_history_leaves_whole_lists(data: Path) -> None:
 def test_users_for_whom_an_index_finds_too_few_are_counted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """60 items make one list of ivf; with lists of at least 3 items there are 20, of which 2 are looked into."""
     it = opened(data, "sasrec")
-    monkeypatch.setattr("retrieval.index.ivf._TRAINING_POINTS", 3)
+    monkeypatch.setattr("retrieval.index.kmeans.TRAINING_POINTS", 3)
     (batch,) = it[0].evaluation_batches("test", np.arange(80), 80)
     with torch.no_grad():
         ranker = ranker_of(it, EvalConfig(index="ivf", index_options=("nprobe=2",), depth=30))

@@ -21,11 +21,11 @@ def _config(*settings: str, model: str = "sasrec") -> RunConfig:
     return make_config(Path("data"), model, "model.hidden=100", *settings)
 
 
-def _refused(config: RunConfig, free: float, monkeypatch: pytest.MonkeyPatch) -> str:
+def _refused(config: RunConfig, free: float, monkeypatch: pytest.MonkeyPatch, users: int = 10) -> str:
     """The message with so much memory free, in tables of the items; "" if the run may start."""
     monkeypatch.setattr(memory, "host_memory_available", lambda: int(free * 4 * 100 * ITEMS))
     try:
-        memory.check_tables(config, ITEMS, CPU)
+        memory.check_tables(config, ITEMS, users, CPU)
     except UserError as error:
         return str(error)
     return ""
@@ -51,6 +51,20 @@ def test_workers_of_a_machine_share_its_memory_and_zero_divides(monkeypatch: pyt
     zero = [*workers, "engine.name=deepspeed", "engine.zero_stage=3"]
     assert _refused(_config(*zero), 6.1, monkeypatch) == ""
     assert _refused(_config(*zero), 5.9, monkeypatch)
+
+
+def test_the_index_of_an_evaluation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a million users auto takes an index, which holds the vectors once more: a sixth table."""
+    many = 1_000_000
+    assert "0.4 GB for its index" in (told := _refused(_config(), 5.9, monkeypatch, many))
+    assert "eval.index=exact has none" in told
+    assert "eval.sharded" not in told, "there is one worker"
+    assert _refused(_config(), 6.1, monkeypatch, many) == ""
+    assert _refused(_config("eval.index=exact"), 5.1, monkeypatch, many) == ""
+    assert _refused(_config("eval.index=ivfpq"), 5.2, monkeypatch, many) == "", "50 bytes of 400"
+    workers = ["cluster.workers=4", "cluster.launcher=ray"]
+    assert "eval.sharded=true divides" in _refused(_config(*workers), 5.9, monkeypatch, many)
+    assert _refused(_config(*workers, "eval.sharded=true"), 5.3, monkeypatch, many) == ""
 
 
 def test_systems_without_a_table_are_never_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from cluster.failures import PreflightError
 #: space for the checkpoints and logs of one run; a run is refused if the disk has less
 MIN_FREE_BYTES = 1 << 30
 #: packages whose versions must be equal on all nodes: results, or the protocol between processes, depend on them
-PACKAGES = ("torch", "ray", "deepspeed", "numpy")
+PACKAGES = ("torch", "ray", "deepspeed", "numpy", "polars")
 _NODE_TIMEOUT_S = 120.0
 
 

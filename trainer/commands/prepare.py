@@ -16,9 +16,12 @@ from trainer.commands.activation import activation
 from trainer.commands.subcommands import add_subcommands
 from trainer.commands.train_plan import no_rows
 from trainer.data.format.manifest import Manifest, load_manifest
-from trainer.data.prepare import PrepareOptions, TitlesToContent, prepare
+from trainer.data.kept import PrepareOptions
+from trainer.data.partitioned.run import Where
+from trainer.data.prepare import TitlesToContent, prepare, prepare_in_partitions
 from trainer.data.sources.base import Source
 from trainer.data.sources.registry import SOURCES
+from trainer.data.sources.table import SourceInParts
 from trainer.data.synthetic.generate import SyntheticOptions, generate
 from trainer.extract.pipeline.protocols import ENCODERS, model_folder
 from trainer.extract.titles import encoders
@@ -43,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--out", type=local_path, required=True, help="folder to write, new or empty")
         if name in SOURCES:
             _add_selection(sub)
+            if isinstance(SOURCES[name], SourceInParts):
+                _add_partitions(sub)
             sub.set_defaults(make=functools.partial(_from_source, SOURCES[name]))
         else:
             _add_fields(sub)
@@ -95,10 +100,19 @@ def _from_source(source: Source, args: argparse.Namespace) -> Manifest:
     options = PrepareOptions(**{name: getattr(args, name) for name in names} | {"features": tuple(args.features)})
     of_titles = _of_titles(args)  # refuses a wrong encoder before a long log is read
     writable_folder(args.out)
+    if isinstance(source, SourceInParts) and (where := _where(args)):
+        return prepare_in_partitions(source.in_parts(args), where, args.out, options, args.command_line, of_titles)
     log = source.read(args)
     for note in log.notes:
         console.note(f"note: {note}")
     return prepare(log, args.out, options, args.command_line, of_titles)
+
+
+def _where(args: argparse.Namespace) -> Where | None:
+    """Where the log is prepared in partitions; None: in this process, as a whole."""
+    if args.partitions is not None and args.partitions < 1:
+        raise UserError(f"--partitions {args.partitions}: give a number of at least 1")
+    return Where(args.launcher, args.partitions) if args.launcher == "ray" or args.partitions else None
 
 
 def _generated(args: argparse.Namespace) -> Manifest:
@@ -147,6 +161,23 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
     add("--segments", type=int, metavar="K", help="cut titles into K overlapping windows, each embedded")
     add("--layers", action="store_true", help="keep the encoder's layer states too (IISAN)")
+
+
+def _add_partitions(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--launcher",
+        choices=["inline", "ray"],
+        default="inline",
+        help="ray: on all CPUs of a Ray cluster, or of this machine, in partitions; inline: in this process (default)",
+    )
+    add(
+        "--partitions",
+        type=int,
+        metavar="N",
+        help="divide the log by user into N partitions on the disk beside --out, and hold one in memory at a time; the "
+        "same dataset (default: inline, the whole log in memory; ray, one for each 4,000,000 rows)",
+    )
 
 
 def _add_fields(parser: argparse.ArgumentParser) -> None:

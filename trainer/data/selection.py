@@ -23,12 +23,16 @@ def sample_users(users: Ints, n_users: int, sample: int, seed: int) -> NDArray[n
     return np.asarray(chosen[users])
 
 
+def core_minima(k: int, on: CoreOn) -> tuple[int, int]:
+    """Fewest rows of a user and of an item in the k-core."""
+    return max(MIN_ITEMS, k if on in ("both", "users") else 0), k if on in ("both", "items") else 0
+
+
 def k_core(users: Ints, items: Ints, k: int, on: CoreOn) -> NDArray[np.bool_]:
     """Rows of the largest subset in which every user has at least max(3, k if on users) rows and every item at least
     k (if on items). Dropping on one side may break the other, hence the iteration.
     """
-    user_min = max(MIN_ITEMS, k if on in ("both", "users") else 0)
-    item_min = k if on in ("both", "items") else 0
+    user_min, item_min = core_minima(k, on)
     keep = np.ones(len(users), np.bool_)
     while True:
         enough_user = np.bincount(users[keep], minlength=1) >= user_min

@@ -19,7 +19,8 @@ from trainer.commands.activation import activation
 from trainer.commands.train_plan import COMPARISON, check_name, make_plan
 from trainer.data.format.content import Content
 from trainer.data.format.manifest import load_manifest
-from trainer.data.prepare import PrepareOptions, history_length, prepare
+from trainer.data.kept import PrepareOptions
+from trainer.data.prepare import history_length, prepare
 from trainer.data.sources.base import Log
 
 

@@ -16,7 +16,8 @@ from tests.helpers.extraction_job import run
 from trainer.commands import prepare as command
 from trainer.data.features import open_features, read_vectors
 from trainer.data.format.dataset import Dataset
-from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.kept import PrepareOptions
+from trainer.data.prepare import prepare
 from trainer.data.provided import feature_content
 from trainer.data.sources.base import Log
 

@@ -21,7 +21,8 @@ from trainer.cli import main
 from trainer.commands import prepare as command
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.manifest import CoreOn, Manifest
-from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.kept import PrepareOptions
+from trainer.data.prepare import prepare
 from trainer.data.provided import feature_content
 from trainer.data.selection import codes, k_core, sample_users
 from trainer.data.sources.base import Log

@@ -39,7 +39,7 @@ _ID_CHUNK = 1 << 18
 def write_dataset(
     out: Path,
     *,
-    user_ids: Sequence[str],
+    user_ids: Sequence[str] | pl.Series,
     item_ids: Sequence[str],
     offsets: NDArray[np.int64],
     items: NDArray[np.int32],
@@ -57,7 +57,7 @@ def write_dataset(
 ) -> Manifest:
     """Write the dataset into `out` atomically (a temporary sibling folder, then a rename) and return its manifest.
 
-    user_ids, item_ids, item_titles: raw ids as sequences (only len() and slices are used, so they may be lazy).
+    user_ids, item_ids, item_titles: raw ids (only len() and slices are used, so they may be lazy).
     offsets: (U + 1,) int64; items: (N,) int32 item rows 1..I (row i + 1 is item_ids[i]), oldest first, at least 3 per
     user; times, behaviours: (N,). sources: file name -> sha256. truth: JSON values of a synthetic world.
     Raises UserError: `out` exists and is not empty; content that is not finite.
@@ -124,7 +124,10 @@ class _Nothing(Sequence[None]):
 
 
 def _write_ids(
-    path: Path, columns: Mapping[str, Sequence[str | None]], first: int, train_count: NDArray[np.int64] | None = None
+    path: Path,
+    columns: Mapping[str, Sequence[str | None] | pl.Series],
+    first: int,
+    train_count: NDArray[np.int64] | None = None,
 ) -> None:
     """Columns of strings (read in slices) beside their row number."""
     data: dict[str, pl.Series] = {}

@@ -6,7 +6,7 @@ Nothing is dropped without being counted; what is malformed is refused with its 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ import polars as pl
 
 from trainer.data.sources.ids import with_ids, with_text
 from trainer.data.sources.parquet import parquet_files
-from trainer.data.sources.times import collapsed, with_times
+from trainer.data.sources.times import Span, TextTimes, collapsed, with_times
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,18 @@ def make_log(
     """
     if not {"_line", "_row"} & {*frame.columns}:
         frame = frame.with_columns(_line=pl.int_range(1, pl.len() + 1))
-    for column in ("user", "item"):
-        frame = with_ids(frame, column, file)
-    if "title" in frame.columns:
-        frame = with_text(frame, "title", file)
+    for step in reading_steps(file, time_format):
+        frame = step(frame)
     key = ["user", "item", "time", "_exact"]
     kept = [name for name in (*key, "title", "behaviours") if name in {*frame.columns, "_exact"}]
     # ids as codes, and no column more than is needed: what follows makes several copies of all rows
-    frame = with_times(frame, file, time_format).select(kept).with_columns(pl.col("user", "item").cast(pl.Categorical))
+    frame = frame.select(kept).with_columns(pl.col("user", "item").cast(pl.Categorical))
     frame = frame.sort("_exact", maintain_order=True)
     if "behaviours" in frame.columns:
         unique = frame.group_by(key, maintain_order=True).agg(pl.col("behaviours").bitwise_or())
     else:
-        unique = frame.select(key).filter(_firsts(frame))
-    note = collapsed(unique)
+        unique = frame.select(key).filter(firsts(frame))
+    note = collapsed(Span.of(unique))
     return Log(
         unique.drop("_exact"),
         parquet_files(file) if files is None else tuple(files),
@@ -92,8 +90,44 @@ def make_log(
     )
 
 
-def _firsts(frame: pl.DataFrame) -> pl.Series:
+@dataclass(frozen=True)
+class Written:
+    """What the columns of a whole log say together about how each is read; parts of it cannot say it alone.
+
+    types: of the columns, to which those of all parts are cast. whole: columns of ids of which every entry ends in .0.
+    times: of times that are text without a format, else None.
+    """
+
+    types: dict[str, pl.DataType]
+    whole: frozenset[str]
+    times: TextTimes | None
+
+
+def reading_steps(
+    file: Path, time_format: str | None, written: Written | None = None
+) -> list[Callable[[pl.DataFrame], pl.DataFrame]]:
+    """What makes ids, titles and times of the columns user, item, title and time as they were read, in the order in
+    which mistakes are told. Each raises UserError with the line.
+
+    written: of the log of which the frame is a part; None: the frame is the whole.
+    """
+
+    def title(frame: pl.DataFrame) -> pl.DataFrame:
+        return with_text(frame, "title", file) if "title" in frame.columns else frame
+
+    user, item = (None if written is None else name in written.whole for name in ("user", "item"))
+    return [
+        lambda frame: with_ids(frame, "user", file, user),
+        lambda frame: with_ids(frame, "item", file, item),
+        title,
+        lambda frame: with_times(frame, file, time_format, None if written is None else written.times),
+    ]
+
+
+def firsts(frame: pl.DataFrame) -> pl.Series:
     """Which rows are the first of their user, item and exact time, of rows in the order of time.
+
+    frame: user and item (Categorical), and _exact.
 
     As `unique` of polars, with a third of its memory: that was the most of a preparation.
     """

@@ -14,10 +14,11 @@ _EXACT = 2.0**53
 _POINT_ZERO = r"^-?\d+\.0+$"
 
 
-def with_ids(frame: pl.DataFrame, column: str, file: Path) -> pl.DataFrame:
+def with_ids(frame: pl.DataFrame, column: str, file: Path, whole: bool | None = None) -> pl.DataFrame:
     """`frame` with the ids in `column` as strings without surrounding blanks.
 
     Whole floats below 2^53 are integers; so is text of which every entry ends in .0, as pandas writes such floats.
+    whole: whether every entry does, as `all_end_in_zero` says of a whole log; None: by the entries of `frame`.
     Raises UserError with the line: an id that is missing, empty, another float or not text; or a column of a type that
     holds no ids.
     """
@@ -26,9 +27,20 @@ def with_ids(frame: pl.DataFrame, column: str, file: Path) -> pl.DataFrame:
         frame = _floats(frame, column, file)
     frame = with_text(frame, column, file)
     refuse_null(frame, column, file)
-    if not dtype.is_integer() and frame[column].str.contains(_POINT_ZERO).all():
-        frame = frame.with_columns(pl.col(column).str.replace(r"\.0+$", ""))
-    return frame
+    if whole is None:
+        whole = not dtype.is_integer() and _all_end_in_zero(frame[column])
+    return frame.with_columns(pl.col(column).str.replace(r"\.0+$", "")) if whole else frame
+
+
+def all_end_in_zero(column: pl.Series) -> bool:
+    """Whether a column of ids, as it was read, is text of which every entry ends in .0."""
+    if column.dtype.is_numeric():
+        return False
+    return _all_end_in_zero(column.cast(pl.String, strict=False).str.strip_chars())
+
+
+def _all_end_in_zero(text: pl.Series) -> bool:
+    return bool(text.str.contains(_POINT_ZERO).all())
 
 
 def as_id(value: object) -> str:

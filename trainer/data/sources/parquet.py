@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -64,18 +64,27 @@ def joined(frames: Mapping[str, pl.DataFrame], source: str) -> pl.DataFrame:
     source: what they are parts of, for messages. Raises UserError: no rows, parts that differ in a type.
     """
     named = {name: frame for name, frame in frames.items() if not frame.is_empty()}
-    if not named:
-        raise UserError(f"{source} has no rows; is it the right file?")
+    common_types([frame.schema for frame in named.values()], source)
     if len(frames) == 1:
         return next(iter(named.values()))
-    for column in next(iter(named.values())).columns:
-        types = {frame.schema[column] for frame in named.values() if column in frame.columns}
-        if not (len(types) == 1 or all(dtype.is_numeric() for dtype in types)):
-            kinds = ", ".join(sorted(map(str, types)))
-            raise UserError(f"the parts in {source} differ in the type of {column!r} ({kinds}); write them alike")
     files = pl.Enum(list(named))  # a byte or few for a row
     marked = [frame.with_columns(_file=pl.lit(name, files)) for name, frame in named.items()]
     return pl.concat(marked, how="diagonal_relaxed")
+
+
+def common_types(schemas: Sequence[pl.Schema], source: str) -> pl.Schema:
+    """The types of the columns of all parts together. schemas: of those that have rows.
+
+    source: what they are parts of, for messages. Raises UserError: there are none, or two differ in a type.
+    """
+    if not schemas:
+        raise UserError(f"{source} has no rows; is it the right file?")
+    for column in schemas[0]:
+        types = {schema[column] for schema in schemas if column in schema}
+        if not (len(types) == 1 or all(dtype.is_numeric() for dtype in types)):
+            kinds = ", ".join(sorted(map(str, types)))
+            raise UserError(f"the parts in {source} differ in the type of {column!r} ({kinds}); write them alike")
+    return pl.concat([pl.DataFrame(schema=schema) for schema in schemas], how="diagonal_relaxed").schema
 
 
 def schema_of(file: Path) -> pl.Schema:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -29,10 +31,54 @@ def add_time_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def with_times(frame: pl.DataFrame, file: Path, time_format: str | None = None) -> pl.DataFrame:
+@dataclass(frozen=True)
+class TextTimes:
+    """How times are written that are text without a format. iso: as ISO 8601, by the first of them; integers: all are
+    whole numbers; fine: of those in ISO 8601, some are finer than microseconds; zoned, plain: some have a zone, some
+    have none."""
+
+    iso: bool
+    integers: bool
+    fine: bool
+    zoned: bool
+    plain: bool
+
+    @classmethod
+    def of(cls, times: pl.Series) -> TextTimes:
+        """Of a column of text."""
+        first = times[:1]
+        iso = first.cast(pl.Float64, strict=False).has_nulls() and bool(first.str.contains(_ISO).all())
+        if not iso:
+            return cls(iso, not times.cast(pl.Int64, strict=False).has_nulls(), fine=False, zoned=False, plain=True)
+        parts = times.str.extract_groups(_ISO).struct
+        zones, fractions = parts.field("zone"), parts.field("fraction")
+        return cls(
+            iso,
+            integers=False,
+            fine=bool((fractions.str.len_bytes() > 6).any()),
+            zoned=bool(zones.is_not_null().any()),
+            plain=bool(zones.is_null().any()),
+        )
+
+    @classmethod
+    def of_all(cls, parts: Sequence[TextTimes]) -> TextTimes:
+        """Of a column in parts, in their order; at least one."""
+        return cls(
+            iso=parts[0].iso,
+            integers=all(part.integers for part in parts),
+            fine=any(part.fine for part in parts),
+            zoned=any(part.zoned for part in parts),
+            plain=any(part.plain for part in parts),
+        )
+
+
+def with_times(
+    frame: pl.DataFrame, file: Path, time_format: str | None = None, written: TextTimes | None = None
+) -> pl.DataFrame:
     """`time` as whole numbers, Int64 (seconds, or the unit of the source), and `_exact`, of which `time` is the floor.
 
     time_format: of text, as for strftime. Text without one is numbers or ISO 8601. Times without a zone are UTC.
+    written: how text is written in the whole log, of which `frame` is a part; None: `frame` is the whole.
     Raises UserError with the line: a time that is missing or cannot be read.
     """
     dtype = frame.schema["time"]
@@ -49,22 +95,43 @@ def with_times(frame: pl.DataFrame, file: Path, time_format: str | None = None) 
         return _reals(frame, file)
     if dtype != pl.String:
         raise UserError(f"{file}: the time column is {dtype}; give numbers such as Unix seconds, or datetimes")
-    first = frame["time"][:1]
-    if first.cast(pl.Float64, strict=False).has_nulls() and first.str.contains(_ISO).all():
-        return _iso(frame, file)
-    if not frame["time"].cast(pl.Int64, strict=False).has_nulls():
+    written = written or TextTimes.of(frame["time"])
+    if written.iso:
+        return _iso(frame, file, written)
+    if written.integers:
         return _integers(frame, file)
     return _reals(frame, file)
 
 
-def collapsed(frame: pl.DataFrame) -> str:
-    """What to tell of a log all of whose times are one, "" for any other. frame: as `with_times` gives it."""
-    if len(frame) < 2 or frame["time"].min() != frame["time"].max():
+@dataclass(frozen=True)
+class Span:
+    """Of a log's rows, how many there are, and the least and greatest of their times, whole and exact."""
+
+    rows: int
+    time: tuple[int, int]
+    exact: tuple[float, float]
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame) -> Span:
+        """frame: as `with_times` gives it, with rows."""
+        least, greatest = (frame.select(getattr(pl.col("time", "_exact"), end)()).row(0) for end in ("min", "max"))
+        return cls(len(frame), (least[0], greatest[0]), (least[1], greatest[1]))
+
+    def __or__(self, other: Span) -> Span:
+        def joined(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> tuple[Any, Any]:
+            return min(ours[0], theirs[0]), max(ours[1], theirs[1])
+
+        return Span(self.rows + other.rows, joined(self.time, other.time), joined(self.exact, other.exact))
+
+
+def collapsed(span: Span) -> str:
+    """What to tell of a log all of whose times are one, "" for any other."""
+    if span.rows < 2 or span.time[0] != span.time[1]:
         return ""
-    if frame["_exact"].min() == frame["_exact"].max():
-        return f"all rows have the same time ({frame['time'][0]}): rows stay in the order of the file"
+    if span.exact[0] == span.exact[1]:
+        return f"all rows have the same time ({span.time[0]}): rows stay in the order of the file"
     return (
-        f"all times are fractions within one unit ({frame['time'][0]}): they order the rows, but only whole units are "
+        f"all times are fractions within one unit ({span.time[0]}): they order the rows, but only whole units are "
         "kept; give them in a smaller unit (days as seconds, say) to keep them"
     )
 
@@ -87,7 +154,7 @@ def _reals(frame: pl.DataFrame, file: Path) -> pl.DataFrame:
     return real.with_columns(pl.col("_exact").floor().cast(pl.Int64).alias("time"))
 
 
-def _iso(frame: pl.DataFrame, file: Path) -> pl.DataFrame:
+def _iso(frame: pl.DataFrame, file: Path, written: TextTimes) -> pl.DataFrame:
     parts = frame.with_columns(pl.col("time").str.extract_groups(_ISO).alias("_parts"))
 
     def part(name: str) -> pl.Expr:
@@ -99,14 +166,13 @@ def _iso(frame: pl.DataFrame, file: Path) -> pl.DataFrame:
     day = part("date").str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.epoch("us")
     seconds = (number(part("hour")) * 60 + number(part("minute"))) * 60 + number(part("second"))
     digits = part("zone").str.replace(":", "")
-    fine = (parts["_parts"].struct.field("fraction").str.len_bytes() > 6).any()
-    places = 9 if fine else 6  # nanoseconds hold no year after 2262, so only where they are given
+    places = 9 if written.fine else 6  # nanoseconds hold no year after 2262, so only where they are given
     whole = day // _SECOND + seconds - _ahead(digits)
     exact = (whole * 10**places + number(part("fraction").str.pad_end(places, "0"))).alias("_exact")
     read = parts.with_columns(whole.alias("_whole"), part("zone").alias("_zone"), exact)
     refuse_where(read, pl.col("_whole").is_null(), "time", file, f"is not a time as those before it; {_READ}")
     zoned = pl.col("_zone").is_not_null()
-    if 0 < read.select(zoned.sum()).item() < len(read):
+    if written.zoned and written.plain:
         refuse_where(read, ~zoned, "time", file, "has no zone, others have one")
     return read.with_columns(pl.col("_whole").alias("time")).drop("_parts", "_whole", "_zone")
 

@@ -19,7 +19,8 @@ from models.errors import UserError
 from tests.helpers.small_text import LAYERS, WIDTH, save_small_text
 from trainer.cli import main
 from trainer.data.format.dataset import Dataset
-from trainer.data.prepare import PrepareOptions, prepare
+from trainer.data.kept import PrepareOptions
+from trainer.data.prepare import prepare
 from trainer.data.sources.base import Log
 from trainer.extract.titles import content as title_content
 from trainer.extract.titles import encoders, glove

@@ -6,6 +6,7 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from tests.helpers.tiny_runs import make_dataset
 from trainer.batches import loader
 from trainer.batches.item_table import table_bytes
 from trainer.batches.loader import Loaded, RandomAccess, Sequences, Streamed, choose_placement, load
-from trainer.data.format import shards
+from trainer.data.format import node_copy, shards
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import SPLITS, Split
+from trainer.data.storage import open_file
 
 CPU = torch.device("cpu")
 SEED = 9
@@ -124,6 +126,33 @@ def test_a_stream_goes_in_the_order_of_its_windows(dataset: Dataset, window: int
             wanted = by_row.training_batch(torch.from_numpy(ids), epoch)
             got = source.batch(epoch, positions)
             assert all(map(torch.equal, got.tensors(), wanted.tensors()))
+
+
+def test_a_shard_at_a_url_travels_to_a_node_once(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers of a node, over two epochs; of the copies only those of three windows stay."""
+    fetched: list[str] = []
+
+    def counted(source: str) -> IO[bytes]:
+        fetched.append(source.rpartition("/")[2])
+        return open_file(source)
+
+    remote = Dataset.open(f"file://{dataset.root}", tmp_path / "cache")
+    monkeypatch.setattr(node_copy, "open_file", counted)
+    workers = [load(remote, CPU, seed=SEED, loader="stream", window=2).training_rows for _ in range(2)]
+    local = open_(dataset, "stream", 2).training_rows
+    for epoch in (1, 2):
+        for start in range(0, local.count, 16):
+            positions = np.arange(start, min(start + 16, local.count))
+            wanted = local.batch(epoch, positions)
+            for worker in workers:
+                got = worker.batch(epoch, positions)
+                assert all(map(torch.equal, got.tensors(), wanted.tensors()))
+    names = remote.manifest.shard_names("rows")
+    assert set(fetched) == {Path(name).name for name in names}
+    assert len(fetched) <= 2 * len(names) + 2  # a window is read ahead for a third epoch
+    assert len(list((tmp_path / "cache").glob("*.shards/*.tar"))) <= 3 * 2
 
 
 def test_a_stream_begins_anywhere_and_goes_back(dataset: Dataset) -> None:

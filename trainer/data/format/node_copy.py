@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from models.errors import UserError
 from retrieval.files import Digest, locked
 from retrieval.folders import whole_folder
 from trainer.data.format.manifest import MANIFEST, FileInfo, Manifest, read_manifest, verify_files
-from trainer.data.format.shards import read_shard, shard_list
+from trainer.data.format.shards import Shard, read_shard, shard_list
 from trainer.data.format.table_file import TableWriter
-from trainer.data.storage import join, open_file
+from trainer.data.storage import is_url, join, open_file
 
 _STREAMED = ("shards/", "table/")
 
@@ -42,6 +44,39 @@ def _copy(source: str, manifest: Manifest, work: Path) -> None:
             for block in read_shard(shard):
                 table.append(block)
     verify_files(work, {name: info for name, info in manifest.files.items() if name.startswith("table/")})
+
+
+class ShardCopies:
+    """Copies of shards at a URL, in a folder that all processes of a node share: each shard travels once to a node.
+
+    Only so many are kept as are asked for: whoever is done with a shard removes its copy, and who needs it after that
+    fetches it again. Shards in a local folder are read where they are: the system keeps what several processes read.
+    """
+
+    def __init__(self, dataset_root: Path, source: str) -> None:
+        self._folder = dataset_root.with_name(f"{dataset_root.name}.shards") if is_url(source) else None
+
+    def here(self, shard: Shard) -> Shard:
+        """The shard as a local file. Raises UserError as `open_file`, and for one that is not what the manifest lists."""
+        if self._folder is None:
+            return shard
+        copy = self._path(self._folder, shard)
+        with locked(copy.with_suffix(".lock")):
+            if not copy.exists():
+                partial = copy.with_suffix(".partial")
+                _fetch(shard.source, partial, shard.file)
+                partial.rename(copy)
+        return replace(shard, source=str(copy))
+
+    def remove(self, shards: Iterable[Shard]) -> None:
+        """Remove the copies of these shards."""
+        if self._folder is not None:
+            for shard in shards:
+                self._path(self._folder, shard).unlink(missing_ok=True)
+
+    @staticmethod
+    def _path(folder: Path, shard: Shard) -> Path:
+        return folder / f"{shard.file.sha256}.tar"
 
 
 def _fetch(source: str, target: Path, expected: FileInfo) -> None:

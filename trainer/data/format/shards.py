@@ -76,12 +76,13 @@ def block_rows(spec: BlockSpec) -> int:
 
 
 class ShardWriter:
-    """Writes blocks to `root/shards/KIND-00000.tar` and on; a context manager. `shards` describes what was written."""
+    """Writes blocks to `root/shards/KIND-00000.tar` and on; a context manager. `shards` describes what was written.
+    first: number of the first shard, where others write those before it."""
 
-    def __init__(self, root: Path, kind: Kind) -> None:
+    def __init__(self, root: Path, kind: Kind, first: int = 0) -> None:
         self.root, self.kind = root, kind
         self.shards: dict[str, ShardInfo] = {}
-        self._blocks = 0
+        self._blocks = first * BLOCKS_PER_SHARD
         self._name = ""
         self._stream: IO[bytes] | None = None
         self._tar: Any = None
@@ -91,7 +92,7 @@ class ShardWriter:
         """Append one block."""
         if self._blocks % BLOCKS_PER_SHARD == 0:
             self.close()
-            self._name = f"shards/{self.kind}-{len(self.shards):05d}.tar"
+            self._name = f"shards/{self.kind}-{self._blocks // BLOCKS_PER_SHARD:05d}.tar"
             self._stream = (self.root / self._name).open("wb")
             # a fixed time keeps the checksum of equal data equal
             self._tar = TarWriter(self._stream, encoder=False, mtime=0)

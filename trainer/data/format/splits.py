@@ -15,6 +15,8 @@ Split = Literal["validation", "test"]
 SPLITS: tuple[Split, Split] = ("validation", "test")
 
 Ints = NDArray[np.int64]
+#: interactions that are counted at a time
+_COUNTED = 1 << 26
 
 
 def row_offsets(offsets: Ints) -> Ints:
@@ -29,10 +31,12 @@ def target_positions(offsets: Ints, split: Split) -> Ints:
 
 def train_counts(offsets: Ints, items: NDArray[np.int32], n_items: int) -> Ints:
     """(I + 1,) int64: how often each item row occurs at training positions."""
-    training = np.ones(len(items), np.bool_)
+    counts = np.zeros(n_items + 1, np.int64)
+    for start in range(0, len(items), _COUNTED):  # a piece at a time: numpy counts 8 bytes for each item
+        counts += np.bincount(items[start : start + _COUNTED], minlength=n_items + 1)
     for split in SPLITS:
-        training[target_positions(offsets, split)] = False
-    return np.bincount(items[training], minlength=n_items + 1).astype(np.int64)
+        counts -= np.bincount(items[target_positions(offsets, split)], minlength=n_items + 1)
+    return counts
 
 
 def distinct_pairs(offsets: Ints, items: NDArray[np.int32], n_items: int, block: int = 1 << 16) -> int:

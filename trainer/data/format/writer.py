@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.options.base import ContentField
 from retrieval.folders import whole_folder
+from trainer.data.format import shards as shard_format
 from trainer.data.format import splits
 from trainer.data.format.content import Content, blocks, checked, statistics
 from trainer.data.format.manifest import (
@@ -30,6 +31,7 @@ from trainer.data.format.manifest import (
 )
 from trainer.data.format.shards import ShardWriter, block_rows, item_spec, row_spec
 from trainer.data.format.table_file import TableWriter
+from trainer.data.format.threads import in_order
 from trainer.data.format.version import git_revision, program_version
 from trainer.progress import Progress
 
@@ -73,7 +75,8 @@ def write_dataset(
         _write_ids(work / "items.parquet", {"item": item_ids, "title": titles}, 1, train_count=counts[1:])
         infos, shards = _write_content(work, content, counts)
         shards |= _write_rows(work, offsets, items, max_length, behaviours if behaviour_names else None)
-        files = {str(path.relative_to(work)): file_info(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        paths = [path for path in sorted(work.rglob("*")) if path.is_file()]
+        files = dict(zip((str(path.relative_to(work)) for path in paths), in_order(file_info, paths), strict=True))
         users, n_items, total = len(user_ids), len(item_ids), len(items)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION, users=users, items=n_items, interactions=total,
@@ -159,18 +162,24 @@ def _write_content(
             mean=tuple(found.mean_V.tolist()),
             std=tuple(found.deviation_V.tolist()),
         )
+
+    def read(block: tuple[int, int]) -> dict[str, NDArray[Any]]:
+        start, stop = block
+        chunk: dict[str, NDArray[Any]] = {"rows": np.arange(start + 1, stop + 1, dtype=np.int32)}
+        for field, c in content.items():
+            raw, present = checked(field, c, start, stop)
+            chunk[field] = raw.astype(np.float16)
+            chunk[f"{field}_present"] = present.astype(np.bool_, copy=False)
+        return chunk
+
     progress = Progress("writing item content", n_items)
     with TableWriter(work, n_items, shapes) as table, ShardWriter(work, "items") as shards:
-        for start, stop in blocks(content.values(), n_items, step):
-            chunk: dict[str, NDArray[Any]] = {"rows": np.arange(start + 1, stop + 1, dtype=np.int32)}
-            for field, c in content.items():
-                raw, present = checked(field, c, start, stop)
-                chunk[field] = raw.astype(np.float16)
-                chunk[f"{field}_present"] = present.astype(np.bool_, copy=False)
+        for chunk in in_order(read, blocks(content.values(), n_items, step)):
             table.append(chunk)
-            for first in range(0, stop - start, step):
+            for first in range(0, len(chunk["rows"]), step):
                 shards.write({name: array[first : first + step] for name, array in chunk.items()})
-            progress.update(stop)
+            progress.update(int(chunk["rows"][-1]))
+    progress.close()
     return infos, shards.shards
 
 
@@ -181,17 +190,27 @@ def _write_rows(
     max_length: int,
     behaviours: NDArray[np.uint8] | None,
 ) -> dict[str, ShardInfo]:
+    """Shards of training rows, several at a time: each is a function of the sequences and of its number."""
     starts = splits.row_offsets(offsets)
     total = int(starts[-1])
     step = block_rows(row_spec(max_length, behaviours is not None))
+    size = step * shard_format.BLOCKS_PER_SHARD
+
+    def write(number: int) -> dict[str, ShardInfo]:
+        with ShardWriter(work, "rows", number) as shard:
+            for first in range(number * size, min((number + 1) * size, total), step):
+                rows = np.arange(first, min(first + step, total))
+                block = splits.training_rows(rows, offsets, items, starts, max_length, behaviours)
+                shard.write({"row": rows, **block})
+        return shard.shards
+
     progress = Progress("writing training rows", total)
-    with ShardWriter(work, "rows") as shards:
-        for first in range(0, total, step):
-            rows = np.arange(first, min(first + step, total))
-            block = splits.training_rows(rows, offsets, items, starts, max_length, behaviours)
-            shards.write({"row": rows, **block})
-            progress.update(first + step)
-    return shards.shards
+    shards: dict[str, ShardInfo] = {}
+    for written in in_order(write, range(-(-total // size))):
+        shards |= written
+        progress.update(len(shards) * size)
+    progress.close()
+    return shards
 
 
 def provenance(command: str, sources: Mapping[str, str]) -> Provenance:

@@ -47,7 +47,7 @@ def write_log(folder: Path, rows: int, kind: str, per_item: int = _PER_ITEM) -> 
             frame.write_csv(part, compression=compression)  # type: ignore[arg-type]
 
 
-def measure(rows: int, kind: str) -> dict[str, float | int | str]:
+def measure(rows: int, kind: str, partitions: int | None) -> dict[str, float | int | str]:
     """One `mealrec prepare table` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         log, out = Path(folder) / "log", Path(folder) / "data"
@@ -55,6 +55,7 @@ def measure(rows: int, kind: str) -> dict[str, float | int | str]:
         size = sum(part.stat().st_size for part in log.iterdir())
         command = [sys.executable, "-m", "trainer.cli", "prepare", "table", "--file", str(log), "--user", "user",
                    "--item", "item", "--time", "time", "--out", str(out)]  # fmt: skip
+        command += ["--partitions", str(partitions)] if partitions else []
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
@@ -84,12 +85,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--kinds", nargs="+", default=["parquet"], choices=["parquet", "csv", "csv.gz", "csv.zst"])
+    parser.add_argument("--partitions", type=int, help="as `prepare table` takes it (default: the log in memory)")
     parser.add_argument("--out", type=Path, help="folder for a dated page")
     args = parser.parse_args()
     results = []
     for rows in args.rows:
         for kind in args.kinds:
-            results.append(measure(rows, kind))
+            results.append(measure(rows, kind, args.partitions))
             print(*table(results[-1:]), sep="\n", flush=True)
     day = datetime.date.today().isoformat()
     lines = [f"# Preparing logs, {day}", "", f"`python benchmarks/logs.py {' '.join(sys.argv[1:])}`", "",

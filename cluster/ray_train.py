@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from cluster import console, preemption
 from cluster.failures import PreflightError, Stopped, WorkerFailed
 from cluster.preflight import check_cluster, check_folders, uses_gpus
+from cluster.scaling import scaled_up
 from cluster.session import connected
 
 Worker = Callable[[dict[str, Any]], None]
@@ -41,6 +42,7 @@ def fit(
     storage: Path,
     max_failures: int,
     folders: Sequence[Path] = (),
+    scale_up_s: float = 0.0,
 ) -> None:
     """Run `worker(config)` on every rank, with a torch process group (nccl on GPUs, else gloo).
 
@@ -48,6 +50,7 @@ def fit(
     gpus: whether each worker gets a GPU; None gives it one where Ray's nodes have any. `config["device"]` tells the
     worker: "cuda" or "cpu". gpus_here: GPUs of this machine, for the Ray that is started on it.
     The stdout of rank 0 is printed here; it prints as much as `cluster.console` says in this process.
+    scale_up_s: how long to wait for an autoscaler to bring the nodes. GPUs are asked for only where `gpus` is True.
     `storage / name` holds that output and Ray's own files. Every node must see this folder, and `folders` (the data).
     If a worker fails, all workers are started again, up to `max_failures` times (failures before and after the start of
     training are counted separately). A ValueError ends the run at once, because the same input would be refused again,
@@ -66,7 +69,8 @@ def fit(
     run = partial(_run, worker, str(output), str(request))
     for failures in range(max_failures + 1):
         resources = connected(cpus=workers * cpus_per_worker + 1, gpus=0 if gpus is False else gpus_here)
-        with resources, _followed(output), preemption.passed_on(request):
+        asked = scaled_up(workers, gpus=bool(gpus), cpus_per_worker=cpus_per_worker, wait_s=scale_up_s)
+        with resources, _followed(output), preemption.passed_on(request), asked:
             used = uses_gpus(gpus, _resources())
             check_cluster(workers, gpus=used, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
             placed = {**config, "device": "cuda" if used else "cpu"}

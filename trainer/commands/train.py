@@ -100,6 +100,7 @@ def train_one(name: str, config: RunConfig, run_dir: Path, command: str) -> None
         fit(
             train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
             gpus_here=torch.cuda.device_count(), cpus_per_worker=1, max_failures=config.cluster.max_failures,
+            scale_up_s=config.cluster.scale_up_s,
             folders=_local(config),
         )  # fmt: skip
     seconds = time.perf_counter() - started

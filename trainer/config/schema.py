@@ -141,12 +141,14 @@ class ClusterConfig(_Section):
     workers: number of workers; each has a GPU of its own if there are any
     threads: CPU threads of a worker; 0: the cores of its node divided by the workers there
     max_failures: how many times workers that died are started again from the last checkpoint
+    scale_up_s: how long to wait for a cluster's autoscaler to bring the nodes; 0: what is there must do
     """
 
     launcher: Literal["ray", "inline"] = "ray"
     workers: int = Field(default=1, ge=1, le=1 << 16)
     threads: int = Field(default=0, ge=0, le=4096)
     max_failures: int = Field(default=3, ge=0)
+    scale_up_s: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _inline_is_one_worker(self) -> ClusterConfig:

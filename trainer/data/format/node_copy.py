@@ -57,7 +57,7 @@ class ShardCopies:
         self._folder = dataset_root.with_name(f"{dataset_root.name}.shards") if is_url(source) else None
 
     def here(self, shard: Shard) -> Shard:
-        """The shard as a local file. Raises UserError as `open_file`, and for one that is not what the manifest lists."""
+        """The shard as a local file. Raises UserError as `open_file`, and for one that is not the listed one."""
         if self._folder is None:
             return shard
         copy = self._path(self._folder, shard)

@@ -60,6 +60,10 @@ def private_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return added
 
 
+#: what Ray (2.60) says when its node has not registered after 30 seconds, which no setting changes
+_SLOW_START = "timed out during startup"
+
+
 @contextmanager
 def connected(*, cpus: float, gpus: int) -> Iterator[None]:
     """Connect to Ray for the block. Without a cluster, start a Ray with `cpus` and `gpus` that ends with the block.
@@ -89,9 +93,13 @@ def connected(*, cpus: float, gpus: int) -> Iterator[None]:
         context = ray.init(**options)
         if local:
             (Path(context.address_info["session_dir"]) / MARK).touch()
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:
+        slow = _SLOW_START in str(error)  # of no class of its own
+        if not slow and not isinstance(error, ConnectionError | RuntimeError):
+            raise
         where = "the Ray cluster of RAY_ADDRESS" if not local else "a Ray on this machine"
-        raise PreflightError(f"cannot connect to {where}: {error}") from error
+        advice = ". Is the machine very busy? Try again when it is less so" if slow else ""
+        raise PreflightError(f"cannot connect to {where}: {error}{advice}") from error
     try:
         yield
     finally:

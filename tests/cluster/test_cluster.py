@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cluster import head, jobs, preflight
 from cluster.failures import PreflightError, WorkerFailed
-from cluster.session import on_a_cluster, private_environment, require_plain_path
+from cluster.session import connected, on_a_cluster, private_environment, require_plain_path
 from tests.helpers.paths import ROOT
 
 #: run in its own process, because a head and a client set variables of Ray that cannot be unset; it kills itself
@@ -145,6 +145,33 @@ def test_a_path_with_spaces_is_refused_with_a_way_out() -> None:
     require_plain_path("/opt/venv/bin/python")
     with pytest.raises(PreflightError, match="ln -s"):
         require_plain_path("/opt/my venv/bin/python")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Exception("The current node timed out during startup."), "Is the machine very busy\\? Try again"),
+        (ConnectionError("nobody is there"), "nobody is there$"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception, told: str) -> None:
+    import ray
+
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = dict(os.environ)
+    try:
+        with (
+            pytest.raises(PreflightError, match=f"^cannot connect to a Ray on this machine: .*{told}"),
+            connected(cpus=1, gpus=0),
+        ):
+            pass
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_free_ports_are_distinct_and_free() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.cores import usable_cores
 from cluster.failures import PreflightError, WorkerFailed
 from cluster.preflight import check_cluster, check_folders
 from cluster.session import connected
@@ -34,7 +34,7 @@ def on_ray(out: Path, folders: Sequence[Path]) -> Iterator[Each]:
     """
     out, folders = out.absolute(), [folder.absolute() for folder in folders]
     check_folders(out, folders)
-    with connected(cpus=len(os.sched_getaffinity(0)), gpus=0):
+    with connected(cpus=usable_cores(), gpus=0):
         import ray
 
         check_cluster(1, gpus=False, cpus_per_worker=1, run_folder=out, folders=folders)

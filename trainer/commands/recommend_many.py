@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from cluster import console
+from cluster.cores import usable_cores
 from cluster.failures import WorkerFailed
 from cluster.ray_data import stream
 from cluster.session import on_a_cluster
@@ -100,7 +101,7 @@ def _results(
     if launcher == "inline":
         answer = make("cpu", 0)
         return (answer(_load(unit)) for unit in units)
-    cpus = os.cpu_count() or 1
+    cpus = usable_cores()
     return stream(
         units, _load, make, cpus=cpus, gpus=0, use_gpus=False, loaders=1, encoders=None,
         unit_bytes=_USERS * _USER_BYTES, out=out, folders=folders,

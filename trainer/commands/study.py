@@ -6,7 +6,6 @@ Example: mealrec study --plan table2 --data data/demo --name first --dry-run
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from cluster import console, preemption
 from cluster.console import Verbosity
+from cluster.cores import usable_cores
 from models.errors import UserError
 from models.registry import nearest
 from retrieval.disk import told_of_disk
@@ -236,7 +236,7 @@ def _conduct(study: StudyRecord, plan: Plan, trials: Sequence[Trial], args: argp
                 Verbosity.BRIEF)  # fmt: skip
     machine = Machine(
         args.parallel, {"auto": None, "cpu": False, "cuda": True}[first.engine.device],
-        len(os.sched_getaffinity(0)), torch.cuda.device_count(), first.cluster.launcher == "inline",
+        usable_cores(), torch.cuda.device_count(), first.cluster.launcher == "inline",
     )  # fmt: skip
     with _mirrored(study, first.tracking):
         conduct(study, plan, trials, machine)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
+from cluster.cores import usable_cores
 from trainer.durations import in_words
 from trainer.evaluation.config import CRITERION
 from trainer.evaluation.report import text_table
@@ -19,8 +19,8 @@ def costs_table(trials: Sequence[Trial], parallel: int | None) -> str:
 
     from trainer.study.costs import STEPS, Cost, measure
 
-    at_once = parallel or torch.cuda.device_count() or len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // at_once))
+    at_once = parallel or torch.cuda.device_count() or usable_cores()
+    torch.set_num_threads(max(1, usable_cores() // at_once))
     runs = [trial for trial in trials if trial.run == trial.name]
     costs = measure(runs)
     rows = [["part", "trials", "runs", "hours of runs", "disk at the end"]]

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from cluster import preemption
+from cluster.cores import usable_cores
 from cluster.failures import Stopped
 from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
@@ -52,7 +53,7 @@ def train_worker(settings: dict[str, Any], epoch_done: EpochDone | None = None) 
     config, run_dir = parse(settings["config"]), Path(settings["run_dir"])
     rank, size = world()
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // neighbours))
+    torch.set_num_threads(config.cluster.threads or max(1, usable_cores() // neighbours))
     # told here, as a user's mistake: workers that fail by one are not started again
     with told_of_disk(run_dir), sole_writer(run_dir) if rank == 0 else contextlib.nullcontext():
         device = choose_device(settings.get("device") or config.engine.device)

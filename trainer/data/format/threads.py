@@ -3,19 +3,15 @@ threads run, so no processes are needed."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from cluster.cores import usable_cores
+
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], threads: int | None = None) -> Iterator[Result]:
@@ -23,7 +19,7 @@ def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], threads: int
 
     At most two results for each thread wait to be taken. The first exception, in the order of the units, is raised.
     """
-    threads = threads or cores()
+    threads = threads or usable_cores()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="dataset")
     waiting: deque[Future[Result]] = deque()
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import polars as pl
 import torch
 
 from cluster import console
+from cluster.cores import usable_cores
 from cluster.ray_data import stream, usable_gpus
 from models.errors import UserError
 from retrieval.disk import disk_trouble, told_of_disk
@@ -219,7 +218,7 @@ def _results(job: Job, units: Sequence[Unit], where: Where, out: Path, apart: bo
         units,
         job.load,
         job.make_encoder,
-        cpus=_cpus(),
+        cpus=usable_cores(),
         gpus=torch.cuda.device_count(),
         use_gpus=where.use_gpus,
         loaders=where.loaders,
@@ -229,12 +228,6 @@ def _results(job: Job, units: Sequence[Unit], where: Where, out: Path, apart: bo
         folders=where.folders,
         apart=apart,
     )
-
-
-def _cpus() -> int:
-    if sys.platform.startswith("linux"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _totals(costs: Any) -> tuple[float, float, float, float]:

@@ -67,7 +67,7 @@ def test_any_number_of_threads_writes_the_same_bytes(tmp_path: Path, monkeypatch
     monkeypatch.setattr(shards, "BLOCK_ROWS", 256)
     written = []
     for number in (1, 5):
-        monkeypatch.setattr(threads, "cores", lambda number=number: number)
+        monkeypatch.setattr(threads, "usable_cores", lambda number=number: number)
         written.append(write(tmp_path / str(number)))
     assert len([name for name in written[0] if name.startswith("rows-")]) > 4
     assert written[0] == written[1]

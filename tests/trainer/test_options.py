@@ -42,13 +42,12 @@ def test_every_local_path_refuses_a_url() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["train", "--recipe", "demo", "--name", "a", "--runs-dir", "s3://b/runs"],
         ["export", "--run", "a", "--out", "gs://b/model"],
         ["prepare", "synthetic", "--out", "s3://b/data"],
         ["extract", "titles", "--titles", "t.csv", "--encoder", "glove", "--out", "s3://b/f"],
         ["index", "--model", "s3://b/model", "--kind", "flat"],
         ["evaluate", "--run", "a", "--out", "s3://b/r.json"],
-        ["compare", "a", "--runs-dir", "s3://b/runs"],
+        ["study", "--name", "a", "--plan", "tiny", "--runs-dir", "s3://b/runs"],
     ],
 )
 def test_object_storage_is_refused_where_a_local_path_is_meant(

@@ -22,6 +22,7 @@ from trainer.comparison.seeds import System, join
 from trainer.comparison.tables import GAIN, P_VALUES, STAR
 from trainer.evaluation.report import approximate_mark
 from trainer.local_path import local_path
+from trainer.remote_runs import bring_all, runs_dir
 
 _TITLES = {"all": "every item ranked", "masked": "the user's own history masked"}
 
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="name or folder of a finished run; NAME for all runs that train --name NAME made "
                         "(NAME-SYSTEM, NAME-SYSTEM-sSEED, NAME-sSEED); or a folder, for every run in it "
                         "(default: all of --runs-dir)")  # fmt: skip
-    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), metavar="DIR",
-                        help="folder of runs (default: runs)")  # fmt: skip
+    parser.add_argument("--runs-dir", type=runs_dir, default=Path("runs"), metavar="DIR",
+                        help="folder of runs, or its s3:// or gs:// URL (default: runs)")  # fmt: skip
     parser.add_argument("--format", choices=list(FORMATS), default="text",
                         help="how to print it; csv has a line for each figure; latex needs no package, and uses "
                         "booktabs if the document does (default: text)")  # fmt: skip
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the comparison. Raises UserError for a run without test results, or for runs on different data."""
     if args.metrics or args.ks:
         _choice(args.metrics, args.ks, [])  # a mistake is told before the runs are read
+    bring_all(args.runs_dir)
     chosen = choose(args.runs, args.runs_dir)
     runs = read_runs(chosen.folders)
     choice = _choice(args.metrics, args.ks, runs)

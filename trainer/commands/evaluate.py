@@ -16,6 +16,7 @@ from trainer.config import recipe
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import how_ranked, metric_table, read_report, recall_warnings
 from trainer.local_path import local_path
+from trainer.remote_runs import runs_dir
 from trainer.training.build import as_tested
 from trainer.training.runs import open_run, run_folder
 from trainer.training.worker import evaluate_choices
@@ -24,7 +25,8 @@ from trainer.training.worker import evaluate_choices
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec evaluate`."""
     parser.add_argument("--run", required=True, help="name or folder of a run")
-    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--runs-dir", type=runs_dir, default=Path("runs"),
+                        help="folder of runs, or its s3:// or gs:// URL (default: runs)")  # fmt: skip
     parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--set", action="append", default=[], metavar="eval.KEY=VALUE", dest="settings",

@@ -19,6 +19,7 @@ from retrieval.folders import writable_folder
 from retrieval.index.kinds import suggested_kind
 from trainer.evaluation.report import read_report
 from trainer.local_path import local_path
+from trainer.remote_runs import runs_dir
 from trainer.training.groups import weights_of
 from trainer.training.runs import Run, open_run, run_folder, whole_table
 from trainer.training.worker import evaluate_choices
@@ -27,7 +28,8 @@ from trainer.training.worker import evaluate_choices
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mealrec export`."""
     parser.add_argument("--run", required=True, help="name or folder of a run")
-    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--runs-dir", type=runs_dir, default=Path("runs"),
+                        help="folder of runs, or its s3:// or gs:// URL (default: runs)")  # fmt: skip
     parser.add_argument("--data", help="where the run's dataset is now (default: its path at training)")
     parser.add_argument("--onnx", action="store_true", help="also write the encoder of histories as ONNX")
     parser.add_argument("--out", type=local_path, required=True, help="folder to write to, new or empty")

@@ -23,7 +23,7 @@ from trainer.config.schema import RunConfig
 from trainer.data.storage import is_url
 from trainer.durations import in_words
 from trainer.evaluation.report import metric_table, read_report, recall_warnings
-from trainer.local_path import local_path
+from trainer.remote_runs import runs_dir, storage_of
 from trainer.tracking import where_runs_are, write_group
 from trainer.tracking.metrics_log import read_lines
 
@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "NAME-sSEED, and `mealrec compare` shows their mean and standard deviation")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="override one setting (mealrec settings lists them); may be repeated")  # fmt: skip
-    parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--runs-dir", type=runs_dir, default=Path("runs"),
+                        help="folder of runs, or its s3:// or gs:// URL (default: runs)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue the run of this name")
 
 
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked without torch, train the systems one after the other, say which to keep."""
     plan = make_plan(args)
     for each in plan.runs:
+        if storage := storage_of(each.folder):
+            storage.begin(args.resume)
         check_name(each.name, each.folder, args.resume)
         check_more_epochs(each.config, each.folder)
     if args.resume and not any((each.folder / "config.yaml").exists() for each in plan.runs):
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     for warning in recall_warnings(reports):
         console.warn(warning)
     last = plan.runs[-1]
+    if storage := storage_of(last.folder):
+        console.say(f"the runs are stored at {storage.root}", Verbosity.BRIEF)
     tracking = last.config.tracking
     if tracking.mlflow and (page := where_runs_are(last.folder, tracking.uri, tracking.experiment)):
         console.say(f"\nthe runs in MLflow\n{page}", Verbosity.BRIEF)

@@ -86,7 +86,7 @@ class Loop:
         self._growth = GrowthLimit(engine.device)
         self._ranked_by: str | None = None  # what the user was told
         # the state of a GPU is copied from it, that of a CPU is what the next step changes
-        self._saver = Saver(background=engine.device.type == "cuda")
+        self._saver = Saver(background=engine.device.type == "cuda", run_dir=run_dir)
         self._saving_s = 0.0  # spent on checkpoints since the last line of the log
         self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place

@@ -16,6 +16,7 @@ from trainer.config import recipe
 from trainer.config.identity import check_data, check_saved, other_versions
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
+from trainer.remote_runs import storage_of
 from trainer.training.build import build_model, choose_device, load_data, load_weights
 from trainer.training.checkpoint import CheckpointStore
 
@@ -63,8 +64,11 @@ def open_run(folder: Path, data: str | None = None) -> Run:
 
 
 def run_folder(name: str, runs_dir: Path) -> Path:
-    """The folder of run `name`; `name` may also be the path of the folder."""
-    return Path(name) if Path(name).is_dir() else runs_dir / name
+    """The folder of run `name`; `name` may also be the path of the folder. A run on object storage is brought here."""
+    folder = Path(name) if Path(name).is_dir() else runs_dir / name
+    if storage := storage_of(folder):
+        storage.fetch()
+    return folder
 
 
 def whole_table(

@@ -29,6 +29,7 @@ from trainer.data.format.splits import SPLITS, Split
 from trainer.evaluation.catalogue_index import CatalogueIndex
 from trainer.evaluation.evaluate import Evaluation, choose_inference, evaluate
 from trainer.process import keep_freed_memory, peak_memory_mib, world
+from trainer.remote_runs import storage_of
 from trainer.tracking import MetricsLog, Mirror, start_mirror
 from trainer.training.build import as_tested, build_engine, build_model, choose_device, load_data, load_weights
 from trainer.training.checkpoint import Checkpoint, CheckpointStore
@@ -60,6 +61,8 @@ def train_worker(settings: dict[str, Any], epoch_done: EpochDone | None = None) 
         splits = SPLITS if settings.get("test", True) else SPLITS[:1]
         mirrored = config.tracking.mlflow and settings.get("mirror", True)
         _train_run(_Order(config, run_dir, settings["command"], splits, mirrored, epoch_done), rank, device)
+        if rank == 0 and (storage := storage_of(run_dir)):
+            storage.push()
 
 
 @dataclass(frozen=True)

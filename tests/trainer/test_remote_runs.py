@@ -6,6 +6,7 @@ The storage is a folder at a file:// URL, or, where the packages moto and s3fs a
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    fsspec.filesystem("s3").mkdir("bucket")
-    yield "s3://bucket/runs"
+    bucket = f"bucket-{secrets.token_hex(4)}"  # moto keeps buckets in this process, beyond the end of a server
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}/runs"
     server.stop()
 
 

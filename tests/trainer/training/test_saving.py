@@ -68,7 +68,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(TorchEngine, "state", copied)
     monkeypatch.setattr(CheckpointStore, "commit", slowly)
-    monkeypatch.setattr(loop, "Saver", lambda background: Saver(background=not background))
+    monkeypatch.setattr(loop, "Saver", lambda background, run_dir: Saver(background=not background, run_dir=run_dir))
     return begun
 
 

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -135,7 +136,7 @@ class RunStorage:
                 self._put(f"{self.url}/files/{sha256}", data)
                 stored.add(sha256)
             entries[path.relative_to(self.run_dir).as_posix()] = {"sha256": sha256}
-        content = {"schema_version": _SCHEMA_VERSION, "id": secrets.token_hex(16), "files": entries}
+        content: dict[str, Any] = {"schema_version": _SCHEMA_VERSION, "id": secrets.token_hex(16), "files": entries}
         # known before it is stored: who reads this folder meanwhile must not take the state for another machine's
         self._know(content["id"], before["id"] if before else "")
         self._put(f"{self.url}/{_MANIFEST}", json.dumps(content, indent=1).encode())
@@ -177,7 +178,7 @@ class RunStorage:
                 continue
             source = f"{self.url}/files/{sha256}"
             try:
-                data = self._get(source, lambda data, wanted=sha256: digest(data) == wanted)
+                data = self._get(source, partial(_has_digest, sha256))
             except FileNotFoundError:
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +231,7 @@ class RunStorage:
         for path in self._try(folder, lambda: self._files.ls(folder, detail=False)):
             name = PurePosixPath(str(path)).name
             if re.fullmatch("[0-9a-f]{64}", name) and name not in needed:
-                self._try(folder, lambda gone=path: self._files.rm_file(gone))
+                self._try(folder, partial(self._files.rm_file, path))
 
     def _put(self, url: str, data: bytes) -> None:
         def put() -> None:
@@ -268,6 +269,10 @@ class RunStorage:
                     ) from error
                 time.sleep(delay)
         raise AssertionError("the last try returns or raises")
+
+
+def _has_digest(sha256: str, data: bytes) -> bool:
+    return digest(data) == sha256
 
 
 def _is_plain(name: str, entry: Mapping[str, Any]) -> bool:

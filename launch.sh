@@ -138,7 +138,7 @@ say_plan() {
 MealRec demo: three baselines and three trained systems predict the next video of 2,500 generated users.
   1. install into .venv      $installing
   2. generate data/demo      2,500 users, 4,000 videos, 10 s
-  3. train and compare       six systems, one line each (--verbose: one line an epoch), about 3 minutes on 2 cores
+  3. train and compare       six systems, one line each (--verbose: one line an epoch), about 4 minutes on 2 cores
 Everything stays in this folder ($root), about 3.1 GB; Ctrl-C stops it.
 
 TEXT

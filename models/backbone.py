@@ -15,6 +15,7 @@ from models.losses.softmax import (
     sampled_softmax_cross_entropy,
 )
 from models.nn.noise import KeyedNoise
+from models.nn.row_exchange import item_embedding
 from models.options.ranking import RankingOptions
 from models.ranking import Candidates, shortened
 
@@ -32,7 +33,8 @@ class Backbone(SequenceModel):
     def __init__(self, context: ModelContext, hidden: int, ranking: RankingOptions | None = None) -> None:
         super().__init__()
         self.hidden = hidden
-        self.item_embedding = nn.Embedding(context.table.n_items, hidden, padding_idx=0)
+        self.share = context.share
+        self.item_embedding = item_embedding(context.table.n_items, hidden, context.share)
         ranking = ranking or RankingOptions()
         self.candidates = Candidates(ranking, context, hidden)
         self._shorten, self._shorten_noise = ranking.shorten, KeyedNoise(context.seed)
@@ -77,7 +79,8 @@ class Backbone(SequenceModel):
         own = self.candidates.own
         if self.candidates.sampler is None:
             return []
-        self.item_embedding.sparse = self.candidates.sparse = True
+        if isinstance(self.item_embedding, nn.Embedding):  # a share has sparse gradients as it is
+            self.item_embedding.sparse = self.candidates.sparse = True
         return [self.item_embedding.weight, *([] if own is None else [own])]
 
     def user_vectors(self, batch: Batch) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.options.base import ContentField, Similarity
+from models.row_share import RowShare
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class ModelContext:
     behaviours: tuple[str, ...] = ()
     #: titles of item rows 1..I-1 (None: unknown); given only to systems whose options say `needs_titles`
     titles: Sequence[str | None] = ()
+    #: the rows of item tables that this worker is to hold; None: all of them
+    share: RowShare | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class System:
     #: the ways in which this system can encode users at evaluation (e.g. chain or direct); the trainer validates all
     inference_choices: tuple[str, ...] = ("default",)
     inference: str = "default"
+    #: the rows of its item tables that this worker holds, where they are divided among workers; None: all of them
+    share: RowShare | None = None
 
     def doubts(self, figures: Mapping[str, float]) -> tuple[str, ...]:
         """What the user should know at the end of a run; figures: means of the last epoch's terms without a weight."""
@@ -199,4 +204,4 @@ class SequenceModel(System, nn.Module, ABC):
 
     @abstractmethod
     def item_vectors(self) -> Tensor:
-        """(I, D) float32 item vectors; row 0 is padding and is never ranked."""
+        """(I, D) float32 item vectors; row 0 is padding and is never ranked. With `share`, those of its rows alone."""

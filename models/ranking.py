@@ -18,7 +18,9 @@ from models.contract import Batch, ModelContext, TrainingInteractions
 from models.losses.sampled import Sampler
 from models.nn.content import ScaledContent
 from models.nn.noise import KeyedNoise, Stream
+from models.nn.row_exchange import rows_of
 from models.options.ranking import RankingOptions
+from models.row_share import RowShare
 
 #: number of items whose content is projected at a time: limits the memory for a large catalogue
 _BLOCK = 1 << 14
@@ -38,14 +40,10 @@ class Candidates(nn.Module):
         #: whether the gradients of tables are sparse where `rows` reads them
         self.sparse = False
         self.options, self.noise = options, KeyedNoise(context.seed)
+        self.share = context.share
         seen_I = seen_items(context.interactions, context.table.n_items)
         # plain parameters and not modules, so that a backbone's init_weights does not change them
-        self.own = nn.Parameter(0.02 * torch.randn(len(seen_I), hidden)) if options.untied else None
-        if self.own is not None:
-            with torch.no_grad():
-                self.own[0] = 0
-                if options.absent == "left_out":  # never trained: zero, so that only content ranks them
-                    self.own[~seen_I] = 0
+        self.own = self._table_of_its_own(seen_I, hidden) if options.untied else None
         self.project, self.content = None, None
         if options.content != "none":
             self.content = ScaledContent(context.table, options.content, options.scale)
@@ -59,14 +57,25 @@ class Candidates(nn.Module):
         self.register_buffer("seen", seen_I.nonzero().squeeze(1) if left_out else None, persistent=False)
         self.register_buffer("place", seen_I.cumsum(0) if left_out else None, persistent=False)
 
+    def _table_of_its_own(self, seen_I: Tensor, hidden: int) -> nn.Parameter:
+        if self.share is None:
+            own = 0.02 * torch.randn(len(seen_I), hidden)
+        else:
+            own, seen_I = 0.02 * self.share.normal(hidden, 1.0), self.share.of(seen_I)
+        own[0] = 0
+        if self.options.absent == "left_out":  # never trained: zero, so that only content ranks them
+            own[~seen_I] = 0
+        return nn.Parameter(own)
+
     def forward(self, shared_ID: Tensor) -> Tensor:
-        """(I, D) ID table of the histories -> (I, D) candidates; row 0 is padding."""
+        """(I, D) ID table of the histories -> (I, D) candidates; row 0 is padding. With `share`, of its rows alone."""
         item_ID = shared_ID if self.own is None else self.own
         if self.training and self.options.id_dropout:
             kept = torch.rand(len(item_ID), 1, device=item_ID.device) >= self.options.id_dropout
             item_ID = item_ID * kept
         if self.project is not None:
-            item_ID = item_ID + _Projected.apply(self.project, self.content, len(item_ID))  # type: ignore[no-untyped-call]
+            content = (self.content, len(item_ID), self.share)
+            item_ID = item_ID + _Projected.apply(self.project, *content)  # type: ignore[no-untyped-call]
         return item_ID
 
     def rows(self, shared_ID: Tensor, item_C: Tensor, key: Tensor) -> Tensor:
@@ -74,9 +83,13 @@ class Candidates(nn.Module):
 
         key: (0-dim) of the step. An item loses its ID vector in all of its occurrences, or in none.
         """
-        item_CD = F.embedding(item_C, shared_ID if self.own is None else self.own, sparse=self.sparse)
+        table = shared_ID if self.own is None else self.own
+        if self.share is None:
+            items, item_CD = len(table), F.embedding(item_C, table, sparse=self.sparse)
+        else:
+            items, item_CD = self.share.items, rows_of(table, item_C, self.share)
         if self.training and self.options.id_dropout:
-            drawn_C = self.noise.uniform(item_C + key * len(shared_ID), (1,), Stream.ID_DROPOUT)
+            drawn_C = self.noise.uniform(item_C + key * items, (1,), Stream.ID_DROPOUT)
             item_CD = item_CD * (drawn_C >= self.options.id_dropout)
         if self.project is not None and self.content is not None:
             item_CD = item_CD + F.normalize(self.content(item_C).to(self.project.dtype), dim=1) @ self.project.T
@@ -93,31 +106,31 @@ class Candidates(nn.Module):
 
 
 class _Projected(torch.autograd.Function):
-    """(I, D) unit content of all items times the projection. Gathers the content in blocks, in forward and again in
-    backward, so that it is never in memory as a whole."""
+    """(I, D) unit content of all items, or those of a share, times the projection. Gathers the content in blocks, in
+    forward and again in backward, so that it is never in memory as a whole."""
 
     @staticmethod
-    def forward(ctx: Any, project_DH: Tensor, content: ScaledContent, items: int) -> Tensor:
-        ctx.content, ctx.items = content, items
+    def forward(ctx: Any, project_DH: Tensor, content: ScaledContent, items: int, share: RowShare | None) -> Tensor:
+        ctx.content, ctx.items, ctx.share = content, items, share
         ctx.like = project_DH
-        parts = [content_DH @ project_DH.T for content_DH in _unit_blocks(content, items, project_DH)]
+        parts = [content_DH @ project_DH.T for content_DH in _unit_blocks(content, items, share, project_DH)]
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         gradient, start = torch.zeros_like(ctx.like), 0
-        for content_IH in _unit_blocks(ctx.content, ctx.items, ctx.like):
+        for content_IH in _unit_blocks(ctx.content, ctx.items, ctx.share, ctx.like):
             block_ID = grad_outputs[0][start : start + len(content_IH)]  # bfloat16 under autocast
             gradient.addmm_(block_ID.T.to(gradient.dtype), content_IH)
             start += len(content_IH)
-        return gradient, None, None
+        return gradient, None, None, None
 
 
-def _unit_blocks(content: ScaledContent, items: int, like: Tensor) -> Any:
-    """Content of all items at unit length, block by block, in the type and on the device of `like`."""
+def _unit_blocks(content: ScaledContent, items: int, share: RowShare | None, like: Tensor) -> Any:
+    """Content at unit length, block by block, in the type and on the device of `like`: of all items, or of a share."""
     for start in range(0, items, _BLOCK):
         rows = torch.arange(start, min(start + _BLOCK, items), device=like.device)
-        yield F.normalize(content(rows).to(like.dtype), dim=1)
+        yield F.normalize(content(rows if share is None else share.rows(rows)).to(like.dtype), dim=1)
 
 
 def seen_items(interactions: TrainingInteractions, n_items: int) -> Tensor:

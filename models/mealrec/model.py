@@ -76,6 +76,7 @@ class MealRec(SequenceModel):
         steps, width = self.sequence.width
         self._build_denoisers(steps, width)
         self.backbone = _build_backbone(options, context)
+        self.share = context.share
         hidden, text = self.backbone.hidden, self.text.width[0]
         self.preference = (
             PreferenceDenoiser(hidden, steps, width, text, options.npd)

@@ -8,14 +8,18 @@ from torch.nn import functional as F
 
 from models.nn.dropout import Dropout, attention
 from models.nn.layout import Group, Layout
+from models.nn.row_exchange import SharedEmbedding
 
 LAYER_NORM_EPS = 1e-12
+_STD = 0.02
 
 
 def init_weights(module: nn.Module) -> None:
     """Linear and Embedding weights N(0, .02), biases 0, LayerNorm 1 and 0; use with `module.apply`."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=_STD)
+    elif isinstance(module, SharedEmbedding):
+        module.draw(_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.LayerNorm) and module.elementwise_affine:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.training.checkpoint import Checkpoint
+from trainer.training.checkpoint_reading import Checkpoint
 
 
 def content(step: int, seed: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

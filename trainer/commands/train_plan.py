@@ -12,7 +12,7 @@ from typing import Any
 from models.errors import UserError
 from models.systems import check_content
 from trainer.config import recipe
-from trainer.config.catalogue import growing_costs
+from trainer.config.catalogue import check_sample, growing_costs
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest, read_manifest
 from trainer.data.storage import is_url
@@ -142,6 +142,7 @@ def _suited(system: str | None, manifest: Manifest) -> list[str]:
 
 def _check(config: RunConfig) -> None:
     config.engine.choose(config.cluster.workers)
+    check_sample(config)
     if config.eval.index not in ("auto", "exact") and not config.model.options.trained:
         raise UserError(f"eval.index={config.eval.index}: {config.model.name} has no item vectors to index; use exact")
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from models.errors import UserError
 from models.options.base import SystemOptions
 from models.options.ranking import RankingOptions
 from trainer.config.schema import RunConfig
 
 #: from so many items on, the work on all of them is most of a step (docs/scale.md)
 LARGE = 100_000
+#: what is wrong with `train.lazy_adam` where no sample is taken
+NO_SAMPLE = (
+    "train.lazy_adam=true (and with it engine.item_rows=sharded) is for steps that read few rows of the item table, "
+    "and the steps of this system read every row; it needs sasrec, cl4srec or tedrec, alone or under mealrec, with "
+    "ranking.negatives, such as --set model.ranking.negatives=4096 (mealrec: model.tedrec.ranking.negatives)"
+)
 
 
 def growing_costs(config: RunConfig, items: int) -> list[str]:
@@ -35,6 +42,13 @@ def growing_costs(config: RunConfig, items: int) -> list[str]:
             f"--set engine.name=torch updates those that it reads{also} (docs/scale.md)"
         )
     return lines
+
+
+def check_sample(config: RunConfig) -> None:
+    """Raise UserError for `train.lazy_adam` with a system, or options of it, whose steps read all items."""
+    found = _ranking(config.model.options)
+    if config.train.lazy_adam and (found is None or not found[1].negatives):
+        raise UserError(f"{config.model.name}: {NO_SAMPLE}")
 
 
 def table_width(options: SystemOptions) -> int:

@@ -20,6 +20,7 @@ from models.registry import nearest
 from models.systems import options_of
 from retrieval.files import digest
 from trainer.config.schedule import ScheduleConfig
+from trainer.config.together import check_together
 from trainer.evaluation.config import EvalConfig
 from trainer.tracking.address import redacted
 
@@ -104,6 +105,8 @@ class EngineConfig(_Section):
         refuses a system that does not
     deterministic: a step gives the same bits each time on a GPU, too; an operation that cannot is refused
     zero_stage: what DeepSpeed divides among workers: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights
+    item_rows: replicated has all item vectors on each worker; sharded has a part of them and of their optimizer's state
+        on each, for catalogues that one GPU or machine does not hold; it needs train.lazy_adam
     """
 
     name: Literal["auto", "deepspeed", "torch"] = "auto"
@@ -112,6 +115,7 @@ class EngineConfig(_Section):
     cuda_graphs: Literal["auto", "always", "never"] = "auto"
     deterministic: bool = True
     zero_stage: Literal[0, 1, 2, 3] = 0
+    item_rows: Literal["replicated", "sharded"] = "replicated"
 
     def choose(self, workers: int) -> Literal["deepspeed", "torch"]:
         """The engine for so many workers on this machine, found without importing it.
@@ -220,14 +224,8 @@ class RunConfig(_Section):
     seed: int = Field(default=2020, ge=0, le=2**63 - 1)
 
     @model_validator(mode="after")
-    def _lazy_adam_fits(self) -> RunConfig:
-        if self.train.lazy_adam and self.engine.name != "torch":
-            raise ValueError("train.lazy_adam=true needs the plain engine: add engine.name=torch")
-        if self.train.lazy_adam and self.train.weight_decay:
-            raise ValueError(
-                "train.weight_decay changes every row in each step, and train.lazy_adam=true only those that the step "
-                "reads; leave out one of them"
-            )
+    def _fits_together(self) -> RunConfig:
+        check_together(self)
         return self
 
     def fingerprint(self) -> str:

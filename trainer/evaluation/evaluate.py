@@ -128,11 +128,16 @@ def evaluate(
     size_of_batch = config.batch_size
     if isinstance(model, Baseline):
         size_of_batch = min(size_of_batch, max(1, SCORES_AT_ONCE // loaded.table.n_items))
+    k = max(config.ks) if counter else 0
     for batch in loaded.evaluation_batches(split, users, size_of_batch):
-        ranks, lists = ranker.rank(batch, known.histories(batch.user.cpu()), max(config.ks) if counter else 0)
+        ranks, lists = ranker.rank(batch, known.histories(batch.user.cpu()), k)
         parts.append(Ranks(ranks.all_items.cpu(), ranks.history_masked.cpu()))
         if counter is not None and lists is not None:
             counter.add(lists)
+    if model.share is not None:  # others may have one batch more, in which this worker has to take part
+        batches = [-(-number // size_of_batch) for number in (len(users), -(-dataset.manifest.users // size))]
+        for batch in loaded.evaluation_batches(split, np.zeros(batches[1] - batches[0], dtype=np.int64), 1):
+            ranker.rank(batch, known.histories(batch.user.cpu()), k)
     ranker.finish()
     plain, masked = (_gather(torch.cat(column)) for column in zip(*parts, strict=True))
     everything, unseen = counter.gather(len(plain), dataset.train_counts()) if counter else ([], [])

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from retrieval.metrics.base import Exposure
-from trainer.evaluation.rankers import TopLists
+from trainer.evaluation.top_lists import TopLists
 from trainer.process import world
 
 

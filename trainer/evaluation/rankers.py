@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,17 +17,10 @@ from retrieval.index.kinds import KINDS
 from retrieval.index.search import by_depth, seen_before
 from trainer.evaluation.catalogue_index import CatalogueIndex, Task
 from trainer.evaluation.config import RECALL, EvalConfig
+from trainer.evaluation.share_ranker import ShareRanker
+from trainer.evaluation.top_lists import TopLists
 from trainer.evaluation.worker_shards import WorkerShards
 from trainer.process import sum_over_ranks, world
-
-
-class TopLists(NamedTuple):
-    """The top items of each user, (B, k) int64 item rows, best first, 0 where there are no more: out of all items, and
-    without the user's own history.
-    """
-
-    all_items: Tensor
-    history_masked: Tensor
 
 
 class Ranker(Protocol):
@@ -54,6 +47,8 @@ def make_ranker(model: System, config: EvalConfig, task: Task, indices: Catalogu
         return ScoreRanker(model)
     assert isinstance(model, SequenceModel)
     items_ID = for_similarity(model.item_vectors(), model.similarity)
+    if model.share is not None:
+        return ShareRanker(model, items_ID)
     kind, why = config.ranking(len(items_ID) - 1, task.users)
     if kind == "exact":  # before the vectors are copied to the host
         return ExactRanker(model, items_ID, why)

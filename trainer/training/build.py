@@ -14,14 +14,16 @@ from torch import Tensor
 
 from models.contract import Baseline, ModelContext, SequenceModel
 from models.errors import UserError
+from models.row_share import RowShare
 from models.systems import build
 from trainer.batches.loader import Loaded, load
 from trainer.batches.noisy_table import NoisyTable
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.data.format.splits import Split
-from trainer.process import out_of_memory
+from trainer.process import out_of_memory, world
 from trainer.training.engine import Engine, TorchEngine
+from trainer.training.groups import own_rows
 
 if TYPE_CHECKING:
     from trainer.training.engine_deepspeed import DeepSpeedEngine
@@ -59,11 +61,17 @@ def build_model(config: RunConfig, loaded: Loaded) -> SequenceModel | Baseline:
     titles = dataset.item_titles() if config.model.options.needs_titles else ()
     context = ModelContext(
         loaded.table, dataset.training_interactions(), dataset.manifest.max_length, config.seed,
-        dataset.manifest.behaviours, titles,
+        dataset.manifest.behaviours, titles, row_share(config, dataset.manifest.items),
     )  # fmt: skip
     with _told_of_memory(config.model.name):
         model = build(config.model.name, config.model.options, context)
         return model if isinstance(model, Baseline) else model.to(loaded.device)
+
+
+def row_share(config: RunConfig, items: int) -> RowShare | None:
+    """The rows of item tables that this process holds, as it is configured: of `items` items and padding; None: all."""
+    rank, size = world()
+    return RowShare(rank, size, items + 1) if config.engine.item_rows == "sharded" and size > 1 else None
 
 
 @contextmanager
@@ -99,10 +107,13 @@ def as_tested(
 
 
 def load_weights(model: SequenceModel, weights: dict[str, Tensor]) -> None:
-    """Copy weights of a checkpoint into `model` by name. Every parameter must be in `weights`, with its shape."""
+    """Copy weights of a checkpoint into `model` by name. Every parameter must be in `weights`, with its shape.
+
+    Tables that are divided among workers may be whole, or have this worker's rows alone.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+            parameter.copy_(own_rows(weights[name], parameter, model.share))
 
 
 def build_engine(model: SequenceModel, config: RunConfig, device: torch.device) -> Engine:

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
-import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from cluster import console
 from models.errors import UserError
+from models.row_share import RowShare
 from retrieval.files import DISK, FileSystem, digest, sync_folder, write_new
 from trainer.training.checkpoint_files import (
     MANIFEST,
@@ -35,31 +32,21 @@ from trainer.training.checkpoint_files import (
     step_folder,
     step_folders,
 )
-
-_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+from trainer.training.checkpoint_reading import GROUP, Checkpoint, DamagedError, read
+from trainer.training.row_parts import RowParts
 
 _Found = TypeVar("_Found")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The content of the checkpoint of `step`: tensors on the CPU by group and name, and the JSON state."""
-
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    state: dict[str, Any]
-
-
-class _DamagedError(Exception):
-    """A checkpoint folder that must not be loaded; the message names the file and what is wrong with it."""
-
-
 class CheckpointStore:
-    """The checkpoints of one run, in the folder `root`. The first commit makes the folder."""
+    """The checkpoints of one run, in the folder `root`. The first commit makes the folder.
 
-    def __init__(self, root: Path, files: FileSystem = DISK) -> None:
+    share: the rows to read of tables that are in parts, see `row_parts`; None: all.
+    """
+
+    def __init__(self, root: Path, files: FileSystem = DISK, share: RowShare | None = None) -> None:
         self.root = root
-        self._files = files
+        self._files, self._share = files, share
 
     def commit(
         self,
@@ -67,22 +54,25 @@ class CheckpointStore:
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
         keep: Collection[int] | None = None,
+        parts: RowParts | None = None,
     ) -> Path:
         """Write one checkpoint, completely or not at all; return its folder.
 
         step: at least 0; a checkpoint of the same step is replaced. tensors: by group (one file each) and name; views
-        and tensors on other devices are copied. state: JSON values. keep: older steps to keep; if it is given, all
+        and tensors on other devices are copied. parts: further groups, each in memory while it is written. state: JSON
+        values. keep: older steps to keep; if it is given, all
         others are removed once the new checkpoint is in place.
         If a commit fails, the earlier checkpoints can still be loaded. Raises UserError when the disk is full and
         ValueError for a bad step or group name; other errors of the system pass through.
         """
-        if step < 0 or any(not _GROUP.fullmatch(group) for group in tensors):
+        if step < 0 or any(not GROUP.fullmatch(group) for group in tensors):
             raise ValueError(f"bad step {step} or group name in {sorted(tensors)}")
         encoded_state = json.dumps(dict(state), indent=1).encode()
         needed = len(encoded_state) + sum(t.nbytes for group in tensors.values() for t in group.values())
+        needed += parts.bytes if parts is not None else 0
         aside = self.root / f".tmp-{uuid.uuid4().hex}"
         try:
-            self._write_folder(aside, step, tensors, encoded_state)
+            self._write_folder(aside, step, itertools.chain(tensors.items(), parts or ()), encoded_state)
             self._put_in_place(aside, step)
             if keep is not None:
                 self.prune({*keep, step})
@@ -114,16 +104,16 @@ class CheckpointStore:
         step = int(latest.state["stopping"]["best_step"])
         if step in (-1, latest.step):
             return latest, latest if step == latest.step else None
-        return latest, self._read_step(step)
+        return latest, self._read_step(step, every_file=True)
 
     def _newest(self, complete: Callable[[Checkpoint], _Found]) -> _Found | None:
-        """What `complete` makes of the checkpoint of the highest step for which it, too, raises no _DamagedError."""
+        """What `complete` makes of the checkpoint of the highest step for which it, too, raises no DamagedError."""
         while True:
             listed, damage = self._listing(), list[str]()
             for step, folder, _ in listed:
                 try:
-                    found = complete(_read(folder, step))
-                except _DamagedError as error:
+                    found = complete(read(folder, step, self._share, every_file=True))
+                except DamagedError as error:
                     if self._listing() != listed:  # a writer replaced or removed what was being read
                         break
                     damage.append(f"checkpoint of step {step} is damaged and not used: {error}")
@@ -154,18 +144,18 @@ class CheckpointStore:
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of `step`. Raises UserError if it is missing or damaged, naming the file."""
         try:
-            return self._read_step(step)
-        except _DamagedError as error:
+            return self._read_step(step, every_file=False)
+        except DamagedError as error:
             there = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"no usable checkpoint of step {step}: {error}. Steps in {self.root}: {there}.") from None
 
-    def _read_step(self, step: int) -> Checkpoint:
-        damage = _DamagedError(f"{self._folder(step)} does not exist")
+    def _read_step(self, step: int, *, every_file: bool) -> Checkpoint:
+        damage = DamagedError(f"{self._folder(step)} does not exist")
         for found, folder in self._folders():
             if found == step:
                 try:
-                    return _read(folder, step)
-                except _DamagedError as error:
+                    return read(folder, step, self._share, every_file=every_file)
+                except DamagedError as error:
                     damage = error
         raise damage
 
@@ -184,14 +174,14 @@ class CheckpointStore:
             self._files.remove_tree(path)
 
     def _write_folder(
-        self, folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], encoded_state: bytes
+        self, folder: Path, step: int, groups: Iterable[tuple[str, Mapping[str, Tensor]]], encoded_state: bytes
     ) -> None:
         if not self.root.exists():
             self._files.mkdir(self.root)
             sync_folder(self.root.parent, self._files)
         self._files.mkdir(folder)
         entries = {STATE: self._write(folder / STATE, encoded_state)}
-        for group, named in tensors.items():
+        for group, named in groups:
             # copy each one: safetensors refuses tensors that share storage, such as views of a flat buffer
             own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in named.items()}
             entries[group + TENSORS] = self._write(folder / (group + TENSORS), encode_tensors(own))
@@ -242,59 +232,3 @@ def _inode(folder: Path) -> int:
         with contextlib.suppress(OSError):
             return path.stat().st_ino
     return 0
-
-
-def _read(folder: Path, step: int) -> Checkpoint:
-    """Read a checkpoint. Raises _DamagedError unless every file is there, with its recorded length and hash."""
-    manifest_path = folder / MANIFEST
-    manifest = _decode_json(manifest_path, _read_bytes(manifest_path))
-    entries = manifest.get("files")
-    if manifest.get("schema_version") != SCHEMA_VERSION or manifest.get("step") != step:
-        raise _DamagedError(f"{manifest_path} is not of schema version {SCHEMA_VERSION} and step {step}")
-    if not isinstance(entries, dict) or STATE not in entries:
-        raise _DamagedError(f"{manifest_path} does not list the files")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    state: dict[str, Any] = {}
-    for name, entry in entries.items():
-        data = _read_verified(folder, name, entry)
-        if name == STATE:
-            state = _decode_json(folder / name, data)
-        else:
-            tensors[name.removesuffix(TENSORS)] = _decode_tensors(folder / name, data)
-    return Checkpoint(step, tensors, state)
-
-
-def _read_verified(folder: Path, name: str, entry: object) -> bytes:
-    path = folder / name
-    if name != STATE and not (name.endswith(TENSORS) and _GROUP.fullmatch(name.removesuffix(TENSORS))):
-        raise _DamagedError(f"{folder / MANIFEST} lists {name!r}, which is not a file of a checkpoint")
-    data = _read_bytes(path)
-    if not isinstance(entry, dict) or len(data) != entry.get("bytes"):
-        raise _DamagedError(f"{path} has {len(data)} bytes, which is not the number in the manifest")
-    if digest(data) != entry.get("sha256"):
-        raise _DamagedError(f"{path} does not have the SHA-256 of the manifest")
-    return data
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _DamagedError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _decode_json(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        decoded = json.loads(data)
-    except (ValueError, RecursionError) as error:  # bad UTF-8 and 200,000 brackets included
-        raise _DamagedError(f"{path} is not JSON: {error}") from error
-    if not isinstance(decoded, dict):
-        raise _DamagedError(f"{path} is not a JSON object")
-    return decoded
-
-
-def _decode_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
-    try:
-        return dict(decode_tensors(data))
-    except SafetensorError as error:
-        raise _DamagedError(f"{path} is not a safetensors file: {error}") from error

@@ -2,7 +2,8 @@
 
 The folder of checkpoints holds:
 
-    step-000000123/         NAME.safetensors for each group of tensors, state.json, and manifest.json, written last
+    step-000000123/         NAME.safetensors for each group of tensors, NAME-part-K-of-N.safetensors for each part of
+                            its divided tables, state.json, and manifest.json, written last
     .replaced-000000123/    the old checkpoint of a step, kept while a commit of the same step replaces it
     .tmp-*, .trash-*        checkpoints that are being written or removed; never read
 """
@@ -87,6 +88,12 @@ def require_nothing_to_do(state: Mapping[str, Any], epochs: int, patience: int, 
         )
 
 
+def _optimizer_files(folder: Path) -> list[Path]:
+    """The state that is whole, and then those of tables in parts, of which nothing is read without it."""
+    files = [folder / (OPTIMIZER + TENSORS), *sorted(folder.glob(f"{OPTIMIZER}-part-*{TENSORS}"))]
+    return [path for path in files if path.is_file()]
+
+
 @dataclass(frozen=True)
 class Surplus:
     """What of a run's checkpoints is only needed to train on. folders: older checkpoints, and what kills left.
@@ -105,6 +112,6 @@ def surplus(root: Path, keep: Collection[int]) -> Surplus:
     # of a step that was being replaced when it was killed, the folder that readers take
     stay = {next((path for step, path in found if step == each), step_folder(root, each)) for each in keep}
     folders = tuple(path for path in (*(path for _, path in found), *left_overs(root)) if path not in stay)
-    optimizers = tuple(path for folder in sorted(stay) if (path := folder / (OPTIMIZER + TENSORS)).is_file())
+    optimizers = tuple(path for folder in sorted(stay) for path in _optimizer_files(folder))
     files = [*optimizers, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     return Surplus(folders, optimizers, sum(path.stat().st_size for path in files))

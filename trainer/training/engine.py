@@ -22,6 +22,7 @@ from models.errors import UserError
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.process import world
 from trainer.training.groups import Groups, load_moments, replicated_state
+from trainer.training.row_parts import RowParts
 from trainer.training.row_updates import RowUpdates, clip, sparse_tables, sum_rows, values_of
 from trainer.training.step_graphs import CudaRecorder, StepGraphs
 
@@ -177,8 +178,13 @@ class Engine(ABC):
     def state(self) -> Groups:
         """{"model": name -> weight, "optimizer": "name/exp_avg" ... -> moment}: whole float32 tensors on the CPU.
 
-        Collective: every rank calls it. Rank 0 alone gets the tensors, the others get empty groups.
+        Collective: every rank calls it. Rank 0 alone gets the tensors, the others get empty groups. Of tables that are
+        divided among workers, it has no more than the number of steps; see `parts`.
         """
+
+    def parts(self) -> RowParts | None:
+        """What `state` lacks: tables of which each worker holds a share. None where there are none."""
+        return None
 
     @abstractmethod
     def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
@@ -212,6 +218,7 @@ class TorchEngine(Engine):
     def __init__(self, model: SequenceModel, train: TrainConfig, engine: EngineConfig, device: torch.device) -> None:
         super().__init__(model, train, engine, device)
         self._tables = sparse_tables(model) if train.lazy_adam else []
+        self._divided = model.share is not None
         RowUpdates(self._adam, self._tables)
         self._graphs, self._must = None, engine.cuda_graphs == "always"
         if device.type == "cuda":
@@ -243,19 +250,23 @@ class TorchEngine(Engine):
             add_terms(sums, terms, weight)
         self._sum_gradients()
         if self._train.clip_norm:
-            clip(values_of(self.model.parameters()), self._train.clip_norm)
+            whole = [p for p in self.model.parameters() if not (self._divided and self._is_table(p))]
+            clip(values_of(whole), self._train.clip_norm, values_of(self._tables) if self._divided else ())
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         return sums
 
     def _sum_gradients(self) -> None:
         for table in self._tables:
-            sum_rows(table)
+            if not self._divided:
+                sum_rows(table)
+            elif table.grad is not None:  # whoever holds a row has its gradient from all workers
+                table.grad = table.grad.coalesce()
         if world()[1] == 1:
             return
         handles = []
         for parameter in self.model.parameters():
-            if any(parameter is table for table in self._tables):
+            if self._is_table(parameter):
                 continue
             if parameter.grad is None:  # every rank must take part in every collective
                 parameter.grad = torch.zeros_like(parameter)
@@ -263,8 +274,14 @@ class TorchEngine(Engine):
         for handle in handles:
             handle.wait()
 
+    def _is_table(self, parameter: Tensor) -> bool:
+        return any(parameter is table for table in self._tables)
+
     def state(self) -> Groups:
         return replicated_state(self.model, self._adam)
+
+    def parts(self) -> RowParts | None:
+        return RowParts(self.model, self._adam) if self._divided else None
 
     def load_optimizer(self, moments: Mapping[str, Tensor]) -> None:
         load_moments(self.model, self._adam, moments)

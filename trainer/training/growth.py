@@ -20,8 +20,9 @@ from trainer.config.identity import identity
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
 from trainer.data.known_rows import KnownRows
-from trainer.training.checkpoint import Checkpoint, CheckpointStore
+from trainer.training.checkpoint import CheckpointStore
 from trainer.training.checkpoint_files import MODEL, OPTIMIZER
+from trainer.training.checkpoint_reading import Checkpoint
 from trainer.training.groups import MOMENTS, Groups, weights_of
 from trainer.training.loop import Position
 from trainer.training.stopping import EarlyStopping

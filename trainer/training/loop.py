@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,18 +24,18 @@ from models.errors import UserError
 from retrieval.files import write_json
 from trainer.batches.loader import Loaded
 from trainer.batches.plan import Plan
-from trainer.config.identity import check_configuration, check_data, identity, other_versions
+from trainer.config.identity import identity
 from trainer.config.schema import RunConfig
-from trainer.data.format.manifest import Manifest
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import how_ranked
 from trainer.process import GrowthLimit, usage, world
-from trainer.text_files import read_yaml
 from trainer.tracking import MetricsLog
-from trainer.training.checkpoint import Checkpoint, CheckpointStore
-from trainer.training.checkpoint_files import OPTIMIZER, require_nothing_to_do
+from trainer.training.checkpoint import CheckpointStore
+from trainer.training.checkpoint_files import OPTIMIZER
+from trainer.training.checkpoint_reading import Checkpoint
 from trainer.training.engine import Engine, NonFiniteError
 from trainer.training.reporting import EpochReporter
+from trainer.training.row_parts import RowParts
 from trainer.training.saving import Saver
 from trainer.training.shared_notice import SharedNotice
 from trainer.training.stopping import EarlyStopping, Plateaus
@@ -75,7 +74,7 @@ class Loop:
         self.config, self.loaded, self.engine, self.run_dir = config, loaded, engine, run_dir
         self.rank, self.size = world()
         self.plan = Plan(loaded.training_rows.count, config.train.batch_size)
-        self.store = CheckpointStore(run_dir / "checkpoints")
+        self.store = CheckpointStore(run_dir / "checkpoints", share=engine.model.share)
         self.stopping = EarlyStopping(config.train.patience)
         self.plateaus = Plateaus(config.train.schedule.epochs)
         self.reporter = reporter
@@ -85,8 +84,10 @@ class Loop:
         self._notice = SharedNotice(self.size)
         self._growth = GrowthLimit(engine.device)
         self._ranked_by: str | None = None  # what the user was told
-        # the state of a GPU is copied from it, that of a CPU is what the next step changes
-        self._saver = Saver(background=engine.device.type == "cuda", run_dir=run_dir)
+        # the state of a GPU is copied from it, that of a CPU is what the next step changes; parts come while they are
+        # written
+        beside = engine.device.type == "cuda" and engine.model.share is None
+        self._saver = Saver(background=beside, run_dir=run_dir)
         self._saving_s = 0.0  # spent on checkpoints since the last line of the log
         self._identity = identity(config, loaded.dataset.manifest) if self.rank == 0 else {}
         #: steps of the last checkpoint and of the best one then: kept until the next but one is in place
@@ -228,26 +229,29 @@ class Loop:
         """
         started = time.perf_counter()
         self._check(self.position.step - 1)  # a checkpoint must not count a step that a GPU skipped
-        tensors = self.engine.state()
+        tensors, parts = self.engine.state(), self.engine.parts()
         position = {**vars(self.position), "sums": self._totals(sums) if sums else {}}
         course = {"stopping": self.stopping.state(), "plateaus": self.plateaus.state()}
         state = {"position": position, **course, **self._identity}
         write = partial(
             self.store.commit, self.position.total_steps, tensors, state,
-            keep=[self.stopping.best_step, *self._before],
+            keep=[self.stopping.best_step, *self._before], parts=parts,
         )  # fmt: skip
-        self._settle(partial(self._saver.save, write))
+        self._settle(partial(self._saver.save, write), parts)
         self._before = (self.position.total_steps, self.stopping.best_step)
         self._saving_s += time.perf_counter() - started
 
-    def _settle(self, save: Callable[[], None]) -> None:
-        """Do `save` on rank 0. Raises its UserError (a full disk) on every rank. Collective."""
+    def _settle(self, save: Callable[[], None], parts: RowParts | None = None) -> None:
+        """Do `save` on rank 0, to which the others send `parts`. Raises its UserError (a full disk) on every rank.
+        Collective."""
         failed: list[str | None] = [None]
         if self.rank == 0:
             try:
                 save()
             except UserError as error:
                 failed[0] = str(error)
+        if parts is not None:
+            parts.send()
         if self.size > 1:
             dist.broadcast_object_list(failed)
         if failed[0] is not None:
@@ -273,30 +277,3 @@ class Loop:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def check_resumable(checkpoint: Checkpoint, config: RunConfig, manifest: Manifest, run_dir: Path) -> str | None:
-    """Raise UserError unless `checkpoint` was made with the same configuration and data, and has what is needed.
-
-    Returns which versions differ now, in words; None if none does.
-    """
-    what = f"{_difference(run_dir, config)}. Use another --name, or the settings in its config.yaml"
-    check_configuration(checkpoint.state, config, str(run_dir), what)
-    check_data(checkpoint.state, manifest, str(run_dir), config.data.path, "use another --name")
-    if OPTIMIZER not in checkpoint.tensors:
-        require_nothing_to_do(checkpoint.state, config.train.epochs, config.train.patience, run_dir)
-    return other_versions(checkpoint.state)
-
-
-def _difference(run_dir: Path, config: RunConfig) -> str:
-    path = run_dir / "config.yaml"
-    saved = read_yaml(path) if path.exists() else {}
-    now = config.model_dump(mode="json")
-    changes = [f"{key} was {old!r}, is {new!r}" for key, old, new in _leaves(saved, now, "")]
-    return "; ".join(changes[:5]) or "see config.yaml"
-
-
-def _leaves(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [x for key in {**old, **new} for x in _leaves(old.get(key), new.get(key), f"{prefix}{key}.")]
-    return [] if old == new else [(prefix.rstrip("."), old, new)]

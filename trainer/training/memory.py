@@ -26,11 +26,12 @@ def check_tables(config: RunConfig, items: int, users: int, device: torch.device
     # ZeRO divides the moments from stage 1 on, gradients from 2, weights from 3
     stage, workers = config.engine.zero_stage, config.cluster.workers
     divided = [1 if stage < least else workers for least in (3, 1, 2)]
+    sharded = workers if config.engine.item_rows == "sharded" else 1
     parts = [share / by for share, by in zip((_WEIGHTS, _MOMENTS, gradient), divided, strict=True)]
     # workers of one node share its memory, each GPU has its own
     here = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     index = _index_bytes(config, items, users, width)
-    needed = here * (table * (sum(parts) + _EVALUATION) + index)
+    needed = here * (table * (sum(parts) + _EVALUATION) / sharded + index)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_available()
     if needed <= free:
         return
@@ -38,23 +39,24 @@ def check_tables(config: RunConfig, items: int, users: int, device: torch.device
     searched = f"; {index / _GB:,.1f} GB for its index" if index else ""
     raise UserError(
         f"the vectors of {items:,} items, {width} numbers each, need {needed / _GB:,.1f} GB of memory for "
-        f"{'one worker' if here == 1 else f'{here} workers'} ({table / _GB:,.1f} GB each for weights, two moments of "
-        f"Adam, {gradients}an evaluation{searched}), and {free / _GB:,.1f} GB are free on this "
+        f"{'one worker' if here == 1 else f'{here} workers'} ({table / sharded / _GB:,.1f} GB each for weights, two "
+        f"moments of Adam, {gradients}an evaluation{searched}), and {free / _GB:,.1f} GB are free on this "
         f"{'GPU' if device.type == 'cuda' else 'machine'}; {_advice(config, index > 0)}"
     )
 
 
 def _index_bytes(config: RunConfig, items: int, users: int, width: int) -> float:
     """What an evaluation's index takes on each worker; 0 where it ranks exactly, or the system has no table."""
-    exact = config.eval.ranking(items - 1, users)[0] == "exact"
+    exact = config.eval.ranking(items - 1, users)[0] == "exact" or config.engine.item_rows == "sharded"
     shards = config.cluster.workers if config.eval.sharded else 1
     return 0 if exact or not width else items * config.eval.options.item_bytes(width) / shards
 
 
 def _advice(config: RunConfig, index: bool) -> str:
     also = [] if config.train.lazy_adam else ["train.lazy_adam=true with ranking.negatives has no gradients of all"]
-    if config.cluster.workers > 1 and not config.engine.zero_stage:
-        also.append("engine.zero_stage=3 divides them among workers of several machines or GPUs")
+    if config.cluster.workers > 1 and not config.engine.zero_stage and config.engine.item_rows == "replicated":
+        how = "engine.item_rows=sharded" if config.train.lazy_adam else "engine.zero_stage=3"
+        also.append(f"{how} divides them among workers of several machines or GPUs")
     if index:
         also.append("eval.index=ivfpq has the smallest index, eval.index=exact has none")
         if config.cluster.workers > 1 and not config.eval.sharded:

@@ -7,26 +7,24 @@ it is read again ("lazy" Adam, as torch.optim.SparseAdam). Where every step read
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.contract import SequenceModel
 from models.errors import UserError
 from models.nn.gather import Gather
+from trainer.config.catalogue import NO_SAMPLE
 
 
 def sparse_tables(model: SequenceModel) -> list[Tensor]:
     """The tables to update by rows; their gradients are sparse from now on. Raises UserError: the system has none."""
     tables = model.sparse_tables()
     if not tables:
-        raise UserError(
-            "train.lazy_adam=true, and the steps of this system read every row of its item table; it needs sasrec, "
-            "cl4srec or tedrec, alone or under mealrec, with ranking.negatives, such as "
-            "--set model.ranking.negatives=4096 (mealrec: model.tedrec.ranking.negatives)"
-        )
+        raise UserError(NO_SAMPLE)
     return tables
 
 
@@ -53,10 +51,17 @@ def values_of(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
 
 
-def clip(gradients: list[Tensor], largest: float) -> None:
-    """Scale `gradients` in place so that their norm together is at most `largest` (torch's clip_grad_norm_)."""
+def clip(gradients: list[Tensor], largest: float, divided: Sequence[Tensor] = ()) -> None:
+    """Scale gradients in place so that their norm together is at most `largest` (torch's clip_grad_norm_).
+
+    divided: gradients of which each worker has other rows; then it is collective.
+    """
     norm = nn.utils.get_total_norm(gradients)
-    torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
+    if divided:
+        squares = nn.utils.get_total_norm(divided).square()
+        dist.all_reduce(squares)
+        norm = (norm.square() + squares).sqrt()
+    torch._foreach_mul_([*gradients, *divided], torch.clamp(largest / (norm + 1e-6), max=1.0))
 
 
 class RowUpdates:

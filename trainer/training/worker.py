@@ -32,11 +32,14 @@ from trainer.process import keep_freed_memory, peak_memory_mib, world
 from trainer.remote_runs import storage_of
 from trainer.tracking import MetricsLog, Mirror, start_mirror
 from trainer.training.build import as_tested, build_engine, build_model, choose_device, load_data, load_weights
-from trainer.training.checkpoint import Checkpoint, CheckpointStore
+from trainer.training.checkpoint import CheckpointStore
+from trainer.training.checkpoint_reading import Checkpoint
 from trainer.training.engine import NonFiniteError
-from trainer.training.loop import EpochDone, Loop, check_resumable
+from trainer.training.groups import parameter_count
+from trainer.training.loop import EpochDone, Loop
 from trainer.training.memory import check_tables
 from trainer.training.reporting import EpochReporter
+from trainer.training.resuming import check_resumable
 from trainer.training.weights_only import keep_weights_only
 
 _MIRROR_SECONDS, _MIRROR_SECONDS_STOPPED = 60.0, 3.0
@@ -89,7 +92,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
     check_tables(config, dataset.manifest.items + 1, dataset.manifest.users, device)
     model = build_model(config, loaded)
     reporter = EpochReporter(rank == 0, config.train.epochs)
-    checkpoint = _agree_on_checkpoint(run_dir)
+    checkpoint = _agree_on_checkpoint(CheckpointStore(run_dir / "checkpoints", share=model.share))
     if checkpoint is not None:
         changed = check_resumable(checkpoint, config, dataset.manifest, run_dir)
         if changed:
@@ -108,8 +111,8 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
     loop = Loop(config, loaded, engine, run_dir, reporter, order.epoch_done)
     if checkpoint is not None:
         loop.restore(checkpoint)
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    how = f"{parameters:,} parameters; {loop.size} worker(s), {engine.name} engine, {config.engine.precision}"
+    workers = f"{loop.size} worker(s){', item rows sharded' if model.share else ''}"
+    how = f"{parameter_count(model):,} parameters; {workers}, {engine.name} engine, {config.engine.precision}"
     _announce(reporter, config, loaded, model, how)
     if checkpoint is not None:
         reporter.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
@@ -173,9 +176,8 @@ def _train(loop: Loop) -> None:
         ) from None
 
 
-def _agree_on_checkpoint(run_dir: Path) -> Checkpoint | None:
+def _agree_on_checkpoint(store: CheckpointStore) -> Checkpoint | None:
     """The newest undamaged checkpoint whose best one is undamaged too; the same one on every rank."""
-    store = CheckpointStore(run_dir / "checkpoints")
     rank, size = world()
     latest: Checkpoint | None = None
     chosen: list[Any] = [None, None]  # the step, or what every rank raises
@@ -250,7 +252,7 @@ def _finish(trained: Trained, order: _Order, loaded: Loaded, log: MetricsLog | N
         log.append("test", trained.epoch, trained.steps, _figures(result.report()))
     log.append("end", trained.epoch, trained.steps, {"peak_memory_mib": peak_memory_mib(loaded.device)})
     if not config.train.keep_optimizer:
-        keep_weights_only(CheckpointStore(run_dir / "checkpoints"))
+        keep_weights_only(CheckpointStore(run_dir / "checkpoints", share=trained.model.share))
     for doubt in trained.model.doubts(_last_epoch(log)):
         reporter.warn(doubt)
     shown = " ".join(f"{name} {value:.4f}" for name, value in result.metrics().items())

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from tests.helpers.tiny_runs import run_ranks
 from trainer.evaluation.exposure import ExposureCounter
-from trainer.evaluation.rankers import TopLists
+from trainer.evaluation.top_lists import TopLists
 
 ITEMS, KS = 6, (1, 3)
 LISTS = torch.tensor([[1, 2, 3], [1, 5, 0], [4, 1, 2], [2, 0, 0], [5, 4, 3]])

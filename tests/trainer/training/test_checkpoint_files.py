@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.errors import UserError
-from trainer.training import checkpoint, weights_only
+from trainer.training import checkpoint_reading, weights_only
 from trainer.training.checkpoint import CheckpointStore
 from trainer.training.checkpoint_files import read_progress, surplus
 from trainer.training.weights_only import keep_weights_only
@@ -104,7 +104,7 @@ def test_a_run_without_a_validation_keeps_all(tmp_path: Path) -> None:
 def test_who_reads_while_optimizer_states_go_sees_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, read, cleaned = filled(tmp_path), checkpoint._read_verified, list[int]()
+    store, read, cleaned = filled(tmp_path), checkpoint_reading._read_verified, list[int]()
 
     def late(folder: Path, name: str, entry: object) -> bytes:
         if name.startswith("optimizer") and not cleaned:
@@ -112,7 +112,7 @@ def test_who_reads_while_optimizer_states_go_sees_no_damage(
             keep_weights_only(CheckpointStore(tmp_path))
         return read(folder, name, entry)
 
-    monkeypatch.setattr(checkpoint, "_read_verified", late)
+    monkeypatch.setattr(checkpoint_reading, "_read_verified", late)
     assert_weights_are_there(store)
     assert cleaned
     assert capsys.readouterr().err == ""

@@ -53,6 +53,17 @@ def test_workers_of_a_machine_share_its_memory_and_zero_divides(monkeypatch: pyt
     assert _refused(_config(*zero), 5.9, monkeypatch)
 
 
+def test_workers_that_share_the_rows_need_their_part_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = [*LAZY, "cluster.workers=4", "cluster.launcher=ray"]
+    assert "engine.item_rows=sharded divides" in _refused(_config(*workers), 3.9, monkeypatch)
+    sharded = [*workers, "engine.item_rows=sharded"]
+    for users in (10, 1_000_000):  # no index, for any number of users
+        assert _refused(_config(*sharded), 1.1, monkeypatch, users) == ""
+        told = _refused(_config(*sharded), 0.9, monkeypatch, users)
+        assert "need 0.4 GB of memory for one worker (0.1 GB each" in told
+        assert "sharded divides" not in told
+
+
 def test_the_index_of_an_evaluation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a million users auto takes an index, which holds the vectors once more: a sixth table."""
     many = 1_000_000

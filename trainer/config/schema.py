@@ -53,7 +53,9 @@ class TrainConfig(_Section):
     """How a system is trained.
 
     epochs: the most epochs
-    batch_size: training rows of a step, over all workers
+    batch_size: training rows of a step
+    batch_per: run counts them over all workers, so that any number of them trains alike; worker gives each worker so
+        many (weak scaling: more workers make larger steps, which may need another learning rate)
     learning_rate: step size of Adam, of which `schedule` can make less
     weight_decay: weight decay of AdamW; 0: Adam without it
     patience: training stops after so many validations without a better NDCG@10
@@ -67,6 +69,7 @@ class TrainConfig(_Section):
 
     epochs: int = Field(default=300, ge=1)
     batch_size: int = Field(default=2048, ge=1)
+    batch_per: Literal["run", "worker"] = "run"
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: float = Field(default=0.0, ge=0)
@@ -228,6 +231,11 @@ class RunConfig(_Section):
         check_together(self)
         return self
 
+    @property
+    def step_rows(self) -> int:
+        """Training rows of a step, over all workers."""
+        return self.train.batch_size * (self.cluster.workers if self.train.batch_per == "worker" else 1)
+
     def fingerprint(self) -> str:
         """sha256 of `deciding`; a run is only continued if it is equal."""
         return digest(json.dumps(self.deciding(), sort_keys=True))
@@ -244,7 +252,8 @@ class RunConfig(_Section):
         if self.data.noise:
             content["data"] |= {"noise": self.data.noise, "noise_in": self.data.noise_in}
         content["engine"] = {"precision": self.engine.precision}
-        for free in ("epochs", "checkpoint_every", "keep_optimizer"):
+        content["train"]["batch_size"] = self.step_rows  # whoever counts them
+        for free in ("epochs", "checkpoint_every", "keep_optimizer", "batch_per"):
             del content["train"][free]
         return content
 

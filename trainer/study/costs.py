@@ -69,7 +69,7 @@ def _of_one(config: RunConfig) -> Cost:
         seconds = _LAST * _seconds(lambda: evaluate(model, loaded, "validation", config.eval), device)
         return Cost(seconds, 0, 0)
     engine = TorchEngine(model, config.train, config.engine, device)
-    plan = Plan(loaded.training_rows.count, config.train.batch_size)
+    plan = Plan(loaded.training_rows.count, config.step_rows)
 
     def step(number: int) -> None:
         rows = plan.positions(number % plan.steps)

@@ -73,7 +73,7 @@ class Loop:
     ) -> None:
         self.config, self.loaded, self.engine, self.run_dir = config, loaded, engine, run_dir
         self.rank, self.size = world()
-        self.plan = Plan(loaded.training_rows.count, config.train.batch_size)
+        self.plan = Plan(loaded.training_rows.count, config.step_rows)
         self.store = CheckpointStore(run_dir / "checkpoints", share=engine.model.share)
         self.stopping = EarlyStopping(config.train.patience)
         self.plateaus = Plateaus(config.train.schedule.epochs)
@@ -138,7 +138,7 @@ class Loop:
         self._check(self.plan.steps - 1)
         losses = {name: value / self.plan.steps for name, value in self._totals(sums).items()}
         seconds = time.perf_counter() - started
-        self._validate(losses, max(0, self.plan.rows - first * train.batch_size), seconds)
+        self._validate(losses, max(0, self.plan.rows - first * self.plan.batch_size), seconds)
 
     def _step(self, step: int, sums: dict[str, Tensor]) -> None:
         torch.manual_seed(_step_seed(self.config.seed, self.position.total_steps, self.rank))
@@ -163,7 +163,7 @@ class Loop:
         done = self.position.step
         self._check(done - 1)
         mean = {name: self.size * float(value) / done for name, value in sums.items()}
-        rows = (done - first) * self.config.train.batch_size
+        rows = (done - first) * self.plan.batch_size
         self.reporter.step(self.position.epoch, done, self.plan.steps, rows, mean)
 
     def _check(self, step: int) -> None:

@@ -10,6 +10,14 @@ from cluster.console import Verbosity
 from trainer.durations import in_words
 
 
+def workers_in_words(number: int, rows: int, *, divided: bool) -> str:
+    """How many workers share steps of so many rows. divided: whether they share the item tables, too."""
+    if number == 1:
+        return f"1 worker, steps of {rows:,} rows"
+    shared = ", item rows sharded" if divided else ""
+    return f"{number} workers{shared}, steps of {rows:,} rows ({rows / number:,.0f} on each)"
+
+
 class EpochReporter:
     """Prints one line at the end of each epoch, and within an epoch at most one line every `interval` seconds."""
 

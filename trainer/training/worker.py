@@ -38,7 +38,7 @@ from trainer.training.engine import NonFiniteError
 from trainer.training.groups import parameter_count
 from trainer.training.loop import EpochDone, Loop
 from trainer.training.memory import check_tables
-from trainer.training.reporting import EpochReporter
+from trainer.training.reporting import EpochReporter, workers_in_words
 from trainer.training.resuming import check_resumable
 from trainer.training.weights_only import keep_weights_only
 
@@ -111,7 +111,7 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
     loop = Loop(config, loaded, engine, run_dir, reporter, order.epoch_done)
     if checkpoint is not None:
         loop.restore(checkpoint)
-    workers = f"{loop.size} worker(s){', item rows sharded' if model.share else ''}"
+    workers = workers_in_words(loop.size, config.step_rows, divided=model.share is not None)
     how = f"{parameter_count(model):,} parameters; {workers}, {engine.name} engine, {config.engine.precision}"
     _announce(reporter, config, loaded, model, how)
     if checkpoint is not None:

@@ -286,6 +286,15 @@ def test_what_may_not_change(setting: str) -> None:
     assert settings_of(setting).fingerprint() != settings_of().fingerprint()
 
 
+def test_rows_of_a_step_are_counted_by_run_or_by_worker() -> None:
+    workers = ("cluster.workers=4", "cluster.launcher=ray")
+    run, each = (settings_of("train.batch_size=64", f"train.batch_per={per}", *workers) for per in ("run", "worker"))
+    assert (run.step_rows, each.step_rows) == (64, 256)
+    assert settings_of("train.batch_size=64", "train.batch_per=worker").step_rows == 64
+    # what decides what is learned is the rows of a step, and not who counts them
+    assert each.fingerprint() == settings_of("train.batch_size=256").fingerprint() != run.fingerprint()
+
+
 def test_the_window_of_a_stream_decides_the_order_of_rows() -> None:
     prints = {settings_of("data.loader=stream", f"data.stream_window={n}").fingerprint() for n in (1, 2)}
     assert len(prints) == 2

@@ -158,7 +158,7 @@ def test_a_killed_worker_and_then_a_killed_driver_change_nothing(
     status, out = train(mark, command(data, run), *kills)
     assert status == -signal.SIGKILL, out
     assert all((tmp_path / kill).exists() for kill in kills), "nothing was killed"
-    assert "2 worker(s), deepspeed engine" in out
+    assert "2 workers, steps of 30 rows (15 on each), deepspeed engine" in out
     # workers write there what the driver may not have printed when it was killed
     assert resumed_at((run / "ray" / "console.log").read_text()) == [again_at], out
     again = f"{os.getpid()}-again"

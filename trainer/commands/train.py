@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from models.errors import UserError
 from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
 from trainer.commands.train_closing import closing
-from trainer.commands.train_plan import COMPARISON, check_more_epochs, check_name, make_plan
+from trainer.commands.train_plan import COMPARISON, PlannedRun, check_more_epochs, check_name, make_plan
+from trainer.commands.train_together import check_together, train_together
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.storage import is_url
@@ -39,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         f"{', '.join(map(str, COMPARISON))} that the dataset has content for)")  # fmt: skip
     parser.add_argument("--seeds", help="train each system once per seed, e.g. 2020,2021,2022; the runs are called "
                         "NAME-sSEED, and `mealrec compare` shows their mean and standard deviation")  # fmt: skip
+    parser.add_argument("--parallel", type=int, metavar="N", help="with several systems or seeds: train N at a time, "
+                        "each in one process; if N is more than there are GPUs, some share one (default: one after "
+                        "the other)")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="override one setting (mealrec settings lists them); may be repeated")  # fmt: skip
     parser.add_argument("--runs-dir", type=runs_dir, default=Path("runs"),
@@ -47,8 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything that can be checked without torch, train the systems one after the other, say which to keep."""
+    """Check everything that can be checked without torch, train the systems, say which to keep."""
     plan = make_plan(args)
+    if args.parallel is not None:
+        check_together(plan.runs, args.parallel)
     for each in plan.runs:
         if storage := storage_of(each.folder):
             storage.begin(args.resume)
@@ -62,11 +69,10 @@ def run(args: argparse.Namespace) -> int:
     for line in plan.told:
         console.say(line, Verbosity.BRIEF)
     with preemption.listening():
-        for each in plan.runs:
-            if several:
-                console.say(f"\n== {each.name}")
-            with told_of_disk(each.folder):
-                train_one(each.name, each.config, each.folder, args.command_line)
+        if args.parallel is not None:
+            train_together(plan.runs, args.parallel, args.command_line)
+        else:
+            _train_in_turn(plan.runs, args.command_line)
     reports = {each.name: read_report(each.folder / "test.json") for each in plan.runs}
     print(metric_table(reports, plan.runs[0].config.eval.choice.keys), flush=True)
     for warning in recall_warnings(reports):
@@ -79,6 +85,14 @@ def run(args: argparse.Namespace) -> int:
         console.say(f"\nthe runs in MLflow\n{page}", Verbosity.BRIEF)
     console.say(closing(plan.runs, reports), Verbosity.BRIEF)
     return 0
+
+
+def _train_in_turn(runs: Sequence[PlannedRun], command: str) -> None:
+    for each in runs:
+        if len(runs) > 1:
+            console.say(f"\n== {each.name}")
+        with told_of_disk(each.folder):
+            train_one(each.name, each.config, each.folder, command)
 
 
 def train_one(name: str, config: RunConfig, run_dir: Path, command: str) -> None:

@@ -16,11 +16,15 @@ from trainer.config.catalogue import check_sample, growing_costs
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import Manifest, load_manifest, read_manifest
 from trainer.data.storage import is_url
+from trainer.tracking.study_files import FAILURE
 from trainer.training.checkpoint_files import read_progress, require_nothing_to_do
 
 #: what is trained where the command names no system: the baselines that any system has to beat, the usual encoder of
 #: histories, and this project's own
 COMPARISON: tuple[str | None, ...] = ("popularity", "content-knn", "transition-knn", "sasrec", "mealrec")
+
+#: what a refused start may leave in a run's folder
+_REFUSED_START = {".lock", "ray", "group.json", "console.log", FAILURE}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def check_name(name: str, folder: Path, resume: bool) -> None:
         raise UserError(f"--name {name!r} is not a plain folder name")
     started = (folder / "metrics.jsonl").exists()  # a refused start leaves at most the names below
     left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign = folder.exists() and "config.yaml" not in left and not left <= {".lock", "ray", "group.json"}
+    foreign = folder.exists() and "config.yaml" not in left and not left <= _REFUSED_START
     if (started or foreign) and not resume:
         raise UserError(f"run {name!r} exists in {folder.parent}: use --resume to continue it, or another --name")
     if resume and (folder / "config.yaml").exists():

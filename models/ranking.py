@@ -8,6 +8,7 @@ docs/fidelity.md says why there are other forms, and docs/scale.md what a large 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from models.contract import Batch, ModelContext, TrainingInteractions
 from models.losses.sampled import Sampler
+from models.nn.cache import Caching
 from models.nn.content import ScaledContent
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.row_exchange import rows_of
@@ -28,7 +30,7 @@ _BLOCK = 1 << 14
 _CONTENT_STD = 0.05
 
 
-class Candidates(nn.Module):
+class Candidates(Caching, nn.Module):
     """Makes the candidates from the backbone's ID table, and selects the items that the training softmax runs over."""
 
     own: nn.Parameter | None
@@ -74,9 +76,12 @@ class Candidates(nn.Module):
             kept = torch.rand(len(item_ID), 1, device=item_ID.device) >= self.options.id_dropout
             item_ID = item_ID * kept
         if self.project is not None:
-            content = (self.content, len(item_ID), self.share)
-            item_ID = item_ID + _Projected.apply(self.project, *content)  # type: ignore[no-untyped-call]
+            item_ID = item_ID + self.cached(partial(self._content, len(item_ID)))
         return item_ID
+
+    def _content(self, items: int) -> Tensor:
+        projected: Tensor = _Projected.apply(self.project, self.content, items, self.share)  # type: ignore[no-untyped-call]
+        return projected
 
     def rows(self, shared_ID: Tensor, item_C: Tensor, key: Tensor) -> Tensor:
         """(C, D): the rows `item_C` of `forward`, at a cost that does not depend on I.

@@ -78,6 +78,20 @@ def test_candidates_are_an_id_vector_plus_projected_unit_content(
     assert_same(model(shared), expected, [shared, *model.parameters()])
 
 
+def test_evaluations_of_the_same_weights_project_the_content_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shared = _candidates(content="text").eval(), _shared()
+    reads, content = [], ranking._unit_blocks
+    monkeypatch.setattr(ranking, "_unit_blocks", lambda *arguments: reads.append(1) or content(*arguments))
+    with torch.no_grad():
+        first = model(shared)
+        assert torch.equal(model(shared), first)
+        assert len(reads) == 1
+        torch.testing.assert_close(model(shared + 1), first + 1)  # the table is no part of what is kept
+        model.project.mul_(2)  # type: ignore[union-attr]
+        torch.testing.assert_close(model(shared) - shared, 2 * (first - shared))
+    assert len(reads) == 2
+
+
 def test_projected_content_learns_under_bf16_autocast() -> None:
     gradients = []
     for half in (False, True):

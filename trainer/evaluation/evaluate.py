@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from models.contract import Baseline, SequenceModel, System
 from models.errors import UserError
+from models.nn.gather import Gather
 from retrieval.exact import Histories, Ranks, for_similarity
 from retrieval.files import whole_file
 from retrieval.index.base import SAMPLE, Vectors
@@ -139,7 +139,7 @@ def evaluate(
         for batch in loaded.evaluation_batches(split, np.zeros(batches[1] - batches[0], dtype=np.int64), 1):
             ranker.rank(batch, known.histories(batch.user.cpu()), k)
     ranker.finish()
-    plain, masked = (_gather(torch.cat(column)) for column in zip(*parts, strict=True))
+    plain, masked = (_gather(torch.cat(column), loaded.device) for column in zip(*parts, strict=True))
     everything, unseen = counter.gather(len(plain), dataset.train_counts()) if counter else ([], [])
     return Evaluation(
         user=np.arange(dataset.manifest.users, dtype=np.int64),
@@ -172,14 +172,10 @@ class _Known:
         return Histories(offsets, torch.from_numpy(self._items[at.numpy()].astype(np.int64)))
 
 
-def _gather(values: torch.Tensor) -> Ints:
-    """Join the shares of all ranks, in rank order. Every rank gets the whole array."""
-    size = world()[1]
-    if size == 1:
-        return values.numpy().astype(np.int64)
-    shares: list[Any] = [None] * size
-    dist.all_gather_object(shares, values.tolist())
-    return np.concatenate([np.array(share, dtype=np.int64) for share in shares])
+def _gather(values: torch.Tensor, device: torch.device) -> Ints:
+    """Join the shares of all ranks, in rank order, by way of `device`. Every rank gets the whole array."""
+    gathered: Ints = Gather.of(len(values), device)(values.to(device)).cpu().numpy()
+    return gathered
 
 
 def choose_inference(criteria: Mapping[str, float]) -> str:

@@ -21,6 +21,7 @@ from models.contract import Batch, SequenceModel
 from models.errors import UserError
 from trainer.config.schema import EngineConfig, TrainConfig
 from trainer.process import world
+from trainer.training.gradient_sums import sum_gradients
 from trainer.training.groups import Groups, load_moments, replicated_state
 from trainer.training.row_parts import RowParts
 from trainer.training.row_updates import RowUpdates, clip, sparse_tables, sum_rows, values_of
@@ -264,15 +265,14 @@ class TorchEngine(Engine):
                 table.grad = table.grad.coalesce()
         if world()[1] == 1:
             return
-        handles = []
+        dense = []
         for parameter in self.model.parameters():
             if self._is_table(parameter):
                 continue
             if parameter.grad is None:  # every rank must take part in every collective
                 parameter.grad = torch.zeros_like(parameter)
-            handles.append(dist.all_reduce(parameter.grad, async_op=True))
-        for handle in handles:
-            handle.wait()
+            dense.append(parameter.grad)
+        sum_gradients(dense)
 
     def _is_table(self, parameter: Tensor) -> bool:
         return any(parameter is table for table in self._tables)

@@ -1,4 +1,4 @@
-"""A disk of a few megabytes, for tests of what happens when it is full."""
+"""A disk of a few megabytes, for tests of what happens when it is full or cannot be replaced."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from trainer.cli import main
+
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of 4 MiB, mounted at `folder` as long as this lasts; the test is skipped where mounting is not allowed."""
+def small_disk(folder: Path, mib: int = 4) -> Iterator[Path]:
+    """A disk of 4 MiB (or `mib`), mounted at `folder` as long as this lasts; the test is skipped where mounting is not allowed."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -37,3 +39,14 @@ def fill(disk: Path, leave: int) -> Path:
         except OSError:
             stream.truncate(max(0, stream.tell() - leave))
     return filler
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], disk: Path, *command: str) -> None:
+    """The command fails with one message about the disk, and leaves it as it was."""
+    before = sorted(disk.rglob("*"))
+    capsys.readouterr()
+    assert main([*command]) == 2
+    err = capsys.readouterr().err
+    assert "is full: more" in err
+    assert "MB are free; make room or choose another place" in err
+    assert sorted(disk.rglob("*")) == before

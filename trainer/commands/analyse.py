@@ -6,6 +6,7 @@ Example: mealrec analyse --run demo-mealrec --against demo-sasrec
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from cluster import console
 from models.errors import UserError
+from retrieval.disk import disk_trouble
 from retrieval.folders import writable_file
 from trainer.analysis.record import ANALYSIS, SAMPLE, write_analysis
 from trainer.local_path import local_path
@@ -44,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder = run_folder(args.run, args.runs_dir)
     against = run_folder(args.against, args.runs_dir) if args.against else None
-    with _made(args.out or folder):
-        out = writable_file((args.out or folder) / ANALYSIS)  # before the work, not after
+    with _made(args.out or folder) as place:
+        out = writable_file(place / ANALYSIS)  # before the work, not after
         given = {"data": args.data, "sample": args.sample, "seed": args.seed}
         made_by = command(args.run, args.runs_dir, against=args.against, **given)
         found = analyse(folder, made_by, against=against, **given)
@@ -56,13 +58,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """`folder` is there; one that was not is removed again if the block fails."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+def _made(folder: Path) -> Iterator[Path]:
+    """`folder` is there, links followed; one that was not is removed again if the block fails.
+
+    Raises UserError if there is a file in its place, or no folder can be made.
+    """
+    real = Path(os.path.realpath(folder))
+    new = not real.exists()
     try:
-        yield
+        real.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = disk_trouble(error, real.parent)
+        raise UserError(told or f"cannot make the folder {real} ({error.strerror}); choose another --out") from None
+    try:
+        yield real
     except BaseException:
         if new:
-            shutil.rmtree(folder)
+            shutil.rmtree(real)
         raise

@@ -11,7 +11,7 @@ from models.errors import UserError
 from retrieval.disk import disk_trouble
 from trainer.commands.tracker import add_tracker_arguments, tracker_of
 from trainer.local_path import local_path
-from trainer.tracking import start_mirror, where_runs_are
+from trainer.tracking import REFUSED, start_mirror, where_runs_are
 from trainer.tracking.address import sqlite_path
 from trainer.tracking.metrics_log import read_lines
 
@@ -40,19 +40,24 @@ def run(args: argparse.Namespace) -> int:
     lines, _ = read_lines(metrics, 0)
     ended = bool(lines) and lines[-1]["event"] == "end"
     started = time.monotonic()
-    mirror = start_mirror(run_dir, where.uri, where.experiment, running=False)
+    mirror = start_mirror(run_dir, where.uri, where.experiment, running=False, warn=_warn)
     if not mirror.close(args.timeout, "FINISHED" if ended else "FAILED"):
         for place in (run_dir, sqlite_path(where.uri)):
             if place and (full := disk_trouble(OSError(mirror.told), place)):  # a full disk is seen by its free space
                 raise UserError(full)
-        if mirror.told and time.monotonic() - started < args.timeout:  # it gave up: waiting cannot help
+        if mirror.told.startswith(REFUSED):
             raise UserError(f"{mirror.told}; {run_dir / 'mlflow.log'} says more")
-        why = f": {mirror.told}" if mirror.told else ""
         raise UserError(
-            f"MLflow at {where.shown} did not take everything within {args.timeout:g} s{why}; "
+            f"MLflow at {where.shown} did not take everything within {time.monotonic() - started:.0f} s; "
             f"{run_dir / 'mlflow.log'} says more. "
             "Check that it answers and that the run is not being trained at the moment, then try again."
         )
     console.say(f"MLflow at {where.shown} has all {len(lines)} lines of {metrics}")
     console.say(f"the runs in MLflow\n{where_runs_are(run_dir, where.uri, where.experiment)}")
     return 0
+
+
+def _warn(message: str) -> None:
+    """What is tried again is told at once; a refusal is the error that this command ends with."""
+    if not message.startswith(REFUSED):
+        console.warn(message)

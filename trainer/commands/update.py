@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="change a setting of the run, e.g. train.epochs=10; not of the system")  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="continue the new run of this name")
+    parser.add_argument("--resume", action="store_true", help="continue the new run: that of --name, else the last RUN-uN")
     parser.add_argument("--register-as", metavar="MODEL", help="put the better of the two into MLflow's registry")
     parser.add_argument("--alias", metavar="NAME", help="alias that then names it, such as champion")
     add_tracker_arguments(parser)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if not (old_dir / "test.json").is_file():
         raise UserError(f"{old_dir} holds no finished run (no test.json); give the name of one, or another --runs-dir")
     load_manifest(args.data)
-    name = args.name or _next_name(old_name, args.runs_dir)
+    name = args.name or _default_name(old_name, args.runs_dir, resume=args.resume)
     run_dir = (args.runs_dir / name).absolute()
     check_name(name, run_dir, args.resume)
     config = recipe.load(str(old_dir / "config.yaml"), None, args.settings, str(args.data.absolute()))
@@ -102,9 +102,12 @@ def _old_name(named: str) -> str:
     return version.run
 
 
-def _next_name(old: str, runs_dir: Path) -> str:
+def _default_name(old: str, runs_dir: Path, *, resume: bool) -> str:
+    """The first of OLD-u1, OLD-u2, ... that is free; to resume, the last that is there."""
     stem = re.sub(r"-u\d+$", "", old)
-    return next(name for n in itertools.count(1) if not (runs_dir / (name := f"{stem}-u{n}")).exists())
+    free = next(n for n in itertools.count(1) if not (runs_dir / f"{stem}-u{n}").exists())
+    last = f"{stem}-u{free - 1}"
+    return last if resume and free > 1 and last != old else f"{stem}-u{free}"
 
 
 def _prepared(old_dir: Path, old_data: str | None, config: RunConfig, run_dir: Path) -> tuple[Evaluation, str]:

@@ -21,10 +21,12 @@ from trainer.tracking.group import write_group
 from trainer.tracking.metrics_log import MetricsLog
 from trainer.tracking.state import read_state
 
-__all__ = ["ENVIRONMENT", "MetricsLog", "Mirror", "Status", "start_mirror", "where_runs_are", "write_group"]
+__all__ = ["ENVIRONMENT", "REFUSED", "MetricsLog", "Mirror", "Status", "start_mirror", "where_runs_are", "write_group"]
 
 Status = Literal["FINISHED", "FAILED"]
 
+#: what the mirror's last message begins with if trying again cannot help
+REFUSED = "MLflow does not take this run"
 #: for every process of ours that imports MLflow; what the user's environment sets goes before
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the mirror retries by itself, and a user at a command is told at once
@@ -53,10 +55,11 @@ class Mirror:
     def close(self, timeout: float, status: Status = "FINISHED") -> bool:
         """Tell MLflow how the run ended; wait at most about `timeout` seconds until everything is there.
 
-        Returns whether it is. If not, the process is ended, and a warning says how to sync later.
+        Returns whether it is. If not, the process is ended, and for a run that was running a warning says how to sync
+        later.
         """
         done = self._process is not None and self._end(self._process, timeout, status)
-        if not done:
+        if not done and self._sync:
             self._warn(
                 f"MLflow does not have everything of this run (why: {self._run_dir / 'mlflow.log'}). Nothing is lost; "
                 f"sync it later with: {self._sync}"
@@ -114,7 +117,7 @@ def start_mirror(
         )
     command = [sys.executable, "-m", "trainer.tracking.mirror", "--run-dir", str(run_dir)]
     command += ["--study"] if study else ["--started", str(time.time())] if running else []
-    sync = study or command_for("track", run_dir)
+    sync = study or (command_for("track", run_dir) if running else "")
     try:
         refuse_link(run_dir / "mlflow.log")
         with (run_dir / "mlflow.log").open("ab") as output:

@@ -21,6 +21,8 @@ from trainer.text_files import read_yaml
 
 #: limits of MLflow's tracking API
 KEY_LENGTH, DIGEST_LENGTH, VALUE_LENGTH = 250, 36, 500
+#: letters of a value that MLflow's compare page shows
+_AXIS_LENGTH = 10
 #: sections of MealRec's options of which one is in use, the one that `backbone` names
 BACKBONES = ("sasrec", "cl4srec", "tedrec")
 #: parameters; what does not decide the result is left out
@@ -56,7 +58,10 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 def parameters(run: str, config: Mapping[str, Any]) -> dict[str, str]:
     """Run, seed, system, and the options that decide the result; of MealRec's backbones only the chosen one's.
 
-    MLflow's compare page draws the first three by name of those that differ between runs: these are named to be first.
+    MLflow's compare page draws the first three by name of those that differ between runs: these are named to be first,
+    as a run that lacks a parameter would be drawn with a value that it does not have. The page cuts texts after ten
+    letters and then mixes up those that became equal, so a run has the last ten of its name (srec-s2020). A seed is a
+    text (s2020), as the axis of numbers has 2020.2 and 2020.4 between two seeds.
     """
     model = dict(config.get("model") or {})
     system, backbone = model.pop("name", None), model.get("backbone")
@@ -64,7 +69,9 @@ def parameters(run: str, config: Mapping[str, Any]) -> dict[str, str]:
         model = {key: value for key, value in model.items() if key not in BACKBONES or key == backbone}
     sections = {name: config.get(name) or {} for name in _SECTIONS} | {"model": model}
     every = dict(flat(config, "."))
-    values = {"compare.run": run, "compare.seed": config.get("seed"), "compare.system": system}
+    seed = config.get("seed")
+    values = {"compare.run": run[-_AXIS_LENGTH:], "compare.seed": None if seed is None else f"s{seed}"}
+    values |= {"compare.system": system, "seed": seed}
     values |= dict(flat(sections, "."))
     values |= {key: every[key] for key in _SINGLE if key in every}
     return {api_name(key): _cut(value) for key, value in values.items() if value is not None and value != {}}

@@ -25,12 +25,12 @@ class Group:
     folders: tuple[Path, ...]
 
     def reports(self) -> dict[str, dict[str, Any]]:
-        """test.json of each run that has one, by the run's name."""
+        """test.json of each run that has one, by the run's name; the best NDCG@10 first."""
         found = {}
         for folder in self.folders:
             with suppress(OSError, ValueError):
                 found[folder.name] = dict(json.loads((folder / "test.json").read_bytes()))
-        return found
+        return dict(sorted(found.items(), key=lambda each: -each[1].get("NDCG@10", 0.0)))
 
     def ended(self) -> bool:
         """Whether every run has."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from retrieval.files import locked
+from trainer.tracking import REFUSED
 from trainer.tracking.address import redacted
 from trainer.tracking.publisher import Publisher
 from trainer.tracking.store import BUGS, permanent, reason, unreachable
@@ -79,8 +80,8 @@ class Parent:
 class Outage:
     """The time in which MLflow fails, told once when it begins and once when it ends."""
 
-    def __init__(self, parent: Parent, uri: str) -> None:
-        self._parent, self._uri = parent, uri
+    def __init__(self, parent: Parent, uri: str, *, running: bool) -> None:
+        self._parent, self._uri, self._running = parent, uri, running
         self._since = 0.0
         self.delay = 0.0
         self.reached = False
@@ -89,8 +90,8 @@ class Outage:
         if not self._since:
             self._since, self.delay = time.monotonic(), FIRST_RETRY_S / 2
             self._parent.tell(
-                f"MLflow fails at {redacted(self._uri)} ({reason(error, self._uri)}); "
-                "the run goes on, and this is tried again"
+                f"MLflow fails at {redacted(self._uri)} ({reason(error, self._uri)}); this is tried again"
+                + (", and the run goes on" if self._running else "")
             )
         self.reached = self.reached or not unreachable(error)
         self.delay = min(2 * self.delay, LONGEST_RETRY_S)
@@ -101,10 +102,13 @@ class Outage:
         self._since, self.delay, self.reached = 0.0, POLL_S, True
 
 
-def follow(publisher: Posting, parent: Parent, uri: str) -> int:
-    """Mirror until the run has ended and everything is posted; the exit status. Retries with growing delays."""
+def follow(publisher: Posting, parent: Parent, uri: str, *, running: bool = True) -> int:
+    """Mirror until the run has ended and everything is posted; the exit status. Retries with growing delays.
+
+    running: whether the run (or the study) goes on now.
+    """
     status: str | None = None
-    deadline, outage = float("inf"), Outage(parent, uri)
+    deadline, outage = float("inf"), Outage(parent, uri, running=running)
     while time.monotonic() < deadline:
         if status is None:
             status = parent.wait(outage.delay)
@@ -118,7 +122,7 @@ def follow(publisher: Posting, parent: Parent, uri: str) -> int:
                 publisher.finish(status)
         except Exception as error:  # whatever mlflow, its stores and its HTTP client raise: the mirror outlives it
             if permanent(error):
-                parent.tell(f"MLflow does not take this run: {reason(error, uri)}")
+                parent.tell(f"{REFUSED}: {reason(error, uri)}")
                 if type(error) in BUGS:
                     log.warning("", exc_info=redacted(uri) == uri)  # a traceback may show what it works on
                 return HOPELESS
@@ -151,7 +155,7 @@ def main() -> int:
             posting = StudyPublisher(args.run_dir, uri, experiment)
         else:
             posting = Publisher(args.run_dir, uri, experiment, args.started)
-        return follow(posting, parent, uri)
+        return follow(posting, parent, uri, running=args.study or args.started is not None)
 
 
 if __name__ == "__main__":

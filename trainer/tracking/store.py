@@ -20,6 +20,8 @@ _MISSING = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectory
 BUGS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 #: of SQLAlchemy and Alembic: an address that is none, a dialect that is not installed, a schema of a newer MLflow
 _FINAL_NAMES = ("ArgumentError", "NoSuchModuleError", "CommandError")
+#: passwords of fewer letters are hidden as whole words
+_SHORT = 4
 _FINAL_WORDS = ("not in a valid JSON format", "out-of-date database schema", "Invalid url", "Invalid URL")
 
 
@@ -104,10 +106,15 @@ def reason(error: BaseException, uri: str) -> str:
         text = str(error)
     elif unreachable(error):
         text = "nobody listens there, or there is no such host"
+    elif isinstance(error, ModuleNotFoundError):
+        text = f"the package {error.name}, which this address needs, is not installed: install it, or name another store"
     elif isinstance(error, MlflowException):
         text = _explained(error, text.partition(". Response body")[0])
-    for secret in {uri, *re.findall(r"://(?:[^/]*:)?(.*)@", uri)} - {redacted(uri), ""}:
-        text = text.replace(secret, redacted(uri) if secret == uri else "***")
+    text = text.replace(uri, redacted(uri))
+    for secret in {*re.findall(r"://(?:[^/]*:)?(.*)@", uri)} - {""}:
+        # one that is short is a part of many words, and hides only where it stands alone
+        before, after = (r"(?<!\w)", r"(?!\w)") if len(secret) < _SHORT else ("", "")
+        text = re.sub(f"{before}{re.escape(secret)}{after}", "***", text)
     return text[:400]
 
 

@@ -62,4 +62,6 @@ class EpochReporter:
 
 
 def _terms(losses: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    """The ranking loss, which every trained system has, then the others by name: the same order in every line."""
+    ordered = sorted(losses, key=lambda name: (name != "ranking", name))
+    return " ".join(f"{name} {losses[name]:.4f}" for name in ordered)

@@ -1,4 +1,7 @@
-"""A full disk, in every verb that writes: one message that says what is free and what to do, and nothing half-made."""
+"""A full disk, in every verb that writes: one message that says what is free and what to do, and nothing half-made.
+
+Studies, their reports and updates are in `test_full_disk_studies.py`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from cluster.head import free_ports
 from models.errors import UserError
 from tests.helpers.extraction_job import run as number_extraction
 from tests.helpers.inspected import made, named, title
-from tests.helpers.small_disk import fill, small_disk
+from tests.helpers.small_disk import assert_refused, fill, small_disk
 from tests.helpers.tiny_runs import MODELS, RUN
 from trainer.cli import main
 from trainer.evaluation.evaluate import Evaluation
@@ -50,17 +53,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                  *SETTINGS]) == 0  # fmt: skip
     assert main(["export", "--run", "a", *runs, "--out", str(home / "model")]) == 0
     return home
-
-
-def assert_refused(capsys: pytest.CaptureFixture[str], disk: Path, *command: str) -> None:
-    """The command fails with one message about the disk, and leaves it as it was."""
-    before = sorted(disk.rglob("*"))
-    capsys.readouterr()
-    assert main([*command]) == 2
-    err = capsys.readouterr().err
-    assert "is full: more" in err
-    assert "MB are free; make room or choose another place" in err
-    assert sorted(disk.rglob("*")) == before
 
 
 @pytest.mark.parametrize("leave", [0, 8 << 10, 64 << 10])

@@ -32,9 +32,11 @@ def write_run(run_dir: Path) -> Path:
 def test_only_the_chosen_backbone_has_parameters(tmp_path: Path) -> None:
     assert set(describe.BACKBONES) == set(get_args(get_type_hints(MealRecOptions)["backbone"]))
     config = describe.read_config(write_run(tmp_path / "a"))
-    found = describe.parameters("a-s3", config)
+    found = describe.parameters("first-mealrec-s3", config)
     assert sorted(found)[1:4] == ["compare.run", "compare.seed", "compare.system"]  # behind cluster.workers
-    assert (found["compare.system"], found["compare.seed"], found["model.backbone"]) == ("mealrec", "3", "sasrec")
+    assert found["compare.run"] == "mealrec-s3"  # all that the page would show
+    assert (found["compare.system"], found["compare.seed"], found["model.backbone"]) == ("mealrec", "s3", "sasrec")
+    assert found["seed"] == "3"
     assert {"model.sasrec.hidden", "model.tcd.decay", "train.learning_rate"} <= set(found)
     assert not [
         name for name in found if name.startswith(("model.tedrec.", "model.cl4srec.", "tracking.", "data.path"))
@@ -78,6 +80,16 @@ def test_a_group_knows_its_runs_and_a_resumed_one_stays_what_it_was(tmp_path: Pa
     folders[0].rename(tmp_path / "runs" / "copy")
     assert read_group(tmp_path / "runs" / "copy") is None
     assert "| x-s2 | 0.7500 | 0.5000 |" in describe.group_description("x", again.reports(), 3)
+
+
+def test_the_best_run_of_a_group_is_first(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    write_group("x", folders)
+    for folder, value in zip(folders, (0.2, 0.4, 0.3), strict=True):
+        (folder / "test.json").write_text(json.dumps({"NDCG@10": value}))
+    group = read_group(folders[0])
+    assert group is not None
+    assert list(group.reports()) == ["b", "c", "a"]
 
 
 def test_pictures_are_drawn_where_there_is_something_to_draw(tmp_path: Path) -> None:

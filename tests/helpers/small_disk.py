@@ -14,7 +14,8 @@ from trainer.cli import main
 
 @contextmanager
 def small_disk(folder: Path, mib: int = 4) -> Iterator[Path]:
-    """A disk of 4 MiB (or `mib`), mounted at `folder` as long as this lasts; the test is skipped where mounting is not allowed."""
+    """A disk of `mib` MiB, mounted at `folder` as long as this lasts; the test is skipped where mounting is not
+    allowed."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", str(folder)]
     try:

@@ -117,7 +117,7 @@ def _where(args: argparse.Namespace) -> Where | None:
 
 def _generated(args: argparse.Namespace) -> Manifest:
     names = [field.name for field in dataclasses.fields(SyntheticOptions)]
-    generate(args.out, SyntheticOptions(**{name: getattr(args, name) for name in names}))
+    generate(args.out, SyntheticOptions.fitting({name: getattr(args, name) for name in names if name in args}))
     return load_manifest(args.out)
 
 
@@ -180,12 +180,41 @@ def _add_partitions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+#: what each option of the generated world means
+_WORLD = {
+    "users": "users",
+    "items": "videos",
+    "seed": "of everything that is drawn",
+    "topics": "topics of the videos, of 20 videos at least; fewer for a catalogue under 400",
+    "favourites": "topics that a user likes",
+    "mean_length": "videos that a user watches, on average",
+    "frames": "frames of a video",
+    "width": "numbers in the vector of a frame",
+    "text_width": "numbers in the vector of a title",
+    "layers": "states of the encoders that are kept, for IISAN",
+    "on_topic": "frames that show the video's topic; the others are filler",
+    "misleading": "share of the filler that shows another topic",
+    "noise": "deviation of the noise on frames, whose signal has about 1",
+    "title_signal": "share of a title's words that are of its topic",
+    "accident": "share of clicks on any video",
+    "drift": "how often a user's interest moves to another favourite",
+    "follow": "how often a user goes on with one of the next three videos of a topic",
+    "zipf": "how uneven popularity is; 0: even",
+    "cold": "share of videos that come out for the last two clicks of users alone",
+    "max_length": "videos in a history",
+    "behaviours": "some views are likes, too",
+}
+
+
 def _add_fields(parser: argparse.ArgumentParser) -> None:
     """One option per field of SyntheticOptions."""
     types = typing.get_type_hints(SyntheticOptions)
     for field in dataclasses.fields(SyntheticOptions):
         flag = f"--{field.name.replace('_', '-')}"
         if types[field.name] is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+                                help=_WORLD[field.name])  # fmt: skip
             continue
-        parser.add_argument(flag, type=types[field.name], default=field.default, help=f"default {field.default}")
+        told = f"{_WORLD[field.name]} (default {field.default})"
+        kind = types[field.name]
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar="N" if kind is int else "X", help=told)

@@ -155,7 +155,7 @@ def _datasets(paths: Sequence[str], scale: Scale, world: Path, new: Path) -> lis
         there = world if world.exists() else new
         if there is new:
             try:
-                options = SyntheticOptions(**scale.world)
+                options = SyntheticOptions.fitting(scale.world)
             except TypeError as error:
                 raise UserError(f"the scale's world: {error}") from None
             console.say(f"generating the world of the plan: {options.users:,} users, {options.items:,} items")

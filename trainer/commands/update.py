@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", type=local_path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings",
                         help="change a setting of the run, e.g. train.epochs=10; not of the system")  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="continue the new run: that of --name, else the last RUN-uN")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the new run: that of --name, else the last RUN-uN"
+    )
     parser.add_argument("--register-as", metavar="MODEL", help="put the better of the two into MLflow's registry")
     parser.add_argument("--alias", metavar="NAME", help="alias that then names it, such as champion")
     add_tracker_arguments(parser)

@@ -70,7 +70,7 @@ def parameters(run: str, config: Mapping[str, Any]) -> dict[str, str]:
     sections = {name: config.get(name) or {} for name in _SECTIONS} | {"model": model}
     every = dict(flat(config, "."))
     seed = config.get("seed")
-    values = {"compare.run": run[-_AXIS_LENGTH:], "compare.seed": None if seed is None else f"s{seed}"}
+    values: dict[str, Any] = {"compare.run": run[-_AXIS_LENGTH:], "compare.seed": None if seed is None else f"s{seed}"}
     values |= {"compare.system": system, "seed": seed}
     values |= dict(flat(sections, "."))
     values |= {key: every[key] for key in _SINGLE if key in every}

@@ -107,7 +107,9 @@ def reason(error: BaseException, uri: str) -> str:
     elif unreachable(error):
         text = "nobody listens there, or there is no such host"
     elif isinstance(error, ModuleNotFoundError):
-        text = f"the package {error.name}, which this address needs, is not installed: install it, or name another store"
+        text = (
+            f"the package {error.name}, which this address needs, is not installed: install it, or name another store"
+        )
     elif isinstance(error, MlflowException):
         text = _explained(error, text.partition(". Response body")[0])
     text = text.replace(uri, redacted(uri))

@@ -49,8 +49,8 @@ def test_report(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 
 
 def grid(disk: Path, data: Path, *more: str) -> int:
-    return main(["study", "--name", "g", "--systems", "sasrec", "--grid", "train.weight_decay=0,0.1", "--recipe", "demo",
-                 "--data", str(data), "--runs-dir", str(disk), *SETTINGS, *more])  # fmt: skip
+    plan = ["--name", "g", "--systems", "sasrec", "--grid", "train.weight_decay=0,0.1", "--recipe", "demo"]
+    return main(["study", *plan, "--data", str(data), "--runs-dir", str(disk), *SETTINGS, *more])
 
 
 def test_a_study_that_cannot_begin(disk: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,9 @@ def test_a_study_whose_trials_find_no_room(disk: Path, data: Path, capsys: pytes
     def filling(self: MetricsLog, *arguments: Any) -> None:
         fill(disk, 0)
         *others, metrics = arguments
-        real(self, *others, {**metrics, "more": dict.fromkeys(range(2000), 0)})  # more than the file's page has room for
+        real(
+            self, *others, {**metrics, "more": dict.fromkeys(range(2000), 0)}
+        )  # more than the file's page has room for
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MetricsLog, "append", filling)

@@ -79,7 +79,7 @@ def test_a_link_is_kept_and_its_target_filled(
     assert main([*commands[verb], "--out", str(link)]) == 0
     assert link.is_symlink()
     assert link.resolve() == target
-    assert (any(target.iterdir()) if verb in FOLDERS else target.stat().st_size)
+    assert any(target.iterdir()) if verb in FOLDERS else target.stat().st_size
     hidden = [path.name for path in target.parent.iterdir() if path != target]
     assert hidden == [], "nothing else is left beside it"
 

@@ -272,6 +272,17 @@ def test_impossible_options_are_refused(changes: dict[str, float], says: str) ->
         SyntheticOptions(**changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("items", [20, 39, 40, 79, 300, 399])
+def test_a_small_catalogue_has_fewer_topics_and_what_fits_is_not_changed(items: int) -> None:
+    o = SyntheticOptions.fitting({"items": items, "users": 60})
+    assert (o.topics, o.favourites) == (items // 20, min(3, items // 20))
+    everyone(o)
+    assert SyntheticOptions.fitting({"items": 60, "topics": 3}) == SyntheticOptions(items=60, topics=3)
+    assert SyntheticOptions.fitting({}) == SyntheticOptions()
+    with pytest.raises(UserError, match=r"topics is 20, must be between 1 and 15"):
+        SyntheticOptions.fitting({"items": 300, "topics": 20})
+
+
 def test_a_world_without_new_items_is_refused_and_does_not_hang() -> None:
     o = SyntheticOptions(users=50, items=24, topics=1, favourites=1, mean_length=6, zipf=5, follow=0, accident=0)
     with pytest.raises(UserError, match="found nothing new"):

@@ -8,7 +8,7 @@ padding row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
@@ -97,6 +97,19 @@ class SyntheticOptions:
             if not low <= value <= high:
                 reach = " (a topic needs at least 20 items)" if field.name == "topics" else ""
                 raise UserError(f"synthetic world: {field.name} is {value}, must be between {low} and {high}{reach}")
+
+    @classmethod
+    def fitting(cls, given: Mapping[str, Any]) -> SyntheticOptions:
+        """A world with the given options. Of the others, those that its catalogue is too small for are lowered: topics
+        below 400 items, favourites below 3 topics, mean_length below 40 items."""
+        items = given.get("items", cls.items)
+        topics = given.get("topics", max(1, min(cls.topics, items // 20)))
+        small = {
+            "topics": topics,
+            "favourites": max(1, min(cls.favourites, topics)),
+            "mean_length": cls.mean_length if cls.mean_length <= items / 4 else max(3.0, items / 8),
+        }
+        return cls(**{**small, **given})
 
 
 def stream(seed: int, purpose: int, granule: int = 0) -> np.random.Generator:

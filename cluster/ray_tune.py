@@ -23,6 +23,8 @@ Report = Callable[[int, float], bool]
 Work = Callable[[dict[str, Any], Report], None]
 
 _TRIAL, _EPOCH, _VALUE = "trial", "epoch", "value"
+#: a file in the folder of Ray's files: the driver was told to end, and ends all trials
+_ENDED = "told-to-end"
 #: a stopped trial closes its files and trackers before its process takes the next one
 _CLOSING_S = 90
 _TUNE_SETTINGS = {
@@ -119,10 +121,12 @@ def run_trials(
     names = list(trials)
     device = "cuda" if where.gpus else "cpu"
     inputs = {name: {**trials[name], "device": device} for name in names}
+    ended = storage / _ENDED
+    ended.unlink(missing_ok=True)
 
     def trainable(config: dict[str, Any]) -> None:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_CLOSING_S)  # read in this process, when a trial is stopped
-        report = _Reporter(tune.report)
+        report = _Reporter(tune.report, ended)
         work(inputs[config[_TRIAL]], report)
         if report.stopped:
             sys.exit()  # what Tune waits for: after a plain return it would wait for one more report
@@ -136,7 +140,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=storage.name, storage_path=str(storage.parent.absolute()), verbose=0,
-            failure_config=tune.FailureConfig(max_failures=1), callbacks=[_callback(watcher)],
+            failure_config=tune.FailureConfig(max_failures=1), callbacks=[_callback(watcher, ended)],
         ),
     )  # fmt: skip
     # Ray has set its own handler of SIGTERM when it connected. Ours only notes it: an exception out of a handler would
@@ -159,16 +163,22 @@ def one_after_the_other(work: Work, trials: Mapping[str, dict[str, Any]], watche
 
 
 class _Reporter:
-    """A `Report` to Tune. stopped: whether its scheduler has stopped the trial."""
+    """A `Report` to Tune. stopped: whether its scheduler has stopped the trial.
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._tell = tell
+    Tune also ends a trial when the driver ends, in the same way. Then the file `ended` is there: the trial goes on
+    another time, so it must not take this for a decision about it.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None], ended: Path) -> None:
+        self._tell, self._ended = tell, ended
         self.stopped = False
 
     def __call__(self, epoch: int, value: float) -> bool:
         try:
             self._tell({_EPOCH: epoch, _VALUE: value})
         except SystemExit:  # how Tune ends a trial that its scheduler stops: the trial has work to finish
+            if self._ended.exists():
+                raise
             self.stopped = True
         return not self.stopped
 
@@ -188,13 +198,15 @@ def _name_of(trial: Any) -> str:
     return str(trial.config[_TRIAL])
 
 
-def _callback(watcher: Watcher) -> Any:
+def _callback(watcher: Watcher, ended: Path) -> Any:
     from ray.tune.progress_reporter import TrialProgressCallback
 
     # instead of Tune's own, which would print; Tune gives every argument by name
     class Telling(TrialProgressCallback):  # type: ignore[misc]
         def on_step_begin(self, **_: Any) -> None:  # several times a second
             if preemption.noticed():
+                ended.parent.mkdir(parents=True, exist_ok=True)
+                ended.touch()  # before Tune ends the trials that run
                 raise Stopped("stopped by SIGTERM; what was saved is kept: the same command with --resume goes on")
 
         def on_trial_start(self, trial: Any, **_: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.failures import PreflightError
-from cluster.ray_tune import Halving, Slots, one_after_the_other, run_trials, slots
+from cluster.ray_tune import Halving, Slots, _Reporter, one_after_the_other, run_trials, slots
 from cluster.session import connected
 from tests.helpers.tune_work import work
 
@@ -63,6 +63,23 @@ def test_trials_share_processes_survive_deaths_and_are_stopped(tmp_path: Path) -
     assert (tmp_path / "deaths").read_text() == "xx"  # tried once more
     assert dying.ends["t9"] is None
     assert dying.ends["bad"]
+
+
+def test_a_driver_that_is_told_to_end_decides_nothing_about_its_trials(tmp_path: Path) -> None:
+    """Tune ends trials as if their scheduler had stopped them; those of a driver that ends go on another time."""
+
+    def tell(content: dict[str, object]) -> None:
+        del content
+        raise SystemExit
+
+    report = _Reporter(tell, tmp_path / "told-to-end")
+    assert not report(1, 0.5)
+    assert report.stopped
+    again = _Reporter(tell, tmp_path / "told-to-end")
+    (tmp_path / "told-to-end").touch()
+    with pytest.raises(SystemExit):
+        again(1, 0.5)
+    assert not again.stopped
 
 
 def test_without_ray_trials_run_here_in_their_order(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
 from trainer.commands.train_closing import closing
 from trainer.commands.train_plan import COMPARISON, PlannedRun, check_more_epochs, check_name, make_plan
-from trainer.commands.train_together import check_together, train_together
+from trainer.commands.train_together import check_parallel, train_together
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.storage import is_url
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked without torch, train the systems, say which to keep."""
     plan = make_plan(args)
     if args.parallel is not None:
-        check_together(plan.runs, args.parallel)
+        check_parallel(plan.runs, args.parallel)
     for each in plan.runs:
         if storage := storage_of(each.folder):
             storage.begin(args.resume)

@@ -15,7 +15,7 @@ from trainer.evaluation.config import CRITERION
 from trainer.evaluation.report import read_report
 
 
-def check_together(runs: Sequence[PlannedRun], parallel: int) -> None:
+def check_parallel(runs: Sequence[PlannedRun], parallel: int) -> None:
     """Raise UserError unless so many of `runs` can be trained at the same time."""
     if parallel < 1:
         raise UserError(f"--parallel {parallel}: at least one run is trained at a time")

@@ -26,7 +26,7 @@ def check_tables(config: RunConfig, items: int, users: int, device: torch.device
     # ZeRO divides the moments from stage 1 on, gradients from 2, weights from 3
     stage, workers = config.engine.zero_stage, config.cluster.workers
     divided = [1 if stage < least else workers for least in (3, 1, 2)]
-    sharded = workers if config.engine.item_rows == "sharded" else 1
+    sharded = _sharers(config)
     parts = [share / by for share, by in zip((_WEIGHTS, _MOMENTS, gradient), divided, strict=True)]
     # workers of one node share its memory, each GPU has its own
     here = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -45,9 +45,14 @@ def check_tables(config: RunConfig, items: int, users: int, device: torch.device
     )
 
 
+def _sharers(config: RunConfig) -> int:
+    """Workers among which the item tables are divided."""
+    return config.cluster.workers if config.engine.item_rows == "sharded" else 1
+
+
 def _index_bytes(config: RunConfig, items: int, users: int, width: int) -> float:
     """What an evaluation's index takes on each worker; 0 where it ranks exactly, or the system has no table."""
-    exact = config.eval.ranking(items - 1, users)[0] == "exact" or config.engine.item_rows == "sharded"
+    exact = config.eval.ranking(items - 1, users)[0] == "exact" or _sharers(config) > 1
     shards = config.cluster.workers if config.eval.sharded else 1
     return 0 if exact or not width else items * config.eval.options.item_bytes(width) / shards
 

@@ -62,6 +62,9 @@ def test_workers_that_share_the_rows_need_their_part_each(monkeypatch: pytest.Mo
         told = _refused(_config(*sharded), 0.9, monkeypatch, users)
         assert "need 0.4 GB of memory for one worker (0.1 GB each" in told
         assert "sharded divides" not in told
+    alone = _config(*LAZY, "engine.item_rows=sharded")  # one worker holds all, and takes an index as ever
+    assert _refused(alone, 4.1, monkeypatch) == ""
+    assert "for its index" in _refused(alone, 4.1, monkeypatch, 1_000_000)
 
 
 def test_the_index_of_an_evaluation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ index/KIND/               FAISS indices (`mealrec index`)
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,7 @@ def load_export(path: Path) -> Export:
 
     Raises UserError when a file is absent, damaged, or does not fit the others.
     """
+    _require_export(path)
     _refuse_other_version(path / "model.json")
     card = cast(ModelCard, read_record(path / "model.json", ModelCard, _REMEDY))
     expected = {_WEIGHTS, _VECTORS, _ITEMS, *([_CONTENT] if card.content else [])}
@@ -201,6 +203,17 @@ def load_export(path: Path) -> Export:
 def index_folder(model_dir: Path, kind: str) -> Path:
     """The folder of the index of `kind` for the model in `model_dir`."""
     return model_dir / "index" / kind
+
+
+def _require_export(path: Path) -> None:
+    if (path / "model.json").exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}: name one that `mealrec export` wrote")
+    if (path / "config.yaml").exists() and (path / "checkpoints").exists():
+        make = shlex.join(["mealrec", "export", "--run", str(path), "--out", f"export/{path.name}"])
+        raise UserError(f"{path} is a run, not an exported model; this makes one of it: {make}")
+    raise UserError(f"{path} holds no exported model (no model.json): name a folder that `mealrec export` wrote")
 
 
 def _refuse_other_version(path: Path) -> None:

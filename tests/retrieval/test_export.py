@@ -110,8 +110,17 @@ def edit(model: Path, **changes: object) -> None:
 
 def test_a_model_json_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     model = tmp_path / "model"
-    with pytest.raises(UserError, match=r"model.json does not exist; export"):
+    with pytest.raises(UserError, match=r"there is no folder .*model: name one that `mealrec export` wrote"):
         load_export(model)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run holds no exported model \(no model.json\)"):
+        load_export(run)
+    (run / "config.yaml").touch()
+    with pytest.raises(
+        UserError, match=r"is a run, not an exported model; .*: mealrec export --run .*run --out export/run"
+    ):
+        load_export(run)
     card = export(model)
     edit(model, schema_version=2)
     with pytest.raises(UserError, match=r"schema version 2, .* reads 4: .*train and export again"):

@@ -24,7 +24,7 @@ from retrieval.disk import disk_trouble
 from retrieval.files import locked, remove_own, sole_writer, temporaries
 from retrieval.folders import left_by_killed_makers, sweep
 from trainer.data.storage import default_cache
-from trainer.local_path import local_path
+from trainer.local_path import local_path, runs_beside
 from trainer.tracking.describe import read_config
 from trainer.tracking.metrics_log import read_lines
 from trainer.training.checkpoint_files import read_progress, surplus
@@ -100,7 +100,7 @@ def _failure(item: Item) -> str | None:
 def _of_runs(names: Sequence[str], runs_dir: Path, unfinished: bool) -> tuple[list[Item], list[str]]:
     """What can be freed of runs, and which runs are left alone, with the reason."""
     if missing := [name for name in names if not _is_run(runs_dir / name)]:
-        raise UserError(f"there is no run {missing[0]!r} in {runs_dir}; give the name of a folder with a config.yaml")
+        raise UserError(f"there is no run {missing[0]!r} in {runs_dir}: {runs_beside(runs_dir / missing[0])}")
     folders = [runs_dir / name for name in names] or sorted(each for each in runs_dir.glob("*") if _is_run(each))
     items, alone = [], []
     for folder in folders:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster import console
 from models.errors import UserError
 from trainer.commands.tracker import add_tracker_arguments, prepare_mlflow, tracker_of
-from trainer.local_path import local_path
+from trainer.local_path import local_path, run_place, runs_beside
 from trainer.tracking.address import Tracker
 from trainer.tracking.model_address import check_alias, check_name
 
@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
     check_name(args.model, "--as")
     if args.alias:
         check_alias(args.alias)
-    run_dir = args.runs_dir / args.run
+    run_dir = run_place(args.run, args.runs_dir)
     if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"there is no run {args.run!r}: {run_dir}/config.yaml does not exist; name a trained run")
+        raise UserError(f"there is no run in {run_dir} (no config.yaml): {runs_beside(run_dir)}")
     if args.export is not None:
         _require_of_run(args.export, run_dir.name)
     register_run(

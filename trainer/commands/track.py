@@ -10,7 +10,7 @@ from cluster import console
 from models.errors import UserError
 from retrieval.disk import disk_trouble
 from trainer.commands.tracker import add_tracker_arguments, tracker_of
-from trainer.local_path import local_path
+from trainer.local_path import local_path, run_place, runs_beside
 from trainer.tracking import REFUSED, start_mirror, where_runs_are
 from trainer.tracking.address import sqlite_path
 from trainer.tracking.metrics_log import read_lines
@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send what is missing and print the result; 0 if MLflow has everything. Raises UserError otherwise."""
-    run_dir: Path = args.runs_dir / args.run
+    run_dir = run_place(args.run, args.runs_dir)
     metrics = run_dir / "metrics.jsonl"
     if not metrics.is_file():
-        raise UserError(f"there is no run {args.run!r}: {metrics} does not exist; name a folder of {args.runs_dir}")
+        raise UserError(f"there is no run in {run_dir} (no {metrics.name}): {runs_beside(run_dir)}")
     where = tracker_of(run_dir, args.uri, args.experiment)
     lines, _ = read_lines(metrics, 0)
     ended = bool(lines) and lines[-1]["event"] == "end"

@@ -26,7 +26,7 @@ from trainer.config import recipe
 from trainer.config.schema import RunConfig
 from trainer.data.format.manifest import load_manifest
 from trainer.evaluation.report import metric_table, read_report
-from trainer.local_path import local_path
+from trainer.local_path import local_path, run_place, runs_beside
 from trainer.tracking.model_address import check_alias, parse_address, registry_uri
 from trainer.tracking.model_address import check_name as check_model_name
 
@@ -58,10 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train on, compare, and register the better one; return the exit code, which is 0 whichever is better."""
     _check(args)
-    old_name = _old_name(args.run)
-    old_dir = args.runs_dir / old_name
+    old_dir = run_place(_old_name(args.run), args.runs_dir)
+    old_name = old_dir.name
     if not (old_dir / "test.json").is_file():
-        raise UserError(f"{old_dir} holds no finished run (no test.json); give the name of one, or another --runs-dir")
+        raise UserError(f"{old_dir} holds no finished run (no test.json): {runs_beside(old_dir)}")
     load_manifest(args.data)
     name = args.name or _default_name(old_name, args.runs_dir, resume=args.resume)
     run_dir = (args.runs_dir / name).absolute()

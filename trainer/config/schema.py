@@ -277,7 +277,7 @@ def _explain(error: ValidationError) -> str:
             lines.append(str(cause))
             continue
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key}: {nearest(path[-1], _siblings(path[:-1]))}")
+            lines.append(f"unknown key {key}: {_hint(path)}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             shown = "" if isinstance(problem["input"], Mapping | BaseModel) else f" (given: {problem['input']!r})"
@@ -285,9 +285,19 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+def _hint(path: list[str]) -> str:
+    """The valid key that was meant: one beside it, or of this name in a section, whose name was left out."""
+    beside = _siblings(path[:-1])
+    if len(path) > 1:
+        return nearest(path[-1], beside)
+    within = [repr(f"{section}.{path[0]}") for section in beside if path[0] in _siblings([section])]
+    hint = f"did you mean {' or '.join(within)}?" if within else nearest(path[0], beside)
+    return hint if hint.startswith("did") else f"{hint}; an option of a system is model.{path[0]}"
+
+
 def _siblings(path: list[str]) -> list[str]:
-    """Valid keys of the section at `path`."""
+    """Valid keys of the section at `path`; none where it is no section."""
     cls: Any = RunConfig
     for part in path:
         cls = cls.model_fields[part].annotation
-    return list(cls.model_fields)
+    return list(getattr(cls, "model_fields", ()))

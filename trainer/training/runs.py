@@ -16,6 +16,7 @@ from trainer.config import recipe
 from trainer.config.identity import check_data, check_saved, other_versions
 from trainer.config.schema import RunConfig
 from trainer.data.format.dataset import Dataset
+from trainer.local_path import run_place, runs_beside
 from trainer.remote_runs import storage_of
 from trainer.training.build import build_model, choose_device, load_data, load_weights
 from trainer.training.checkpoint import CheckpointStore
@@ -41,8 +42,7 @@ def open_run(folder: Path, data: str | None = None) -> Run:
     there is no checkpoint yet, or if the data or the configuration are not those of the checkpoint. Other versions of
     the code or of libraries are a warning.
     """
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"there is no run in {folder} (no config.yaml); give the name or folder of a trained run")
+    _require_run(folder)
     config = recipe.load(str(folder / "config.yaml"), None, [], data)
     store = CheckpointStore(folder / "checkpoints")
     latest, best = store.latest_and_best() or (None, None)
@@ -64,11 +64,20 @@ def open_run(folder: Path, data: str | None = None) -> Run:
 
 
 def run_folder(name: str, runs_dir: Path) -> Path:
-    """The folder of run `name`; `name` may also be the path of the folder. A run on object storage is brought here."""
-    folder = Path(name) if Path(name).is_dir() else runs_dir / name
+    """The folder of run `name`; `name` may also be the path of the folder. A run on object storage is brought here.
+
+    Raises UserError, with the nearest name, if there is no run.
+    """
+    folder = run_place(name, runs_dir)
     if storage := storage_of(folder):
         storage.fetch()
+    _require_run(folder)
     return folder
+
+
+def _require_run(folder: Path) -> None:
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"there is no run in {folder} (no config.yaml): {runs_beside(folder)}")
 
 
 def whole_table(

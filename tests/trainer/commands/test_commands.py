@@ -205,7 +205,12 @@ def test_a_dataset_without_text_is_refused_for_tedrec(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["evaluate", "--run", "absent"], "there is no run in"),
+        (["evaluate", "--run", "bass"], "(no config.yaml): did you mean 'base'?"),
+        (["analyse", "--run", "bass"], "(no config.yaml): did you mean 'base'?"),
+        (["register", "--run", "bass", "--as", "x"], "(no config.yaml): did you mean 'base'?"),
+        (["track", "--run", "bass"], "(no metrics.jsonl): did you mean 'base'?"),
+        (["update", "--run", "bass", "--data", "x"], "(no test.json): did you mean 'base'?"),
+        (["clean", "bass"], "did you mean 'base'?"),
         (["evaluate", "--run", "base", "--set", "train.epochs=3"], "only eval.* can change"),
         (["evaluate", "--run", "base", "--set", "eval.index=faiss"], "eval.index"),
         (["export", "--run", "absent", "--out", "x"], "there is no run in"),

@@ -84,6 +84,11 @@ def options(config: RunConfig) -> dict[str, Any]:
         ("cluster.threads=99999999999", "cluster.threads"),
         ("cluster.workers=99999999999", "cluster.workers"),
         ("train.accumulation=99999999999", "train.accumulation"),
+        ("epochs=3", "unknown key epochs: did you mean 'train.epochs'?"),
+        (
+            "layers=3",
+            "known: cluster, data, engine, eval, model, seed, tracking, train; an option of a system is model.layers",
+        ),
         ("train.epochs", "write it as section.key=value"),
         ("=5", "write it as section.key=value"),
         ("train.epochs=[", "is not a YAML value"),

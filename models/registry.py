@@ -52,3 +52,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(set(known)))}"
+
+
+def refuse_misspelt(what: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is almost a known one, where other names are searched elsewhere, which takes long.
+
+    Raises UserError with the known name. what: as for Registry.
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    if close and close[0] != name:
+        raise UserError(f"unknown {what} {name!r}: did you mean {close[0]!r}?")

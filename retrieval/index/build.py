@@ -141,6 +141,8 @@ def load_index(
     """
     load_faiss(threads)
     folder = present(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no index {folder.name} in {folder.parent}: make it with `mealrec index`")
     record = cast(IndexRecord, read_record(folder / "index.json", IndexRecord, REMEDY))
     if record.checksum != checksum:
         raise UserError(f"{folder} was built for another model than the one in use; {REMEDY}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.errors import UserError
-from models.registry import Registry, nearest
+from models.registry import Registry, nearest, refuse_misspelt
 
 
 def test_entries_keep_their_order_and_are_found_by_name() -> None:
@@ -36,3 +36,10 @@ def test_no_entry_is_replaced_unseen() -> None:
 
 def test_nearest_names_everything_where_nothing_is_near() -> None:
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+
+
+def test_a_name_that_is_almost_known_is_refused_and_others_are_not() -> None:
+    with pytest.raises(UserError, match="unknown encoder 'bertt': did you mean 'bert'"):
+        refuse_misspelt("encoder", "bertt", ("bert", "glove"))
+    for name in ("bert", "google-bert/bert-base-uncased", "bert-base-uncased", "/models/bert"):
+        refuse_misspelt("encoder", name, ("bert", "glove"))

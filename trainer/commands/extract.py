@@ -24,7 +24,7 @@ from trainer.extract.pipeline.execute import Limits, Outcome, Where, extract
 from trainer.extract.pipeline.protocols import ENCODERS, Sampling, model_folder
 from trainer.extract.pipeline.units import Job
 from trainer.extract.titles.job import TitleJob
-from trainer.extract.video.locate import locate
+from trainer.extract.video.locate import locate, require_folder
 from trainer.local_path import local_path
 
 _KINDS = {
@@ -110,6 +110,7 @@ def _job(args: argparse.Namespace) -> Job:
         from trainer.extract.video.job import VideoJob
     except ImportError as error:
         raise UserError(f"videos need packages that are not here ({error}): pip install 'mealrec[video]'") from None
+    require_folder(args.videos)  # before the encoder, which may be asked for far away
     return VideoJob(encoder, args.layers, Sampling(args.frames, args.fps, args.timeout))
 
 

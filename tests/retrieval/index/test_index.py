@@ -139,7 +139,7 @@ def test_a_saved_index_answers_the_same(kind: str, tmp_path: Path) -> None:
 
 def test_an_index_of_another_model_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     folder, items = tmp_path / "flat", clustered(50)
-    with pytest.raises(UserError, match=r"does not exist.*mealrec index"):
+    with pytest.raises(UserError, match=r"there is no index flat in .*mealrec index"):
         load_index(folder, CHECKSUM, items)
     build(items, "flat").save(folder)
     with pytest.raises(UserError, match=r"another model.*mealrec index"):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.errors import UserError
 from models.options.base import ContentField
+from models.registry import refuse_misspelt
 from trainer.extract.pipeline.protocols import TitleEncoder
 from trainer.extract.titles import glove
 from trainer.extract.titles.minilm import ENCODER, SentenceModel, minilm_package, segments, token_means
@@ -43,6 +44,7 @@ def describe(name: str, layers: bool) -> str:
     if name == "minilm":
         minilm_package()
         return ENCODER
+    refuse_misspelt("encoder", name, ("bert", "glove", "minilm"))  # the hub would be asked for half a minute
     source = _BERT if name == "bert" else name
     modules = _modules(source)
     if modules is None:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.errors import UserError
+from models.registry import refuse_misspelt
 from trainer.extract.pipeline.protocols import Preparation, VideoEncoder
 from trainer.extract.video import efficientnet
 from trainer.extract.video.vision import Clips, Encoder, FrameByFrame, ImageModel
@@ -67,6 +68,7 @@ def describe(name: str, layers: bool) -> str:
             raise UserError(f"encoder {name} has no layer states to stack; leave --layers out or take a transformer")
         efficientnet.check()
         return name
+    refuse_misspelt("encoder", name, ("videomae", efficientnet.NAME))  # the hub would be asked for half a minute
     source = _source(name)
     family, config, kind = _configuration(source)
     if layers and not family.layers:

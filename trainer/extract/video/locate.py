@@ -46,6 +46,12 @@ def locate(items: pl.DataFrame, root: str) -> list[str]:
     return found
 
 
+def require_folder(root: str) -> None:
+    """Raise UserError if `root` is a local path and no folder."""
+    if not is_url(root) and not Path(root).is_dir():
+        raise UserError(f"{root} is not a folder; --videos is the folder (or URL) that holds the videos")
+
+
 def _absolute(video: str, root: str) -> str:
     if is_url(video):
         check_scheme(video)
@@ -83,10 +89,8 @@ def _files(folder: Path) -> Iterator[str]:
 def _listing(root: str) -> Sequence[str] | None:
     """All files under `root`, sorted; None for a web server without a listing."""
     if not is_url(root):
-        folder = Path(root).absolute()
-        if not folder.is_dir():
-            raise UserError(f"{root} is not a folder; --videos is the folder (or URL) that holds the videos")
-        return sorted(_files(folder))
+        require_folder(root)
+        return sorted(_files(Path(root).absolute()))
     web = root.lower().startswith("http")
     try:
         system, path = fsspec.core.url_to_fs(root, **web_options(root))

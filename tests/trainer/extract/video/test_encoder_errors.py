@@ -133,3 +133,8 @@ def test_folders_and_names_that_are_no_vision_model(tmp_path: Path, copied: Copi
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"cannot load its preprocessor_config\.json"):
         vision.describe(str(folder), False)
+
+
+def test_a_misspelt_encoder_is_told_before_the_hub_is_asked() -> None:
+    with pytest.raises(UserError, match="unknown encoder 'videomaee': did you mean 'videomae'"):
+        vision.describe("videomaee", False)

@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        _export(model, args.items, args.index)
+        export_sasrec(model, args.items, args.index)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -60,7 +60,8 @@ def main() -> None:
             service.wait()
 
 
-def _export(out: Path, items: int, index: str) -> None:
+def export_sasrec(out: Path, items: int, index: str) -> None:
+    """Export an untrained SASRec of `items` items to `out`, with an index of that kind unless it is "exact"."""
     torch.manual_seed(0)
     context = ModelContext(
         TensorTable(items + 1, {}, {}, {}, {}),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 #: ids that are named in a sentence, and letters of each
 _SHOWN, _LETTERS = 10, 60
 
@@ -42,8 +45,28 @@ class Answer:
     @property
     def remarks(self) -> str:
         """All that a reader of the recommendations should know, in words; "" if there is nothing."""
-        ignored = f"ignored, because the model does not know them: {in_words(self.unknown)}" if self.unknown else ""
-        return "; ".join(filter(None, (ignored, self.note)))
+        return remarks(self.unknown, self.note)
+
+
+@dataclass(frozen=True, eq=False)
+class RankedRows:
+    """The answers to many histories as arrays, without an object for each recommendation.
+
+    rows: (B, k) int64 item rows, best first, 0 after the last one. scores: (B, k) float32. popular: (B,) whether these
+    are popular items in place of ranked ones, which have no scores. unknown, notes: as `Answer` has them, B each.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    popular: NDArray[np.bool_]
+    unknown: list[list[str]]
+    notes: list[str]
+
+
+def remarks(unknown: Sequence[str], note: str) -> str:
+    """All that a reader of the recommendations should know, in words; "" if there is nothing."""
+    ignored = f"ignored, because the model does not know them: {in_words(unknown)}" if unknown else ""
+    return "; ".join(filter(None, (ignored, note)))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ class Column(Sequence[T]):
         value: T = self._values[at].as_py()
         return value
 
+    def taken(self, at: NDArray[np.int64]) -> Any:
+        """The values at these places, as a pyarrow.Array."""
+        return self._values.take(_arrow(at))
+
     def __iter__(self) -> Iterator[T]:
         for start in range(0, len(self), _AT_ONCE):
             yield from self[start : start + _AT_ONCE]
@@ -71,18 +75,32 @@ class Items:
 
     def rows(self, items: Sequence[str]) -> list[int | None]:
         """`row` of several ids."""
-        if not items:
-            return []
+        if not items or not len(self):
+            return [None] * len(items)
         wanted = _hashes(items)
-        found: list[int | None] = []
-        for item, value, at in zip(items, wanted, np.searchsorted(self._hashes, wanted).tolist(), strict=True):
-            row = None
-            while at < len(self) and self._hashes[at] == value:  # several ids may have one hash
-                if self.ids[int(self._rows[at]) - 1] == item:
-                    row = int(self._rows[at])
-                at += 1
-            found.append(row)
-        return found
+        first = np.searchsorted(self._hashes, wanted)
+        likely = self._rows[np.minimum(first, len(self) - 1)]
+        return [
+            row if name == item else self._row_from(item, value, at)
+            for item, value, at, row, name in zip(
+                items, wanted, first.tolist(), likely.tolist(), self.ids.taken(likely - 1).to_pylist(), strict=True
+            )
+        ]
+
+    def _row_from(self, item: str, value: np.uint64, at: int) -> int | None:
+        """The row of an item whose hash is `value`, from place `at` of the hashes; several ids may have one hash."""
+        while at < len(self) and self._hashes[at] == value:
+            row = int(self._rows[at])
+            if self.ids[row - 1] == item:
+                return row
+            at += 1
+        return None
+
+
+def _arrow(values: NDArray[np.int64]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(values)
 
 
 def _hashes(items: Iterable[str]) -> NDArray[np.uint64]:

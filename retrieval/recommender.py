@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import UserError
-from retrieval.answers import Answer, Frame, Influence, Recommendation, in_words
+from retrieval.answers import Answer, Frame, Influence, RankedRows, Recommendation, in_words
 from retrieval.export import Export, index_folder, load_export
 from retrieval.index.faiss_index import Device, device_of
 from retrieval.index.kinds import KINDS
@@ -139,6 +139,24 @@ class Recommender:
         its answer. popular_instead: a history without a known id gets the most popular items of the training data, and
         a note; else it raises UserError. Raises UserError if k < 1, or if `among` holds no item that the model knows.
         """
+        ranked = self.rank_all(
+            histories, k, exclude=exclude, among=among, exclude_history=exclude_history,
+            popular_instead=popular_instead,
+        )  # fmt: skip
+        named = self._all_named(ranked.rows, ranked.scores, ranked.popular)
+        return [Answer(*each) for each in zip(named, ranked.unknown, ranked.notes, strict=True)]
+
+    def rank_all(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 20,
+        *,
+        exclude: Iterable[str] = (),
+        among: Iterable[str] | None = None,
+        exclude_history: bool = True,
+        popular_instead: bool = True,
+    ) -> RankedRows:
+        """`recommend_all` as arrays of item rows, for very many histories; entry row - 1 of `items` names a row."""
         if k < 1:
             raise UserError(f"{k} recommendations were asked for; ask for at least 1")
         for history in histories:
@@ -153,15 +171,22 @@ class Recommender:
         excluded = self._known(exclude)
         candidates = None if among is None else self._candidates(among, excluded)
         out = [[*excluded, *(rows if exclude_history else ())] for rows in known]
-        usable = [n for n, rows in enumerate(known) if rows]
-        ranked = iter(self._ranked([known[n] for n in usable], [out[n] for n in usable], k, candidates))
-        answers = []
-        for history, mine, left_out in zip(histories, known, out, strict=True):
-            found = next(ranked) if mine else self._popular(k, {*left_out}, candidates)
-            unknown = [item for item in history if item not in rows]
-            notes = ("" if mine else _POPULAR, self._shortfall(k, len(found), {*left_out}, candidates))
-            answers.append(Answer(found, unknown, "; ".join(filter(None, notes))))
-        return answers
+        usable = np.array([bool(rows) for rows in known], dtype=bool)
+        found = np.zeros((len(known), min(k, self._count)), np.int64)
+        scores = np.zeros(found.shape, np.float32)
+        if usable.any():
+            ranked = [rows for rows in known if rows], [left for rows, left in zip(known, out, strict=True) if rows]
+            best, ids = self._ranker.topk(*ranked, found.shape[1], candidates)
+            scores[usable], found[usable] = best.cpu().numpy(), ids.cpu().numpy()
+        for n in np.flatnonzero(~usable).tolist():
+            popular = self._popular(found.shape[1], {*out[n]}, candidates)
+            found[n, : len(popular)] = popular
+        notes = [
+            "; ".join(filter(None, ("" if mine else _POPULAR, self._shortfall(k, count, left_out, candidates))))
+            for mine, count, left_out in zip(known, (found > 0).sum(1).tolist(), out, strict=True)
+        ]
+        unknown = [[item for item in history if item not in rows] for history in histories]
+        return RankedRows(found, scores, ~usable, unknown, notes)
 
     def similar(self, item: str, k: int = 20) -> list[Recommendation]:
         """The k items whose vectors are nearest to the item's by the model's similarity, the item left out.
@@ -171,7 +196,8 @@ class Recommender:
         row = self.row(item)
         if k < 1:
             raise UserError(f"{k} similar items were asked for; ask for at least 1")
-        return self._all_named(*self._ranker.nearest(row, min(k, self._count)))[0]
+        scores, ids = self._ranker.nearest(row, min(k, self._count))
+        return self._all_named(ids.cpu().numpy(), scores.cpu().numpy(), np.zeros(1, dtype=bool))[0]
 
     def explain(self, history: Sequence[str], item: str) -> list[Influence]:
         """How much each item of the history adds to the score of `item`: the score falls by that without it.
@@ -240,36 +266,33 @@ class Recommender:
             raise UserError("among holds no item that the model knows, so nothing can be recommended")
         return torch.tensor(sorted(rows - excluded), dtype=torch.int64, device=self.item_vectors.device)
 
-    def _ranked(
-        self, known: list[list[int]], excluded: list[list[int]], k: int, candidates: Tensor | None
+    def _all_named(
+        self, rows: NDArray[np.int64], scores: NDArray[np.float32], popular: NDArray[np.bool_]
     ) -> list[list[Recommendation]]:
-        if not known:
-            return []
-        return self._all_named(*self._ranker.topk(known, excluded, min(k, self._count), candidates))
-
-    def _all_named(self, scores: Tensor, ids: Tensor) -> list[list[Recommendation]]:
+        """The items of each row of `rows`, up to the first 0; those of popular rows without a score."""
+        counts = (rows > 0).sum(1).tolist()
+        at = rows[rows > 0] - 1
+        names = zip(self.items.ids.taken(at).to_pylist(), self.items.titles.taken(at).to_pylist(), strict=True)
         return [
-            [self._named(i, s) for i, s in zip(row, values, strict=True) if i > 0]
-            for row, values in zip(ids.tolist(), scores.tolist(), strict=True)
+            [Recommendation(*next(names), None if no_score else score) for score in values[:count]]
+            for count, values, no_score in zip(counts, scores.tolist(), popular.tolist(), strict=True)
         ]
 
-    def _popular(self, k: int, left_out: set[int], candidates: Tensor | None) -> list[Recommendation]:
+    def _popular(self, k: int, left_out: set[int], candidates: Tensor | None) -> list[int]:
         allowed = None if candidates is None else {*candidates.tolist()}
         rows = (
             row for row in map(int, self._by_popularity) if row not in left_out and (allowed is None or row in allowed)
         )
-        return [self._named(row, None) for row in itertools.islice(rows, k)]
+        return [*itertools.islice(rows, k)]
 
     @cached_property
     def _by_popularity(self) -> NDArray[np.int64]:
         return np.argsort(-self.items.train_counts, kind="stable") + 1
 
-    def _shortfall(self, asked: int, found: int, left_out: set[int], candidates: Tensor | None) -> str:
+    def _shortfall(self, asked: int, found: int, left_out: Iterable[int], candidates: Tensor | None) -> str:
         if found == asked:
             return ""
+        left_out = {*left_out}
         out = f", and {len(left_out):,} that were watched or excluded are left out" if left_out else ""
         given = "" if candidates is None else f", of which {len(candidates):,} may be recommended"
         return f"{found:,} items, not {asked:,}: the catalogue has {self._count:,}{given}{out}"
-
-    def _named(self, row: int, score: float | None) -> Recommendation:
-        return Recommendation(self.items.ids[row - 1], self.items.titles[row - 1], score)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models.errors import UserError
+from retrieval import exact
 from retrieval.exact import Histories, check_finite, exact_ranks, exact_topk, for_similarity, score_ranks, score_topk
 
 
@@ -137,3 +138,17 @@ def test_vectors_are_finite_whatever_their_sum_is(last: float, refused: bool) ->
     else:
         assert torch.isinf(vectors.sum())
         check_finite(vectors, "item vector")
+
+
+@pytest.mark.parametrize("width", [700, 640, 40])
+def test_of_many_equal_scores_the_lower_items_come_first_in_blocks_too(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "_BLOCK", 16)
+    scores = torch.randint(0, 9, (30, width), generator=torch.Generator().manual_seed(1)).float()
+    scores[:10] = scores[:10].clamp(max=1)
+    scores[20] = -torch.inf
+    best, columns = exact._best_columns(scores, 5)
+    wanted, order = scores.sort(dim=1, descending=True, stable=True)
+    torch.testing.assert_close(best, wanted[:, :5], rtol=0, atol=0)
+    torch.testing.assert_close(columns, order[:, :5], rtol=0, atol=0)

@@ -131,8 +131,8 @@ def _answerer(
         number, data = _unmarked(loaded)
         table: Any = pyarrow.ipc.open_stream(data).read_all()
         histories = table.column("items").to_pylist()
-        answers = recommender.recommend_all(histories, k, exclude_history=not keep_history)
-        return _marked(number, pack(table.column("user").combine_chunks(), answers))
+        ranked = recommender.rank_all(histories, k, exclude_history=not keep_history)
+        return _marked(number, pack(table.column("user").combine_chunks(), ranked, recommender.items.ids))
 
     return answer
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import UserError
-from retrieval.answers import Answer
+from retrieval.answers import RankedRows, remarks
 from retrieval.disk import told_of_disk
 from retrieval.files import refuse_link, remove_own, sole_writer, temporaries, whole_file, write_bytes, write_json
+from retrieval.items import Column
 from trainer.data.histories import USER
 
 _SETTINGS, _UNIT = "settings.json", r"\d{8}\.parquet"
@@ -29,18 +31,24 @@ def _schema(user_type: pa.DataType) -> pa.Schema:
     return pa.schema({USER: user_type, **{name: pa.list_(kind) for name, kind in lists.items()}, _NOTE: pa.string()})
 
 
-def pack(users: pa.Array, answers: Sequence[Answer]) -> bytes:
-    """The answers of a unit, as Parquet: user, items, scores and ranks (lists of one length), note (null if none)."""
-    items = [[each.item for each in answer.recommendations] for answer in answers]
-    columns = [
-        users,
-        items,
-        [[each.score for each in answer.recommendations] for answer in answers],
-        [[*range(1, len(row) + 1)] for row in items],
-        [answer.remarks or None for answer in answers],
-    ]
+def pack(users: pa.Array, ranked: RankedRows, ids: Column[str]) -> bytes:
+    """The answers of a unit, as Parquet: user, items, scores and ranks (lists of one length), note (null if none).
+
+    ids: of the items, from row 1.
+    """
+    given = ranked.rows > 0
+    counts = given.sum(1)
+    offsets = pa.array(np.concatenate([[0], counts.cumsum()]), pa.int32())
+    places = np.broadcast_to(np.arange(1, given.shape[1] + 1, dtype=np.int32), given.shape)
+    values = {
+        "items": ids.taken(ranked.rows[given] - 1).cast(pa.string()),
+        "scores": pa.array(ranked.scores[given], mask=ranked.popular.repeat(counts)),
+        "ranks": pa.array(places[given]),
+    }
+    lists = [pa.ListArray.from_arrays(offsets, column) for column in values.values()]
+    notes = [remarks(*each) or None for each in zip(ranked.unknown, ranked.notes, strict=True)]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, _schema(users.type)), sink)
+    pq.write_table(pa.table([users, *lists, notes], _schema(users.type)), sink)
     packed: bytes = sink.getvalue().to_pybytes()
     return packed
 

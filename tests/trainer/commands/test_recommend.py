@@ -203,8 +203,8 @@ def test_what_is_done_when_the_work_is_broken_off_is_not_done_again(
             raise KeyboardInterrupt
         return answer(self, lists, *given, **named)
 
-    answer = Recommender.recommend_all
-    monkeypatch.setattr(Recommender, "recommend_all", all_but_the_third)
+    answer = Recommender.rank_all
+    monkeypatch.setattr(Recommender, "rank_all", all_but_the_third)
     assert main(ask) == 130
     assert out.read_bytes() == b"older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "out.parquet.unfinished", file.name]

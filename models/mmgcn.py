@@ -82,10 +82,10 @@ class ModalityGraph(nn.Module):
     def newcomers(self, batch: Batch, states: list[Tensor], id_D: Tensor, graph: bool) -> Tensor:
         """(B, D) vectors of users who are not in the graph: the average user, with the history as neighbours."""
         average_W = F.normalize(self.preference, dim=1).mean(dim=0)
-        user = average_W.expand(len(batch), -1)
+        user = average_W.expand(batch.user.shape[0], -1)
         for layer, state in zip(self.layers, states, strict=False):
             mean = _history_mean(batch, state) if graph else user
-            user = layer(user, mean, id_D.expand(len(batch), -1))
+            user = layer(user, mean, id_D.expand(batch.user.shape[0], -1))
         return user
 
 
@@ -175,7 +175,7 @@ class MMGCN(Caching, SequenceModel):
         propagated = self.cached(self._propagate)
         known_B = batch.user >= 0
         user_BD = propagated.user[batch.user.clamp(min=0)]
-        if bool(known_B.all()):
+        if not torch.compiler.is_exporting() and bool(known_B.all()):
             return user_BD
         newcomer_BD = self._newcomers(batch, propagated.states)
         return torch.where(known_B[:, None], user_BD, newcomer_BD)

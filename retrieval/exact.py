@@ -220,7 +220,7 @@ def _best_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if scores.device.type != "cpu" or blocks < 4 * k:
         return _ordered_topk(scores, columns.expand_as(scores), k)
     cut = blocks * _BLOCK
-    maxima = scores[:, :cut].unflatten(1, (blocks, _BLOCK)).amax(2)
+    maxima = scores[:, :cut].view(rows, blocks, _BLOCK).amax(2)
     _, best = _ordered_topk(maxima, columns[:blocks].expand(rows, blocks), k)
     inside = (best.sort(dim=1)[0] * _BLOCK)[:, :, None] + columns[:_BLOCK]
     kept = torch.cat([inside.flatten(1), columns[cut:].expand(rows, -1)], 1)  # ascending, and the rest of the row

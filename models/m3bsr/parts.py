@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.contract import Batch
-from models.nn.layout import Layout
+from models.nn.layout import Layout, kept_first
 from models.nn.noise import KeyedNoise, Stream
 
 
@@ -19,7 +19,7 @@ def compact(batch: Batch, keep_BL: Tensor) -> tuple[Batch, Tensor, Tensor]:
     item was moved from, and the (B,) number of items that each row keeps.
     """
     count_B = keep_BL.sum(dim=1)
-    source_BL = (~keep_BL).to(torch.uint8).argsort(dim=1, stable=True)
+    source_BL = kept_first(keep_BL)
     filled = torch.arange(keep_BL.shape[1], device=count_B.device) < count_B[:, None]
     history, behaviours = (x.gather(1, source_BL) * filled for x in (batch.history, batch.behaviours))
     kept = replace(batch, history=history, behaviours=behaviours, length=count_B.clamp(min=1))
@@ -51,7 +51,7 @@ class Part:
         token_BL = history.pad(torch.arange(size, device=keep_BL.device))
         row = layout.row()
         real = layout.position() < count_B[row]
-        weight = real / (kept.length[row] * len(batch))
+        weight = real / (kept.length[row] * batch.user.shape[0])
         return Part(layout, kept.length, batch.key, layout.flatten(token_BL.gather(1, source_BL)), real, weight)
 
     def take(self, x_ND: Tensor, null_D: Tensor | None) -> Tensor:

@@ -26,6 +26,9 @@ class Caching(nn.Module):
         if self.training or torch.is_grad_enabled():
             self._cache = None
             return make()
+        if self._cache is not None and torch.compiler.is_exporting():  # nothing changes meanwhile
+            kept: T = self._cache[1]
+            return kept
         state = self._state()
         if self._cache is None or self._cache[0] != state:
             self._cache = (state, make())

@@ -42,6 +42,8 @@ class Diffusion:
         self.steps = steps
         beta = betas(kind, steps, beta_start, beta_end)
         self._alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)])
+        # plain numbers for the chain: torch.export cannot follow a number that is read out of a tensor
+        self._products: list[float] = self._alpha_bar.tolist()
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _signal_noise(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -69,7 +71,7 @@ class Diffusion:
 
     def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: int, s: int) -> Tensor:
         """Mean of q(x_s | x_t, x_0) for s < t (Eq. 9 without its noise, decision D13); s = 0 gives x_0 itself."""
-        ab_t, ab_s = float(self._alpha_bar[t]), float(self._alpha_bar[s])
+        ab_t, ab_s = self._products[t], self._products[s]
         ratio = ab_t / ab_s
         return (math.sqrt(ab_s) * (1 - ratio) / (1 - ab_t)) * x_0 + (math.sqrt(ratio) * (1 - ab_s) / (1 - ab_t)) * x_t
 

@@ -145,3 +145,10 @@ def _mask(length_G: Tensor, length: int) -> Tensor:
     position = torch.arange(length, device=length_G.device)
     real_GM = position < length_G[:, None]
     return (real_GM[:, None, :] & (position <= position[:, None])[None])[:, None]
+
+
+def kept_first(keep_BL: Tensor) -> Tensor:
+    """(B, L) places of each row: first those to keep, then the others, both in their order."""
+    place_L = torch.arange(keep_BL.shape[1], device=keep_BL.device)
+    # no two keys are equal, so any sort keeps the order; ONNX has no stable one
+    return (place_L + (~keep_BL).long() * keep_BL.shape[1]).argsort(dim=1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from models.nn.layout import kept_first
 from models.nn.noise import KeyedNoise, Stream
 from models.nn.precision import at_least_float32
 
@@ -42,8 +43,10 @@ class BiLSTM(nn.Module):
 
 
 def _run(lstm: nn.LSTM, x_BLD: Tensor, length_B: Tensor) -> Tensor:
-    """(B, L, D) states. A CPU computes real tokens alone; a GPU computes all, so that the host need not wait."""
-    return _padded(lstm, x_BLD, length_B) if x_BLD.is_cuda else _packed(lstm, x_BLD, length_B)
+    """(B, L, D) states. A CPU computes real tokens alone; a GPU computes all, so that the host need not wait, and so
+    does an exported program, which has no shapes that data decide."""
+    whole = x_BLD.is_cuda or torch.compiler.is_exporting()
+    return _padded(lstm, x_BLD, length_B) if whole else _packed(lstm, x_BLD, length_B)
 
 
 def _packed(lstm: nn.LSTM, x_BLD: Tensor, length_B: Tensor) -> Tensor:
@@ -83,8 +86,7 @@ class Augmented:
 
     def compacted(self, keep_BL: Tensor) -> Augmented:
         """The rows with only the places of `keep_BL`, moved to the left."""
-        order_BL = (~keep_BL).long().argsort(dim=1, stable=True)
-        length_B = keep_BL.sum(dim=1)
+        order_BL, length_B = kept_first(keep_BL), keep_BL.sum(dim=1)
         real_BL = torch.arange(keep_BL.shape[1], device=length_B.device) < length_B[:, None]
         vector = self.vector.gather(1, order_BL[:, :, None].expand_as(self.vector)) * real_BL[:, :, None]
         weight = self.weight.gather(1, order_BL) * real_BL

@@ -61,7 +61,11 @@ def write_encoder(model_dir: Path) -> float:
         wanted = cast(Tensor, encoder(**questions)).numpy()
     with whole_folder(model_dir / "onnx", replace=True) as new:
         _write(encoder, questions, new / "user_encoder.onnx", card.system)
-        difference = _difference(wanted, questions, new / "user_encoder.onnx", runtime)
+        try:
+            difference = _difference(wanted, questions, new / "user_encoder.onnx", runtime)
+        except Exception as error:  # whatever onnxruntime finds wrong, such as a size that was taken for a constant
+            first = str(error).strip().partition("\n")[0][:300]
+            raise UserError(f"the ONNX form of {card.system} does not run ({first}); it is not written") from error
         if not difference <= TOLERANCE:
             raise UserError(f"the ONNX form of {card.system} differs from torch by {difference:.2g}; it is not written")
         about = {"checksum": card.checksum, "max_length": card.max_length, "similarity": card.similarity}

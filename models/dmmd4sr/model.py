@@ -178,7 +178,7 @@ class DMMD4SR(Backbone):
         x_ND = at_least_float32(x_ND)
         state.seen[name] = x_ND
         start = self.options.start
-        t_N = torch.full((1,), start, device=x_ND.device).expand(len(x_ND))
+        t_N = torch.full((1,), start, device=x_ND.device).expand(x_ND.shape[0])
         noised_ND = self.diffusion.corrupt(x_ND, t_N, state.noise[name])
         return self.diffusion.reverse(noised_ND, start, self.denoisers[name])
 

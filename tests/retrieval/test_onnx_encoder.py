@@ -52,3 +52,13 @@ def test_a_baseline_has_none(tmp_path: Path) -> None:
     export_model(tmp_path / "model", "transition-knn")
     with pytest.raises(UserError, match="has no encoder of histories"):
         write_encoder(tmp_path / "model")
+
+
+def test_one_that_does_not_run_is_not_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (model / "onnx/encoder.json").read_bytes()
+    monkeypatch.setattr(
+        onnx_encoder, "_write", lambda _encoder, _questions, path, _system: path.write_bytes(b"no ONNX")
+    )
+    with pytest.raises(UserError, match="ONNX form of sasrec does not run"):
+        write_encoder(model)
+    assert (model / "onnx/encoder.json").read_bytes() == before

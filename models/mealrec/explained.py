@@ -40,6 +40,7 @@ def idle(figures: Mapping[str, float]) -> tuple[str, ...]:
         if own is not None and trivial is not None and own < trivial:
             found.append(
                 f"{name.upper()} does not denoise here: its estimate explains {own:.1%} of the variance of the {what}, "
-                f"its noisy input times the best factor {trivial:.1%}"
+                f"its noisy input times the best factor {trivial:.1%} (a larger model.lambda_{name} makes it denoise; "
+                "validation tells whether it ranks better then)"
             )
     return tuple(found)

@@ -114,38 +114,37 @@ class MealRec(SequenceModel):
         z_BKV = self.sequence(last_B)
         if self.options.use_tcd:
             z_BKV = self._refine_training(z_BKV, batch, terms)
-        x_BD = self._preference(batch)
+        x_BD, length_B1 = self._preference(batch)
         state = x_BD
         if self.options.use_npd:
             t_B = self.noise.integers(batch.key, 1, self.preference_diffusion.steps, Stream.NPD_STEP)
             noise = self.noise.normal(batch.key, (x_BD.shape[1],), Stream.NPD_NOISE)
             state = self.preference_diffusion.corrupt(x_BD, t_B, noise)
         added_BD = self.preference(state, z_BKV, self.text(last_B))
-        estimate_BD = self._direction(state + added_BD)
+        estimate_BD = _direction(state + added_BD)
         if self.options.use_npd:
             # x_t is cut off where g only passes it on: there it would send the noise itself into the backbone, as a
             # gradient (D17). Through what g reads of it, L_N does teach the backbone.
             detach = self.options.detach_preference
             target, kept = (x_BD.detach(), state.detach()) if detach else (x_BD, state)
-            terms["npd"] = squared_distance(self._direction(kept + added_BD), target)
+            terms["npd"] = squared_distance(_direction(kept + added_BD), target)
             terms |= explained("npd", x_BD, state, estimate_BD)
-        user_BD = self._mix(estimate_BD, x_BD)
+        user_BD = length_B1 * self._mix(estimate_BD, x_BD)
         return {"ranking": self.backbone.ranking_loss(user_BD, batch), **terms,
                 **self.backbone.auxiliary_losses(batch)}  # fmt: skip
 
-    def _preference(self, batch: Batch) -> Tensor:
-        """(B, D) x_0 (Eq. 12)."""
-        return self._direction(self.backbone.encode(batch))
+    def _preference(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, D) direction of x_0 (Eq. 12), and (B, 1) root mean square of x_0.
+
+        The diffusion is over directions, so that noise of unit variance fits what it is added to, whatever the length
+        of a backbone's vectors (D20). The length is the backbone's, and is put back before the ranking.
+        """
+        x_BD = at_least_float32(self.backbone.encode(batch))
+        return _direction(x_BD), x_BD.square().mean(1, keepdim=True).clamp(min=_LEAST).sqrt()
 
     def _denoised(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
-        """(B, D) estimate of x_0 from its noisy state x_BD (Eq. 14)."""
-        return self._direction(x_BD + self.preference(x_BD, z_BKV, text_BH))
-
-    def _direction(self, x_BD: Tensor) -> Tensor:
-        """The preference with unit mean square, if items are ranked by cosine: then its length means nothing (D20)."""
-        if self.similarity == "dot":
-            return x_BD
-        return F.normalize(at_least_float32(x_BD), dim=1) * math.sqrt(x_BD.shape[1])
+        """(B, D) estimate of the direction of x_0 from its noisy state x_BD (Eq. 14)."""
+        return _direction(x_BD + self.preference(x_BD, z_BKV, text_BH))
 
     def _refine_training(self, sequence_BKV: Tensor, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
         """The estimate of z_0 at one random step per row (D14, D15); adds L_T (Eq. 11) to the terms."""
@@ -193,7 +192,7 @@ class MealRec(SequenceModel):
         last_B = _last_item(batch)
         tcd, npd = self._ways()
         z_BKV = self._refine(sequence_BKV, batch, tcd)
-        x_BD = self._preference(batch)
+        x_BD, length_B1 = self._preference(batch)
         text_BH = self.text(last_B)
         start = self.options.npd_start or self.preference_diffusion.steps
         if npd == "chain":
@@ -202,7 +201,7 @@ class MealRec(SequenceModel):
             estimate = self.preference_diffusion.reverse(state, start, lambda x, _: self._denoised(x, z_BKV, text_BH))
         else:
             estimate = self._denoised(x_BD, z_BKV, text_BH)
-        return self._mix(estimate, x_BD).float()
+        return (length_B1 * self._mix(estimate, x_BD)).float()
 
     def _ways(self) -> tuple[str, str]:
         """How the denoisers are used at evaluation: of TCD, of NPD."""
@@ -237,6 +236,11 @@ class MealRec(SequenceModel):
 def squared_distance(estimate: Tensor, target: Tensor) -> Tensor:
     """Scalar: ||target - estimate||^2 of the vectors (..., D), mean over all of them (Eqs. 11 and 14, D21)."""
     return (at_least_float32(estimate) - at_least_float32(target)).square().sum(-1).mean()
+
+
+def _direction(x_BD: Tensor) -> Tensor:
+    """(B, D) with unit mean square."""
+    return F.normalize(at_least_float32(x_BD), dim=1) * math.sqrt(x_BD.shape[1])
 
 
 def _last_item(batch: Batch) -> Tensor:

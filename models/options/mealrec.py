@@ -85,7 +85,7 @@ class MealRecOptions(SystemOptions):
     npd_steps: number of steps of NPD's diffusion; 0: as steps
     schedule: how the noise grows over the steps (D11)
     lambda_tcd: weight of TCD's loss (Eq. 16)
-    lambda_npd: weight of NPD's loss (Eq. 16)
+    lambda_npd: weight of NPD's loss (Eq. 16); a larger one makes NPD denoise more, a smaller one rank more (D22)
     mix: share of the backbone's x_0 in the ranked preference; 0: the denoised preference alone (D20)
     detach_content: whether gradients stop at the target of TCD's loss
     detach_preference: whether gradients stop at the target of NPD's loss; if not, that loss makes x_0 trivial (D17)
@@ -110,7 +110,7 @@ class MealRecOptions(SystemOptions):
     npd_steps: int = 0
     schedule: ScheduleKind = "linear"
     lambda_tcd: float = 0.1
-    lambda_npd: float = 0.1
+    lambda_npd: float = 0.01
     mix: float = 0.0
     detach_content: bool = True
     detach_preference: bool = True

@@ -26,6 +26,7 @@ from tests.models.mealrec.test_mealrec import (
     _corrupt,
     _direction,
     _last,
+    _length,
     _model,
     _refined,
 )
@@ -63,14 +64,15 @@ def _reference_vectors(model: MealRec, way: str) -> Tensor:
             noisy = _corrupt(z, torch.full((rows,), start), noise.normal(batch.key, z.shape[1:], Stream.TCD_CHAIN))
             steps = {t: torch.full((rows,), t) for t in range(1, start + 1)}
             z = _chain(noisy, start, lambda s, t: _refined(model, s, steps[t], context))
-    x = state = _direction(model, model.backbone.encode(batch))
+    encoded = model.backbone.encode(batch)
+    x = state = _direction(encoded)
     if "npd=chain" in way:
         start = options.npd_start or T
         state = _corrupt(x, torch.full((rows,), start), noise.normal(batch.key, (HIDDEN,), Stream.NPD_CHAIN))
-        estimate = _chain(state, start, lambda s, _: _direction(model, s + model.preference(s, z, text)))
+        estimate = _chain(state, start, lambda s, _: _direction(s + model.preference(s, z, text)))
     else:
-        estimate = _direction(model, state + model.preference(state, z, text))
-    return (1 - options.mix) * estimate + options.mix * x
+        estimate = _direction(state + model.preference(state, z, text))
+    return _length(encoded) * ((1 - options.mix) * estimate + options.mix * x)
 
 
 @pytest.mark.parametrize(

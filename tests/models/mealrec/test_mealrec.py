@@ -70,11 +70,14 @@ def _refined(model: MealRec, noisy: Tensor, t: Tensor, context: Tensor) -> Tenso
     return torch.stack(rows) + f.unet(noisy, t, context)  # type: ignore[no-any-return]
 
 
-def _direction(model: MealRec, x: Tensor) -> Tensor:
-    """Under a cosine a preference has unit mean square, whatever the length of the vector it is made from."""
-    if model.options.backbone != "tedrec":
-        return x
-    return torch.stack([row / (row * row).mean().sqrt() for row in x])
+def _length(x: Tensor) -> Tensor:
+    """(B, 1) root mean square of each row."""
+    return torch.stack([(row * row).mean().sqrt() for row in x])[:, None]
+
+
+def _direction(x: Tensor) -> Tensor:
+    """A preference is denoised with unit mean square, whatever the length of the vector it is made from (D20)."""
+    return x / _length(x)
 
 
 def _content(model: MealRec, field: str, item: int) -> Tensor:
@@ -107,17 +110,18 @@ def _reference_losses(model: MealRec, batch: Batch) -> dict[str, Tensor]:
         noisy = _corrupt(clean, t, noise.normal(batch.key, clean.shape[1:], Stream.TCD_NOISE))
         z = _refined(model, noisy, t, torch.stack([_context(model, h) for h in HISTORIES]))
         losses["tcd"] = ((z - (clean.detach() if options.detach_content else clean)) ** 2).sum() / (len(t) * z.shape[1])
-    x = _direction(model, model.backbone.encode(batch))
-    state = x
+    encoded = model.backbone.encode(batch)
+    x = state = _direction(encoded)
     if options.use_npd:
         t = noise.integers(batch.key, 1, T, Stream.NPD_STEP)
         state = _corrupt(x, t, noise.normal(batch.key, (HIDDEN,), Stream.NPD_NOISE))
     added = model.preference(state, z, _last(model, "text"))
-    estimate = _direction(model, state + added)
+    estimate = _direction(state + added)
     if options.use_npd:
         clean, kept = (x.detach(), state.detach()) if options.detach_preference else (x, state)
-        losses["npd"] = ((_direction(model, kept + added) - clean) ** 2).sum() / len(t)
-    user, item = (1 - options.mix) * estimate + options.mix * x, model.backbone.item_embedding.weight[1:]
+        losses["npd"] = ((_direction(kept + added) - clean) ** 2).sum() / len(t)
+    user = _length(encoded) * ((1 - options.mix) * estimate + options.mix * x)
+    item = model.backbone.item_embedding.weight[1:]
     if options.backbone == "tedrec":
         logits = torch.cosine_similarity(user[:, None], item[None], dim=2) / model.options.tedrec.temperature
     else:
@@ -222,7 +226,7 @@ def test_training_starts_with_the_ranking_of_the_backbone(case: str) -> None:
     torch.manual_seed(3)
     model, batch = MealRec(replace(SMALL, **CASES[case]), model_context(seed=SEED)).eval(), make_batch(HISTORIES)
     alone = model.backbone.user_vectors(batch)
-    torch.testing.assert_close(model.user_vectors(batch), _direction(model, alone), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.user_vectors(batch), alone, rtol=1e-5, atol=1e-6)
     if "tcd" in (losses := model(batch)):
         z = model.temporal(_last(model, "sequence"))
         t = model.noise.integers(batch.key, 1, T, Stream.TCD_STEP)

@@ -20,6 +20,7 @@ def ray_start(settings: Settings, repeats: int) -> Result:
     """Seconds from the call of `cluster.ray_train.fit` to the worker's first step, and to the end of the call."""
     need("ray")
     from cluster.ray_train import fit
+    from cluster.scaling import Workers
 
     device = choose_device(settings.device)
     to_first, to_end = [], []
@@ -28,8 +29,8 @@ def ray_start(settings: Settings, repeats: int) -> Result:
             note = Path(folder) / "first-step"
             started = time.time()
             fit(
-                first_step, {"note": str(note)}, name=f"start-{run}", workers=1,
-                gpus=device.type == "cuda", gpus_here=1, cpus_per_worker=1.0, storage=Path(folder), max_failures=0,
+                first_step, {"note": str(note)}, Workers(1, 1, gpus=device.type == "cuda", gpus_here=1),
+                name=f"start-{run}", storage=Path(folder),
             )  # fmt: skip
             to_end.append(time.time() - started)
             to_first.append(float(note.read_text(encoding="ascii")) - started)

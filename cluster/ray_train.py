@@ -6,56 +6,44 @@ import errno
 import logging
 import secrets
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cluster import console, preemption
 from cluster.failures import PreflightError, Stopped, WorkerFailed
+from cluster.output import Tee, followed
 from cluster.preflight import check_cluster, check_folders, uses_gpus
-from cluster.scaling import scaled_up
+from cluster.scaling import Workers, scaled_up
 from cluster.session import connected
 
 Worker = Callable[[dict[str, Any]], None]
 DIED = "WorkerDied"
-_POLL_S = 0.2
 #: a disk that is full, fails or may not be written will be so again after a new start
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 #: Ray waits one minute for free resources, this many times; by default it waits for ever, without a message
 _START_ATTEMPTS = 10
+#: how often a run that lost nodes looks for new ones; then it starts again from its last checkpoint, with more workers
+LOOK_FOR_NODES_S = 60.0
 
 
 def fit(
-    worker: Worker,
-    config: dict[str, Any],
-    *,
-    name: str,
-    workers: int,
-    gpus: bool | None,
-    gpus_here: int,
-    cpus_per_worker: float,
-    storage: Path,
-    max_failures: int,
-    folders: Sequence[Path] = (),
-    scale_up_s: float = 0.0,
+    worker: Worker, config: dict[str, Any], workers: Workers, *, name: str, storage: Path, folders: Sequence[Path] = ()
 ) -> None:
     """Run `worker(config)` on every rank, with a torch process group (nccl on GPUs, else gloo).
 
     Uses the cluster of the submitted job or of RAY_ADDRESS; without one, it starts a Ray that ends with the call.
-    gpus: whether each worker gets a GPU; None gives it one where Ray's nodes have any. `config["device"]` tells the
-    worker: "cuda" or "cpu". gpus_here: GPUs of this machine, for the Ray that is started on it.
+    `config["device"]` tells the worker whether it has a GPU: "cuda" or "cpu".
     The stdout of rank 0 is printed here; it prints as much as `cluster.console` says in this process.
-    scale_up_s: how long to wait for an autoscaler to bring the nodes. GPUs are asked for only where `gpus` is True.
     `storage / name` holds that output and Ray's own files. Every node must see this folder, and `folders` (the data).
-    If a worker fails, all workers are started again, up to `max_failures` times (failures before and after the start of
-    training are counted separately). A ValueError ends the run at once, because the same input would be refused again,
-    and so does a full, failing or read-only disk. So does a stop on request: SIGTERM to this process or to a worker is
-    a notice that `worker` can read from `cluster.preemption`.
+    If a worker fails, all workers are started again (failures before and after the start of training are counted
+    separately), on fewer nodes where `workers` says so. A ValueError ends the run at once, because the same input would
+    be refused again, and so does a full, failing or read-only disk. So does a stop on request: SIGTERM to this process
+    or to a worker is a notice that `worker` can read from `cluster.preemption`.
 
     `worker` is a module-level function. Paths in `config` must be absolute: a relative path has no meaning on another
     node. Raises WorkerFailed (kind: class name of the exception in the worker) and PreflightError.
@@ -67,18 +55,18 @@ def fit(
         raise PreflightError(f"{output} is a link to {output.readlink()}, and would be written through; remove it")
     request = folder / f".stop-{secrets.token_hex(8)}"
     run = partial(_run, worker, str(output), str(request))
-    for failures in range(max_failures + 1):
-        resources = connected(cpus=workers * cpus_per_worker + 1, gpus=0 if gpus is False else gpus_here)
-        asked = scaled_up(workers, gpus=bool(gpus), cpus_per_worker=cpus_per_worker, wait_s=scale_up_s)
-        with resources, _followed(output), preemption.passed_on(request), asked:
-            used = uses_gpus(gpus, _resources())
-            check_cluster(workers, gpus=used, cpus_per_worker=cpus_per_worker, run_folder=folder, folders=folders)
-            placed = {**config, "device": "cuda" if used else "cpu"}
+    for failures in range(workers.max_failures + 1):
+        resources = connected(cpus=workers.cpus + 1, gpus=0 if workers.gpus is False else workers.gpus_here)
+        with resources, followed(output), preemption.passed_on(request), scaled_up(workers):
+            used = uses_gpus(workers.gpus, _resources())
+            check_cluster(
+                workers.at_least, gpus=used, cpus_per_worker=workers.cpus_each, run_folder=folder, folders=folders
+            )
             try:
-                _fit(run, placed, folder, workers, used, cpus_per_worker, max_failures)
+                _fit(run, {**config, "device": "cuda" if used else "cpu"}, folder, replace(workers, gpus=used))
                 return
             except _LostByController as lost:
-                if failures == max_failures:
+                if failures == workers.max_failures:
                     raise
                 console.warn(f"{lost.message}; starting the workers again")
 
@@ -99,15 +87,7 @@ class _LostByController(WorkerFailed):
     """
 
 
-def _fit(
-    run: Worker,
-    config: dict[str, Any],
-    folder: Path,
-    workers: int,
-    gpus: bool,
-    cpus_per_worker: float,
-    max_failures: int,
-) -> None:
+def _fit(run: Worker, config: dict[str, Any], folder: Path, workers: Workers) -> None:
     from ray.train import (
         ControllerError,
         FailureConfig,
@@ -121,16 +101,17 @@ def _fit(
     trainer = TorchTrainer(
         run,
         train_loop_config=config,
-        torch_config=_torch_config("nccl" if gpus else "gloo"),
+        torch_config=_torch_config("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus,
-            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if gpus else {})},
+            num_workers=(workers.at_least, workers.number) if workers.elastic else workers.number,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker=workers.place,
+            elastic_resize_monitor_interval_s=LOOK_FOR_NODES_S,
         ),
         run_config=RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_START_ATTEMPTS),
+            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=_START_ATTEMPTS),
             callbacks=[_give_up()],
             logging_config=LoggingConfig(log_level=logging.getLevelName(console.library_level(logging.ERROR))),
         ),
@@ -183,7 +164,7 @@ def _run(worker: Worker, output: str, request: str, config: dict[str, Any]) -> N
         if get_context().get_world_rank() == 0:
             preemption.watch(Path(request))
             with Path(output).open("a", encoding="utf-8", buffering=1) as file:
-                sys.stdout = _Tee(sys.stdout, file)
+                sys.stdout = Tee(sys.stdout, file)
                 with console.of_a_worker():
                     worker(config)
         else:
@@ -194,26 +175,8 @@ def _run(worker: Worker, output: str, request: str, config: dict[str, Any]) -> N
         final = isinstance(error, ValueError | Stopped) or getattr(error, "errno", None) in _DISK
         raise WorkerFailed(type(error).__name__, str(error), text, final, time.time()) from None
     finally:
-        if isinstance(sys.stdout, _Tee):
+        if isinstance(sys.stdout, Tee):
             sys.stdout = sys.stdout.first
-
-
-class _Tee:
-    """Writes text to both streams; all other attributes are those of the first."""
-
-    def __init__(self, first: TextIO, second: TextIO) -> None:
-        self.first, self._second = first, second
-
-    def write(self, text: str) -> int:
-        self._second.write(console.harmless(text))  # a file that a user looks at in a terminal
-        return self.first.write(text)
-
-    def flush(self) -> None:
-        self._second.flush()
-        self.first.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.first, name)
 
 
 def _cause(error: Any) -> WorkerFailed:
@@ -235,31 +198,3 @@ def _cause(error: Any) -> WorkerFailed:
         if isinstance(getattr(each, "health_check_failure", each), RayActorError)
     ]
     return next(iter([*final, *dead, *raised]), WorkerFailed(type(error).__name__, str(error)))
-
-
-@contextmanager
-def _followed(path: Path) -> Iterator[None]:
-    """Copy to stdout whatever is appended to the file, while the block runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    done = threading.Event()
-    thread = threading.Thread(target=_follow, args=(path, path.stat().st_size, done), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _follow(path: Path, start: int, done: threading.Event) -> None:
-    # with --quiet a worker prints nothing but warnings, which are no results
-    output = sys.stdout if console.shows(console.Verbosity.BRIEF) else sys.stderr
-    with path.open(encoding="utf-8", errors="replace") as file:
-        file.seek(start)
-        while True:
-            last = done.wait(_POLL_S)
-            if text := file.read():
-                print(text, end="", file=output, flush=True)
-            if last:
-                return

@@ -1,10 +1,11 @@
-"""Ask the autoscaler of a cluster for the resources of a run, and wait for them."""
+"""The workers of a run, and asking the autoscaler of a cluster for their places."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from cluster import console
 from cluster.failures import PreflightError
@@ -13,43 +14,72 @@ from cluster.preflight import check_resources
 _POLL_S = 2.0
 
 
+@dataclass(frozen=True)
+class Workers:
+    """How many processes work on a run, and what each gets.
+
+    at_least: with so many the run goes on if nodes are lost, and it grows again when there are new ones; `number`: it
+    never goes on with fewer. gpus: whether each gets a GPU; None gives it one where Ray's nodes have any. gpus_here:
+    GPUs of this machine, for a Ray that is started on it. max_failures: how often all are started again after a
+    failure. scale_up_s: how long to wait for an autoscaler to bring the nodes. GPUs are asked for only where `gpus` is
+    True.
+    """
+
+    number: int
+    at_least: int
+    gpus: bool | None = None
+    gpus_here: int = 0
+    cpus_each: float = 1.0
+    max_failures: int = 0
+    scale_up_s: float = 0.0
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change while they run."""
+        return self.at_least < self.number
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all of them."""
+        return self.number * self.cpus_each
+
+    @property
+    def place(self) -> dict[str, float]:
+        """What one of them asks of Ray."""
+        return {"CPU": self.cpus_each, **({"GPU": 1} if self.gpus else {})}
+
+
 @contextmanager
-def scaled_up(workers: int, *, gpus: bool, cpus_per_worker: float, wait_s: float) -> Iterator[None]:
-    """Ask the connected cluster for `workers` places, each with a GPU if `gpus`, and wait up to `wait_s` seconds.
+def scaled_up(workers: Workers) -> Iterator[None]:
+    """Ask the connected cluster for a place for each worker, and wait for them up to `workers.scale_up_s` seconds.
 
     0 asks for nothing. What is missing after that is told by the checks that follow. At the end of the block nothing is
     asked for any more, so that an autoscaler may take idle nodes away.
     """
-    if not wait_s:
+    if not workers.scale_up_s:
         yield
         return
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    place = {"CPU": cpus_per_worker, **({"GPU": 1} if gpus else {})}
-    request_resources(bundles=[place] * workers)
+    request_resources(bundles=[workers.place] * workers.number)
     try:
-        wait_for(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, wait_s=wait_s, total=ray.cluster_resources)
+        wait_for(workers, total=ray.cluster_resources)
         yield
     finally:
         request_resources(bundles=[])
 
 
 def wait_for(
-    workers: int,
-    *,
-    gpus: bool,
-    cpus_per_worker: float,
-    wait_s: float,
-    total: Callable[[], Mapping[str, float]],
-    sleep: Callable[[float], None] = time.sleep,
+    workers: Workers, *, total: Callable[[], Mapping[str, float]], sleep: Callable[[float], None] = time.sleep
 ) -> bool:
-    """Whether `total` is enough for the workers within `wait_s` seconds."""
+    """Whether `total` is enough for all workers within `workers.scale_up_s` seconds."""
+    wait_s = workers.scale_up_s
     until = time.monotonic() + wait_s
     told = False
     while True:
         try:
-            check_resources(workers, gpus=gpus, cpus_per_worker=cpus_per_worker, total=total())
+            check_resources(workers.number, gpus=bool(workers.gpus), cpus_per_worker=workers.cpus_each, total=total())
             return True
         except PreflightError as missing:
             if time.monotonic() >= until:

@@ -13,7 +13,7 @@ import pytest
 
 from cluster import console
 from cluster.console import Harmless, Verbosity
-from cluster.ray_train import _Tee
+from cluster.output import Tee
 from tests.helpers.paths import ROOT
 
 PRINTED = {
@@ -93,5 +93,5 @@ def test_streams_are_harmless_and_those_of_before_come_back(capsys: pytest.Captu
 
 def test_what_a_worker_prints_is_kept_harmless() -> None:
     shown, kept = io.StringIO(), io.StringIO()
-    print(HOSTILE, file=_Tee(Harmless(shown), kept))  # type: ignore[arg-type]
+    print(HOSTILE, file=Tee(Harmless(shown), kept))  # type: ignore[arg-type]
     assert shown.getvalue() == kept.getvalue() == HARMLESS + "\n"

@@ -13,6 +13,7 @@ from typing import Any
 from cluster import console
 from cluster.failures import WorkerFailed
 from cluster.ray_train import fit
+from cluster.scaling import Workers
 
 
 def train(config: dict[str, Any]) -> None:
@@ -70,8 +71,8 @@ def main(folder: Path) -> None:
     try:
         with console.printing(console.Verbosity.QUIET):
             fit(
-                KilledOnArrival(folder), {"folder": str(folder)}, name="train", workers=2, gpus=False, gpus_here=0,
-                cpus_per_worker=1.0, storage=folder / "runs", max_failures=2, folders=[folder],
+                KilledOnArrival(folder), {"folder": str(folder)}, Workers(2, 2, gpus=False, max_failures=2),
+                name="train", storage=folder / "runs", folders=[folder],
             )  # fmt: skip
     except WorkerFailed as failure:
         outcome = {"kind": failure.kind, "message": failure.message, "detail": failure.detail}

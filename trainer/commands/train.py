@@ -14,6 +14,7 @@ from typing import Any
 from cluster import console, preemption
 from cluster.console import Verbosity
 from cluster.ray_train import fit
+from cluster.scaling import Workers
 from models.errors import UserError
 from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
@@ -100,9 +101,7 @@ def train_one(name: str, config: RunConfig, run_dir: Path, command: str) -> None
 
     Raises UserError, Stopped, WorkerFailed.
     """
-    import torch  # only after all checks, so that mistakes are reported at once
-
-    from trainer.training.worker import train_worker
+    from trainer.training.worker import train_worker  # only after all checks, so that mistakes are reported at once
 
     started = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -115,18 +114,23 @@ def train_one(name: str, config: RunConfig, run_dir: Path, command: str) -> None
     if config.cluster.launcher == "inline" or not config.model.options.trained:
         train_worker(settings)
     else:
-        gpus = {"auto": None, "cpu": False, "cuda": True}[config.engine.device]
-        fit(
-            train_worker, settings, name="ray", storage=run_dir, workers=config.cluster.workers, gpus=gpus,
-            gpus_here=torch.cuda.device_count(), cpus_per_worker=1, max_failures=config.cluster.max_failures,
-            scale_up_s=config.cluster.scale_up_s,
-            folders=_local(config),
-        )  # fmt: skip
+        fit(train_worker, settings, _workers(config), name="ray", storage=run_dir, folders=_local(config))
     seconds = time.perf_counter() - started
     if console.shows(Verbosity.NORMAL):
         console.say(f"{name}: done in {seconds:.0f} s, results in {run_dir}")
     else:
         console.say(f"{name}: {summary(run_dir, config)}, {in_words(seconds)}", Verbosity.BRIEF)
+
+
+def _workers(config: RunConfig) -> Workers:
+    import torch
+
+    of = config.cluster
+    gpus = {"auto": None, "cpu": False, "cuda": True}[config.engine.device]
+    return Workers(
+        of.workers, of.workers_at_least or of.workers, gpus=gpus, gpus_here=torch.cuda.device_count(),
+        max_failures=of.max_failures, scale_up_s=of.scale_up_s,
+    )  # fmt: skip
 
 
 def summary(run_dir: Path, config: RunConfig) -> str:

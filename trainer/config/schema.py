@@ -146,6 +146,8 @@ class ClusterConfig(_Section):
 
     launcher: ray runs workers under Ray Train; inline runs one worker in this process, as baselines always do
     workers: number of workers; each has a GPU of its own if there are any
+    workers_at_least: if nodes are lost, the run goes on with the workers that are left, but with no fewer than these,
+        and grows again when there are new nodes; 0: it never goes on with fewer than all
     threads: CPU threads of a worker; 0: the cores of its node divided by the workers there
     max_failures: how many times workers that died are started again from the last checkpoint
     scale_up_s: how long to wait for a cluster's autoscaler to bring the nodes; 0: what is there must do
@@ -153,6 +155,7 @@ class ClusterConfig(_Section):
 
     launcher: Literal["ray", "inline"] = "ray"
     workers: int = Field(default=1, ge=1, le=1 << 16)
+    workers_at_least: int = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0, le=4096)
     max_failures: int = Field(default=3, ge=0)
     scale_up_s: float = Field(default=0.0, ge=0)
@@ -161,6 +164,12 @@ class ClusterConfig(_Section):
     def _inline_is_one_worker(self) -> ClusterConfig:
         if self.launcher == "inline" and self.workers > 1:
             raise ValueError("launcher inline runs one worker; set cluster.workers=1 or cluster.launcher=ray")
+        return self
+
+    @model_validator(mode="after")
+    def _at_least_is_no_more(self) -> ClusterConfig:
+        if self.workers_at_least > self.workers:
+            raise ValueError(f"workers_at_least is {self.workers_at_least}, more than workers, {self.workers}")
         return self
 
 

@@ -17,6 +17,11 @@ def check_together(config: RunConfig) -> None:
             "train.weight_decay changes every row in each step, and train.lazy_adam=true only those that the step "
             "reads; leave out one of them"
         )
+    if 0 < config.cluster.workers_at_least < config.cluster.workers and config.train.batch_per == "worker":
+        raise ValueError(
+            "with train.batch_per=worker another number of workers is another training: leave cluster.workers_at_least "
+            "at 0, or train.batch_per at run"
+        )
     if config.engine.item_rows == "sharded":
         _check_sharded(config)
 

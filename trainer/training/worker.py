@@ -114,6 +114,11 @@ def _train_run(order: _Order, rank: int, device: torch.device) -> None:
     workers = workers_in_words(loop.size, config.step_rows, divided=model.share is not None)
     how = f"{parameter_count(model):,} parameters; {workers}, {engine.name} engine, {config.engine.precision}"
     _announce(reporter, config, loaded, model, how)
+    if loop.size < config.cluster.workers:
+        reporter.warn(
+            f"{loop.size} of {config.cluster.workers} workers: nodes are missing (cluster.workers_at_least is "
+            f"{config.cluster.workers_at_least}); steps are the same, and take longer"
+        )
     if checkpoint is not None:
         reporter.say(f"going on from step {checkpoint.step} (epoch {loop.position.epoch})")
     with _tracked(order, checkpoint, rank) as log:

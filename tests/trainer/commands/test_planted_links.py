@@ -10,6 +10,7 @@ import pytest
 
 from cluster.failures import PreflightError
 from cluster.ray_train import fit
+from cluster.scaling import Workers
 from models.errors import UserError
 from retrieval.files import remove_own, whole_file
 from tests.helpers.extraction_job import run as number_extraction
@@ -68,8 +69,7 @@ def test_the_logs_of_the_mirror_and_of_workers(precious: Path, tmp_path: Path) -
     assert f"the MLflow mirror did not start: {run / 'mlflow.log'} is a link" in told[0]
     (run / "console.log").symlink_to(precious / "file")
     with pytest.raises(PreflightError, match=r"console\.log is a link"):
-        fit(print, {}, name="run", workers=1, gpus=False, gpus_here=0, cpus_per_worker=1.0, storage=tmp_path,
-            max_failures=0)  # fmt: skip
+        fit(print, {}, Workers(1, 1, gpus=False), name="run", storage=tmp_path)
     assert unchanged(precious)
 
 

@@ -65,6 +65,7 @@ def options(config: RunConfig) -> dict[str, Any]:
         ("eval.ks=[ten]", "eval.ks.0: "),
         ("eval.ks=[10,200]", "eval: depth is 100, below the largest of ks; set eval.depth=200 or more"),
         ("cluster={launcher: inline, workers: 2}", "launcher inline runs one worker"),
+        ("cluster={workers: 2, workers_at_least: 3}", "workers_at_least is 3, more than workers, 2"),
         ("train=5", "train: "),
         ("model.steps=many", "model.steps"),
         ("model.steps=0", "steps is 0: it must be at least 1"),
@@ -296,6 +297,8 @@ def test_rows_of_a_step_are_counted_by_run_or_by_worker() -> None:
     run, each = (settings_of("train.batch_size=64", f"train.batch_per={per}", *workers) for per in ("run", "worker"))
     assert (run.step_rows, each.step_rows) == (64, 256)
     assert settings_of("train.batch_size=64", "train.batch_per=worker").step_rows == 64
+    with pytest.raises(UserError, match=r"leave cluster.workers_at_least at 0, or train.batch_per at run"):
+        settings_of("cluster={workers: 3, workers_at_least: 2}", "train.batch_per=worker")
     # what decides what is learned is the rows of a step, and not who counts them
     assert each.fingerprint() == settings_of("train.batch_size=256").fingerprint() != run.fingerprint()
 

@@ -78,7 +78,7 @@ def test_a_run_goes_on_with_other_numbers_of_workers(data: Path, tmp_path: Path)
     for name, value in one.tensors["model"].items():
         assert torch.allclose(value, two.tensors["model"][name], rtol=1e-4, atol=1e-5), name
     losses = [
-        [row["metrics"]["loss"] for row in lines(run) if row["event"] == "epoch"]
+        [row["metrics"]["loss"]["ranking"] for row in lines(run) if row["event"] == "epoch"]
         for run in (tmp_path / "whole", run_dir)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -8,21 +8,21 @@ from typing import Any
 
 from cluster import ray_train
 from cluster.failures import PreflightError
+from cluster.scaling import Workers
 
 
-def _place(run: Any, config: dict[str, Any], folder: Path, workers: int, gpus: bool, *rest: Any) -> None:
-    del run, folder, rest
-    print("placed", workers, gpus, config["device"])
+def _place(run: Any, config: dict[str, Any], folder: Path, workers: Workers) -> None:
+    del run, folder
+    print("placed", workers.number, workers.gpus, config["device"])
 
 
 def main(folder: Path) -> None:
     """As `mealrec train` asks, in a process that sees no GPU: engine.device auto, cpu, cuda; then too many workers."""
     ray_train._fit = _place
-    options: dict[str, Any] = {"storage": folder, "cpus_per_worker": 1.0, "max_failures": 0, "gpus_here": 0}
     for number, wanted in enumerate((None, False, True)):
-        ray_train.fit(print, {}, name=str(number), workers=2, gpus=wanted, **options)
+        ray_train.fit(print, {}, Workers(2, 2, gpus=wanted), name=str(number), storage=folder)
     try:
-        ray_train.fit(print, {}, name="many", workers=3, gpus=None, **options)
+        ray_train.fit(print, {}, Workers(3, 3), name="many", storage=folder)
     except PreflightError as error:
         print("refused", error)
 

@@ -17,17 +17,21 @@ runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not ins
 #: fewer layers and steps than the defaults: the exporter's time grows with them
 SMALL: dict[str, dict[str, object]] = {
     "diqdiff": {"steps": 3, "layers": 2},
+    "m3bsr": {"layers": 1, "evaluation_step": 4},
     "mealrec": {"backbone": "sasrec", "steps": 3},
 }
 #: the systems whose sampling is a choice; what exports differently from the rest runs in every suite
-WAYS = {"diqdiff": ("direct", "chain"), "mealrec": ("tcd=direct npd=direct", "tcd=direct npd=chain")}
+WAYS = {
+    "diqdiff": ("direct", "chain"),
+    "dmmd4sr": ("draw", "mean"),
+    "m3bsr": ("none", "estimate", "chain"),
+    "mealrec": ("tcd=direct npd=direct", "tcd=direct npd=chain", "tcd=chain npd=direct"),
+}
 QUICK = {("mmgcn", "default"), ("ssdrec", "default"), ("diqdiff", "chain")}
-#: not seen to the end yet: docs/serving.md says so
-NOT_TRIED = {"m3bsr", "dmmd4sr"}
 CASES = [
     pytest.param(name, way, marks=[] if (name, way) in QUICK else [pytest.mark.long], id=f"{name} {way}")
     for name in SYSTEMS
-    if options_class(name).trained and name not in NOT_TRIED
+    if options_class(name).trained
     for way in WAYS.get(name, ("default",))
 ]
 

@@ -91,7 +91,7 @@ def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_track_refuses_a_run_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run 'absent': .*metrics\.jsonl does not exist"):
+    with pytest.raises(UserError, match=r"there is no run in .*absent \(no metrics\.jsonl\)"):
         tracked(tmp_path / "absent")
 
 

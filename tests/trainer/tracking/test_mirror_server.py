@@ -118,7 +118,7 @@ def test_closing_on_a_server_that_hangs_returns_in_time_and_says_how_to_sync(
     assert not mirror.close(1.5)
     assert time.monotonic() - started < 15  # the server would hang for ever
     assert f"mealrec track --run hung --runs-dir {run_dir.parent}" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"within 3 s.*mlflow\.log"):
+    with pytest.raises(UserError, match=r"did not take everything within \d+ s.*mlflow\.log"):
         tracked(run_dir, "--timeout", "3")
     server.mode = "ok"
     server.release()

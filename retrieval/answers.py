@@ -1,12 +1,14 @@
-"""What a recommender answers. Imports no torch, so that a program can name these types before a model is loaded."""
+"""What a recommender answers. Imports neither torch nor numpy, so that a program can name these types at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a list of commands must not wait for numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: ids that are named in a sentence, and letters of each
 _SHOWN, _LETTERS = 10, 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,13 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[dict[str, str]]:
-    """Environment variables for one Ray head. All tests that need Ray and do not kill it share this head."""
+    """Environment variables for one Ray head. All tests that need Ray and do not kill it share this head.
+
+    Ray (2.60) reads the token of a process once, when it connects first, so this process has one token for all Rays.
+    """
     from cluster import head
 
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with head.running(cpus=4) as where:
         yield {**where.environment, "RAY_ADDRESS": where.address}
         mark = where.mark

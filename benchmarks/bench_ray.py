@@ -29,7 +29,7 @@ def ray_start(settings: Settings, repeats: int) -> Result:
             note = Path(folder) / "first-step"
             started = time.time()
             fit(
-                first_step, {"note": str(note)}, Workers(1, 1, gpus=device.type == "cuda", gpus_here=1),
+                first_step, {"note": str(note)}, Workers(1, gpus=device.type == "cuda", gpus_here=1),
                 name=f"start-{run}", storage=Path(folder),
             )  # fmt: skip
             to_end.append(time.time() - started)

@@ -56,12 +56,10 @@ def fit(
     request = folder / f".stop-{secrets.token_hex(8)}"
     run = partial(_run, worker, str(output), str(request))
     for failures in range(workers.max_failures + 1):
-        resources = connected(cpus=workers.cpus + 1, gpus=0 if workers.gpus is False else workers.gpus_here)
+        resources = connected(cpus=workers.number + 1, gpus=0 if workers.gpus is False else workers.gpus_here)
         with resources, followed(output), preemption.passed_on(request), scaled_up(workers):
             used = uses_gpus(workers.gpus, _resources())
-            check_cluster(
-                workers.at_least, gpus=used, cpus_per_worker=workers.cpus_each, run_folder=folder, folders=folders
-            )
+            check_cluster(workers.fewest, gpus=used, cpus_per_worker=1, run_folder=folder, folders=folders)
             try:
                 _fit(run, {**config, "device": "cuda" if used else "cpu"}, folder, replace(workers, gpus=used))
                 return
@@ -103,7 +101,7 @@ def _fit(run: Worker, config: dict[str, Any], folder: Path, workers: Workers) ->
         train_loop_config=config,
         torch_config=_torch_config("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(workers.at_least, workers.number) if workers.elastic else workers.number,
+            num_workers=workers.number if workers.fewest == workers.number else (workers.fewest, workers.number),
             use_gpu=bool(workers.gpus),
             resources_per_worker=workers.place,
             elastic_resize_monitor_interval_s=LOOK_FOR_NODES_S,

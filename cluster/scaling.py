@@ -18,35 +18,29 @@ _POLL_S = 2.0
 class Workers:
     """How many processes work on a run, and what each gets.
 
-    at_least: with so many the run goes on if nodes are lost, and it grows again when there are new ones; `number`: it
-    never goes on with fewer. gpus: whether each gets a GPU; None gives it one where Ray's nodes have any. gpus_here:
+    at_least: with so many the run goes on if nodes are lost, and it grows again when there are new ones; 0: it never
+    goes on with fewer than all. gpus: whether each gets a GPU; None gives it one where Ray's nodes have any. gpus_here:
     GPUs of this machine, for a Ray that is started on it. max_failures: how often all are started again after a
     failure. scale_up_s: how long to wait for an autoscaler to bring the nodes. GPUs are asked for only where `gpus` is
     True.
     """
 
     number: int
-    at_least: int
+    at_least: int = 0
     gpus: bool | None = None
     gpus_here: int = 0
-    cpus_each: float = 1.0
     max_failures: int = 0
     scale_up_s: float = 0.0
 
     @property
-    def elastic(self) -> bool:
-        """Whether the number may change while they run."""
-        return self.at_least < self.number
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of all of them."""
-        return self.number * self.cpus_each
+    def fewest(self) -> int:
+        """With so many the run may go on."""
+        return self.at_least or self.number
 
     @property
     def place(self) -> dict[str, float]:
         """What one of them asks of Ray."""
-        return {"CPU": self.cpus_each, **({"GPU": 1} if self.gpus else {})}
+        return {"CPU": 1, **({"GPU": 1} if self.gpus else {})}
 
 
 @contextmanager
@@ -79,7 +73,7 @@ def wait_for(
     told = False
     while True:
         try:
-            check_resources(workers.number, gpus=bool(workers.gpus), cpus_per_worker=workers.cpus_each, total=total())
+            check_resources(workers.number, gpus=bool(workers.gpus), cpus_per_worker=1, total=total())
             return True
         except PreflightError as missing:
             if time.monotonic() >= until:

@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
     try:
         with console.printing(console.Verbosity.QUIET):
             fit(
-                KilledOnArrival(folder), {"folder": str(folder)}, Workers(2, 2, gpus=False, max_failures=2),
+                KilledOnArrival(folder), {"folder": str(folder)}, Workers(2, gpus=False, max_failures=2),
                 name="train", storage=folder / "runs", folders=[folder],
             )  # fmt: skip
     except WorkerFailed as failure:

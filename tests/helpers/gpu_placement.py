@@ -20,9 +20,9 @@ def main(folder: Path) -> None:
     """As `mealrec train` asks, in a process that sees no GPU: engine.device auto, cpu, cuda; then too many workers."""
     ray_train._fit = _place
     for number, wanted in enumerate((None, False, True)):
-        ray_train.fit(print, {}, Workers(2, 2, gpus=wanted), name=str(number), storage=folder)
+        ray_train.fit(print, {}, Workers(2, gpus=wanted), name=str(number), storage=folder)
     try:
-        ray_train.fit(print, {}, Workers(3, 3), name="many", storage=folder)
+        ray_train.fit(print, {}, Workers(3), name="many", storage=folder)
     except PreflightError as error:
         print("refused", error)
 

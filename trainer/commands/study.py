@@ -235,7 +235,7 @@ def _conduct(study: StudyRecord, plan: Plan, trials: Sequence[Trial], args: argp
     console.say(f"{args.name}: {len(trials):,} trials{shared}, {len(runs) - len(left):,} of them finished earlier",
                 Verbosity.BRIEF)  # fmt: skip
     machine = Machine(
-        args.parallel, {"auto": None, "cpu": False, "cuda": True}[first.engine.device],
+        args.parallel, first.engine.gpus,
         usable_cores(), torch.cuda.device_count(), first.cluster.launcher == "inline",
     )  # fmt: skip
     with _mirrored(study, first.tracking):

@@ -19,11 +19,10 @@ from models.errors import UserError
 from retrieval.disk import told_of_disk
 from retrieval.files import sole_writer
 from trainer.commands.train_closing import closing
-from trainer.commands.train_plan import COMPARISON, PlannedRun, check_more_epochs, check_name, make_plan
+from trainer.commands.train_plan import COMPARISON, PlannedRun, check_more_epochs, check_name, local_data, make_plan
 from trainer.commands.train_together import check_parallel, train_together
 from trainer.config import recipe
 from trainer.config.schema import RunConfig
-from trainer.data.storage import is_url
 from trainer.durations import in_words
 from trainer.evaluation.report import metric_table, read_report, recall_warnings
 from trainer.remote_runs import runs_dir, storage_of
@@ -114,7 +113,7 @@ def train_one(name: str, config: RunConfig, run_dir: Path, command: str) -> None
     if config.cluster.launcher == "inline" or not config.model.options.trained:
         train_worker(settings)
     else:
-        fit(train_worker, settings, _workers(config), name="ray", storage=run_dir, folders=_local(config))
+        fit(train_worker, settings, _workers(config), name="ray", storage=run_dir, folders=local_data(config))
     seconds = time.perf_counter() - started
     if console.shows(Verbosity.NORMAL):
         console.say(f"{name}: done in {seconds:.0f} s, results in {run_dir}")
@@ -126,9 +125,8 @@ def _workers(config: RunConfig) -> Workers:
     import torch
 
     of = config.cluster
-    gpus = {"auto": None, "cpu": False, "cuda": True}[config.engine.device]
     return Workers(
-        of.workers, of.workers_at_least or of.workers, gpus=gpus, gpus_here=torch.cuda.device_count(),
+        of.workers, of.workers_at_least, gpus=config.engine.gpus, gpus_here=torch.cuda.device_count(),
         max_failures=of.max_failures, scale_up_s=of.scale_up_s,
     )  # fmt: skip
 
@@ -143,7 +141,3 @@ def summary(run_dir: Path, config: RunConfig) -> str:
     epochs = sum(line["event"] == "epoch" for line in read_lines(run_dir / "metrics.jsonl", 0)[0])
     how = f"best epoch {report['epoch']} of {epochs}" if epochs else "fitted"
     return f"validation {key} {report[key]:.4f} ({how})"
-
-
-def _local(config: RunConfig) -> list[Path]:
-    return [] if is_url(config.data.path) else [Path(config.data.path)]

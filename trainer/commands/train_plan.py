@@ -194,3 +194,8 @@ def _as_set(keys: Mapping[str, Any], values: Mapping[str, Any], before: str = ""
             else [f"{before}{key}={values[key]}"]
         )
     ]
+
+
+def local_data(config: RunConfig) -> list[Path]:
+    """The folder of the dataset, which every node must see; none if it is a URL."""
+    return [] if is_url(config.data.path) else [Path(config.data.path)]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cluster import console
 from cluster.console import Verbosity
 from cluster.cores import usable_cores
 from models.errors import UserError
-from trainer.commands.train_plan import PlannedRun
-from trainer.data.storage import is_url
+from trainer.commands.train_plan import PlannedRun, local_data
 from trainer.evaluation.config import CRITERION
 from trainer.evaluation.report import read_report
 
@@ -44,8 +42,6 @@ def train_together(runs: Sequence[PlannedRun], parallel: int, command: str) -> N
 
     folders = {each.name: each.folder for each in runs}
     first = runs[0]
-    data = [] if is_url(first.config.data.path) else [Path(first.config.data.path)]
-    gpus = {"auto": None, "cpu": False, "cuda": True}[first.config.engine.device]
 
     def value(name: str) -> float | None:
         report = folders[name] / "valid.json"
@@ -56,7 +52,7 @@ def train_together(runs: Sequence[PlannedRun], parallel: int, command: str) -> N
 
     with connected(cpus=max(parallel, usable_cores()), gpus=torch.cuda.device_count()):
         first.folder.mkdir(parents=True, exist_ok=True)
-        where = checked_slots(parallel, gpus, first.folder, data)
+        where = checked_slots(parallel, first.config.engine.gpus, first.folder, local_data(first.config))
         threads = max(1, usable_cores() // where.at_once)
         console.say(f"{len(runs)} runs, {where.at_once} at a time; each prints to its console.log", Verbosity.BRIEF)
         progress = StudyProgress(folders, where.at_once, failed, value)

@@ -120,6 +120,11 @@ class EngineConfig(_Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     item_rows: Literal["replicated", "sharded"] = "replicated"
 
+    @property
+    def gpus(self) -> bool | None:
+        """Whether a worker gets a GPU; None: where there are any."""
+        return None if self.device == "auto" else self.device == "cuda"
+
     def choose(self, workers: int) -> Literal["deepspeed", "torch"]:
         """The engine for so many workers on this machine, found without importing it.
 

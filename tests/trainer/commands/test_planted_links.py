@@ -69,7 +69,7 @@ def test_the_logs_of_the_mirror_and_of_workers(precious: Path, tmp_path: Path) -
     assert f"the MLflow mirror did not start: {run / 'mlflow.log'} is a link" in told[0]
     (run / "console.log").symlink_to(precious / "file")
     with pytest.raises(PreflightError, match=r"console\.log is a link"):
-        fit(print, {}, Workers(1, 1, gpus=False), name="run", storage=tmp_path)
+        fit(print, {}, Workers(1, gpus=False), name="run", storage=tmp_path)
     assert unchanged(precious)
 
 

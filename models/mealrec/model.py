@@ -6,7 +6,6 @@ given that content. Loss: L_R + lambda_T L_T + lambda_N L_N (Eq. 16). Decisions 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -140,7 +139,8 @@ class MealRec(SequenceModel):
         of a backbone's vectors (D20). The length is the backbone's, and is put back before the ranking.
         """
         x_BD = at_least_float32(self.backbone.encode(batch))
-        return _direction(x_BD), x_BD.square().mean(1, keepdim=True).clamp(min=_LEAST).sqrt()
+        length_B1 = _length(x_BD)
+        return x_BD / length_B1, length_B1
 
     def _denoised(self, x_BD: Tensor, z_BKV: Tensor, text_BH: Tensor) -> Tensor:
         """(B, D) estimate of the direction of x_0 from its noisy state x_BD (Eq. 14)."""
@@ -238,9 +238,15 @@ def squared_distance(estimate: Tensor, target: Tensor) -> Tensor:
     return (at_least_float32(estimate) - at_least_float32(target)).square().sum(-1).mean()
 
 
+def _length(x_BD: Tensor) -> Tensor:
+    """(B, 1) root mean square of each row."""
+    return x_BD.square().mean(1, keepdim=True).clamp(min=_LEAST).sqrt()
+
+
 def _direction(x_BD: Tensor) -> Tensor:
     """(B, D) with unit mean square."""
-    return F.normalize(at_least_float32(x_BD), dim=1) * math.sqrt(x_BD.shape[1])
+    x_BD = at_least_float32(x_BD)
+    return x_BD / _length(x_BD)
 
 
 def _last_item(batch: Batch) -> Tensor:

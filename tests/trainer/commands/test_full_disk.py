@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,6 @@ from trainer.training import worker
 from trainer.training.checkpoint import CheckpointStore
 
 SETTINGS = [word for setting in [*MODELS["sasrec"], *RUN, "train.epochs=1"] for word in ("--set", setting)]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk") as mounted:
-        yield mounted
 
 
 @pytest.fixture(scope="module")

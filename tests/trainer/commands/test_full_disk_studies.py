@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.finished_study import write_study
-from tests.helpers.small_disk import assert_refused, fill, small_disk
-from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
+from tests.helpers.small_disk import assert_refused, fill
+from tests.helpers.tiny_runs import make_dataset
+from tests.trainer.commands.test_full_disk import SETTINGS
 from trainer.cli import main
 from trainer.commands import update
 from trainer.tracking.metrics_log import MetricsLog
-
-SETTINGS = [part for setting in (*MODELS["sasrec"], *RUN, "train.epochs=1") for part in ("--set", setting)]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk") as mounted:
-        yield mounted
 
 
 @pytest.fixture(scope="module")

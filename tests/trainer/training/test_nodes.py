@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import torch
 from cluster import head
 from tests.helpers.ray_nodes import node
 from tests.helpers.run_worker import run_world
-from tests.helpers.tiny_runs import make_dataset
 from tests.helpers.training_runs import assert_same_end, lines, write_config
 from tests.trainer.training.test_ray_training import SETTINGS, STEPS, assert_same_weights, command, resumed_at, train
 from trainer.config import recipe
@@ -26,11 +26,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.long]
 STILL = ["model.attention_dropout=0.0", "model.hidden_dropout=0.0"]  # other workers would drop other values
 EPOCHS, AT = 6, STEPS + 3
 _PATIENCE_S = 240.0
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("nodes") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +53,21 @@ def until_it_says(run: Path, text: str, training: Future[tuple[int, str]]) -> No
         time.sleep(0.2)
 
 
-def start(
-    pool: ThreadPoolExecutor, run: Path, data: Path, mark: str, where: head.Head, *settings: str
-) -> Future[tuple[int, str]]:
+@contextmanager
+def on_two_nodes(
+    run: Path, data: Path, where: head.Head, mark: str, *settings: str
+) -> Iterator[tuple[Future[tuple[int, str]], Path]]:
+    """Train with a worker on the head and one on a second node, which switches itself off at step AT.
+
+    Yields, once both train, what the command ends with, and the file that is there when the node goes.
+    """
+    folder = run.parent.parent
     arguments = command(data, run, *STILL, f"train.epochs={EPOCHS}", "cluster.scale_up_s=90", *settings)
-    on = {**where.environment, "RAY_ADDRESS": where.address}
-    return pool.submit(train, f"{mark}-driver", arguments, f"node:{mark}:{AT}", ray_head=on)
+    on, kill = {**where.environment, "RAY_ADDRESS": where.address}, f"node:{mark}:{AT}"
+    with ThreadPoolExecutor(1) as pool, node(where, mark, 1, folder / "node-1.log"):
+        training = pool.submit(train, f"{mark}-driver", arguments, kill, ray_head=on)
+        until_it_says(run, "2 workers", training)
+        yield training, folder / kill
 
 
 def test_a_run_waits_for_a_node_in_place_of_a_lost_one(
@@ -71,13 +75,10 @@ def test_a_run_waits_for_a_node_in_place_of_a_lost_one(
 ) -> None:
     """Two workers it has to be: it goes on, bit for bit, once there is another node."""
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-waits"
-    with ThreadPoolExecutor(1) as pool:
-        with node(small_head, mark, 1, tmp_path / "node-1.log"):
-            training = start(pool, run, data, mark, small_head)
-            until_it_says(run, "2 workers", training)
-            while not (tmp_path / f"node:{mark}:{AT}").exists():
-                assert not training.done(), training.result()
-                time.sleep(0.1)
+    with on_two_nodes(run, data, small_head, mark) as (training, gone):
+        while not gone.exists():
+            assert not training.done(), training.result()
+            time.sleep(0.1)
         with node(small_head, f"{mark}-2", 1, tmp_path / "node-2.log"):
             status, out = training.result()
     assert status == 0, out
@@ -91,11 +92,8 @@ def test_a_run_goes_on_with_what_is_left_and_grows_again(
 ) -> None:
     """cluster.workers_at_least=1: one worker while the node is away, two once there is another; the same steps."""
     run, mark = tmp_path / "runs" / "tiny", f"{os.getpid()}-grows"
-    with ThreadPoolExecutor(1) as pool:
-        with node(small_head, mark, 1, tmp_path / "node-1.log"):
-            training = start(pool, run, data, mark, small_head, "cluster.workers_at_least=1")
-            until_it_says(run, "2 workers", training)
-            until_it_says(run, "1 of 2 workers: nodes are missing", training)
+    with on_two_nodes(run, data, small_head, mark, "cluster.workers_at_least=1") as (training, _):
+        until_it_says(run, "1 of 2 workers: nodes are missing", training)
         with node(small_head, f"{mark}-2", 1, tmp_path / "node-2.log"):
             status, out = training.result()
     assert status == 0, out

@@ -20,7 +20,7 @@ import torch
 from cluster import head, leftovers, preflight, session
 from tests.helpers.paths import ROOT
 from tests.helpers.run_worker import run_world
-from tests.helpers.tiny_runs import MODELS, RUN, make_dataset
+from tests.helpers.tiny_runs import MODELS, RUN
 from tests.helpers.training_runs import assert_same_end, lines, write_config
 from trainer.cli import main
 from trainer.config import recipe
@@ -128,11 +128,6 @@ def rays(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rays-", dir=head.PLACE, ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         yield Path(folder, "ray")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("ray-training") / "data")
 
 
 @pytest.fixture(scope="module")
